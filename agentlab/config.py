@@ -1,0 +1,258 @@
+"""The settings of one experiment: read from YAML, overridden by `--set`, validated before anything is loaded."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from agentlab.errors import ConfigError
+from agentlab.files import canonical_digest
+
+
+def _number(value: object) -> object:
+    # YAML 1.1 reads 5e-4 (no dot) as a string, and pydantic would read true as 1.
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true/false")
+    if isinstance(value, str):
+        return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, strict=False)]
+MergeMethod = Literal[
+    "exact", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd"
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+class ModelSettings(_Section):
+    """Which models answer. `engine: auto` takes the best one installed that fits."""
+
+    primary: str = "smollm2-135m-instruct"
+    fallback: str | None = None
+    emergency: str | None = None
+    engine: Literal["auto", "transformers"] = "auto"
+
+
+class BudgetSettings(_Section):
+    """Limits that fitness is measured against: GiB of accelerator memory, seconds per answer."""
+
+    vram_gib: Number = Field(5.0, gt=0)
+    latency_s: Number = Field(2.0, gt=0)
+
+
+class PopulationSettings(_Section):
+    """How many candidates, for how long, and how they are bred."""
+
+    size: int = Field(4, ge=1, le=100)
+    generations: int = Field(3, ge=1, le=1000)
+    elites: int = Field(1, ge=0)
+    pool: int = Field(10, ge=1, le=10)
+    tournament: int = Field(2, ge=1)
+    crossover_rate: Number = Field(0.7, ge=0, le=1)
+    mutation_rate: Number = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PopulationSettings":
+        if self.elites >= self.size:
+            raise ValueError(
+                f"elites: {self.elites}; allowed: 0 to size - 1 = {self.size - 1}, so that something new is bred"
+            )
+        if self.elites > self.pool:
+            raise ValueError(f"pool: {self.pool}; allowed: at least elites = {self.elites}")
+        return self
+
+
+class CrossoverSettings(_Section):
+    """How two parents are merged: `exact` is the project's own rank-truncated sum, the others are PEFT's."""
+
+    method: MergeMethod = "exact"
+    density: Number = Field(0.5, gt=0, le=1)
+
+
+class MutationSettings(_Section):
+    """How far one mutation goes. `weight_noise` is relative to each matrix's own norm."""
+
+    weight_noise: Number = Field(0.02, ge=0, le=1)
+    max_rank: int = Field(64, ge=1, le=256)
+
+
+class LoraSettings(_Section):
+    """The founders' LoRA: delta = B·A·alpha/rank on every module whose name ends in one of `target_modules`."""
+
+    rank: int = Field(16, ge=1, le=256)
+    alpha: Number = Field(32, gt=0)
+    dropout: Number = Field(0.1, ge=0, lt=1)
+    target_modules: Annotated[list[str], Field(min_length=1)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class TrainingSettings(_Section):
+    """One candidate's training: `steps` of `batch_size` items; `max_length` in tokens of prompt and answer together."""
+
+    method: Literal["sft"] = "sft"
+    steps: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: Number = Field(5.0e-4, gt=0, le=1)
+    warmup_steps: int = Field(1, ge=0)
+    max_length: int = Field(1024, ge=16)
+    max_remedies: int = Field(3, ge=0)
+
+
+class EvaluationSettings(_Section):
+    """How answers are produced for scoring. `max_new_tokens: null` = 1.5 × the suite's longest training answer + 8.
+
+    `gate_items`/`test_items: null` use the whole split. `latency_items` are answered one at a time to measure latency.
+    """
+
+    batch_size: int = Field(32, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    latency_items: int = Field(2, ge=1)
+
+
+class GateSettings(_Section):
+    """The chance, over the whole run, that a champion is promoted that is no better than the one before."""
+
+    alpha: Number = Field(0.05, gt=0, lt=1)
+    accuracy_threshold: Number = Field(0.85, ge=0, le=1)
+
+
+class MemorySettings(_Section):
+    """Where the agent's memory lives; null: the person's own, under AGENTLAB_HOME."""
+
+    path: str | None = None
+
+
+class Settings(_Section):
+    """One experiment, complete: every key has a value that suits the embedded model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    seed: int = Field(7, ge=0, lt=2**31)
+    suite: str = "toolcalls"
+    model: ModelSettings = ModelSettings()
+    budget: BudgetSettings = BudgetSettings()
+    population: PopulationSettings = PopulationSettings()
+    crossover: CrossoverSettings = CrossoverSettings()
+    mutation: MutationSettings = MutationSettings()
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+    memory: MemorySettings = MemorySettings()
+
+    def run_hash(self, suite_digest: str) -> str:
+        """Eight hex digits that name the run: they change with any setting and with any item of the suite."""
+        return canonical_digest([self.model_dump(mode="json"), suite_digest])[:8]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice instead of silently taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise ConfigError(f"key {key} is written twice, the second time in line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Settings:
+    """The validated settings in `path` with `overrides` like "training.steps=12" on top.
+
+    Raises ConfigError that names the file, the key, the value and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"no experiment at {path}; there are: {', '.join(known) or 'none in that folder'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings; the least is one line: name: {path.stem}")
+    for override in overrides:
+        _apply(values, override)
+    return from_mapping(values, str(path))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as key=value, for example training.steps=12")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    try:
+        values[last] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> Settings:
+    """Validate a mapping; `source` is named in errors."""
+    try:
+        return Settings.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        problems = [_sentence(problem) for problem in error.errors()]
+        raise ConfigError(f"in {source}: " + "; ".join(problems)) from None
+
+
+def _sentence(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys(problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown key {where}{hint} (allowed: {', '.join(allowed)})"
+    message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
+    if problem["type"] == "missing":
+        return f"key {where} is missing"
+    shown = problem["input"]
+    if isinstance(shown, dict):
+        return f"key {where}: {message}"
+    return f"key {where}: {shown!r}; allowed: {message.removeprefix('should be ')}"
+
+
+def _keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        model = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return list(model.model_fields)
+
+
+def dump(settings: Settings) -> str:
+    """The settings as YAML, every key written out."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def project_root(experiment: Path) -> Path:
+    """The folder above the YAML's `experiments/`; the YAML's own folder where it lies elsewhere. Absolute."""
+    folder = experiment.resolve().parent
+    return folder.parent if folder.name == "experiments" else folder
+
+
+def home() -> Path:
+    """AGENTLAB_HOME, by default the user's data folder: the model cache, the lease and the person's memory."""
+    if custom := os.environ.get("AGENTLAB_HOME"):
+        return Path(custom).expanduser().resolve()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data).expanduser().resolve() / "agentlab"

@@ -1,0 +1,59 @@
+"""The errors a person can meet, one class per thing they can do about it.
+
+Every message is one sentence (or a few lines of the same kind) that says what is wrong, where, and what is allowed.
+The command line prints the message alone and exits with the class's `exit_code`; a traceback means a bug.
+"""
+
+
+class AgentlabError(Exception):
+    """Something a person can put right; the message says how."""
+
+    exit_code = 1
+
+
+class ConfigError(AgentlabError):
+    """An experiment's YAML, a `--set` or a notebook parameter is not usable as written."""
+
+    exit_code = 2
+
+
+class SuiteError(AgentlabError):
+    """A suite's folder is incomplete, contradictory or leaks between its splits."""
+
+    exit_code = 2
+
+
+class ModelError(AgentlabError):
+    """A model name does not resolve to weights on this machine."""
+
+    exit_code = 3
+
+
+class AdapterError(AgentlabError):
+    """An adapter is missing, damaged, foreign to the base model or cannot be merged correctly."""
+
+    exit_code = 4
+
+
+class RunError(AgentlabError):
+    """The run's folder does not hold what the request needs (another generation first, a changed suite, …)."""
+
+    exit_code = 5
+
+
+class LeaseHeldError(AgentlabError):
+    """Another living process holds what this one needs; the message names it."""
+
+    exit_code = 6
+
+
+class StorageError(AgentlabError):
+    """The disk is full or a folder may not be written."""
+
+    exit_code = 7
+
+
+class EvolutionStopped(AgentlabError):
+    """Somebody asked the run to stop; what was finished is kept and can be continued."""
+
+    exit_code = 8

@@ -1,0 +1,162 @@
+"""The folder of one run: where each record lies, and how it is read and written.
+
+experiments/<name>/<hash>/
+  run.json            resolved settings, suite digest, base model, versions
+  events.jsonl        the journal
+  rates.json          calibrated once
+  base/               the base model's own scores: fitness.json, gate.json
+  generations/000/    population.json, g000-c00.json …, gate-<id>.json, result.json, notebook.ipynb, figures
+  adapters/g000-c00/  card.json and, while in the pool, the weights
+  sealed.json         answers of base and champion on the sealed split, with the number of openings
+  STOP                present while somebody asks the run to stop
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TypeVar
+
+import pydantic
+
+from agentlab import config, files
+from agentlab.errors import StorageError
+from agentlab.events import Journal
+from agentlab.evolution.records import BASE, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
+
+Record = TypeVar("Record", bound=pydantic.BaseModel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One resolved config and its folder."""
+
+    root: Path  # project root, absolute
+    settings: config.Settings
+    run_hash: str
+    suite_folder: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "experiments" / self.settings.name / self.run_hash
+
+    @property
+    def id(self) -> str:
+        """name/hash, unique in the project."""
+        return f"{self.settings.name}/{self.run_hash}"
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.folder / "events.jsonl")
+
+    @property
+    def launcher_lock(self) -> Path:
+        return self.folder / "launcher.lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        return self.folder / "worker.lock"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.folder / "STOP"
+
+    def generation_folder(self, generation: int) -> Path:
+        return self.folder / "generations" / f"{generation:03d}"
+
+    def adapter_folder(self, adapter: str) -> Path:
+        return self.folder / "adapters" / adapter
+
+    # -- records ------------------------------------------------------------------------------------------------
+
+    def population(self, generation: int) -> list[Genome] | None:
+        """Genomes bred for a generation; None before breeding."""
+        path = self.generation_folder(generation) / "population.json"
+        return [Genome.model_validate(value) for value in files.read_json(path)] if path.exists() else None
+
+    def save_population(self, generation: int, genomes: list[Genome]) -> None:
+        path = self.generation_folder(generation) / "population.json"
+        files.write_json(path, [genome.model_dump(mode="json") for genome in genomes])
+
+    def candidate(self, adapter: str) -> Candidate | None:
+        return _read(self._candidate_path(adapter), Candidate)
+
+    def save_candidate(self, candidate: Candidate) -> None:
+        _write(self._candidate_path(candidate.genome.candidate), candidate)
+
+    def _candidate_path(self, adapter: str) -> Path:
+        return self.generation_folder(generation_of(adapter)) / f"{adapter}.json"
+
+    def candidates(self) -> list[Candidate]:
+        """All candidates ever bred in this run, in breeding order."""
+        found: list[Candidate] = []
+        for generation in range(self.settings.population.generations):
+            for genome in self.population(generation) or []:
+                found.append(self.candidate(genome.candidate) or Candidate(genome=genome))
+        return found
+
+    def result(self, generation: int) -> GenerationResult | None:
+        return _read(self.generation_folder(generation) / "result.json", GenerationResult)
+
+    def save_result(self, result: GenerationResult) -> None:
+        _write(self.generation_folder(result.generation) / "result.json", result)
+
+    def results(self) -> list[GenerationResult]:
+        """Results of the finished generations, in order, up to the first gap."""
+        found: list[GenerationResult] = []
+        for generation in range(self.settings.population.generations):
+            result = self.result(generation)
+            if result is None:
+                break
+            found.append(result)
+        return found
+
+    def verdicts(self) -> list[Verdict]:
+        return [result.verdict for result in self.results() if result.verdict is not None]
+
+    def champion(self) -> str:
+        """The adapter that last passed the gate, or "base"."""
+        results = self.results()
+        return results[-1].champion if results else BASE
+
+    def score(self, adapter: str, split: str) -> Score | None:
+        """A model's score on `fitness` or `gate` (the sealed one is in `sealed`)."""
+        if split == "fitness" and adapter != BASE:
+            candidate = self.candidate(adapter)
+            return candidate.score if candidate else None
+        return _read(self._score_path(adapter, split), Score)
+
+    def save_score(self, score: Score) -> None:
+        _write(self._score_path(score.adapter, score.split), score)
+
+    def _score_path(self, adapter: str, split: str) -> Path:
+        if adapter == BASE:
+            return self.folder / "base" / f"{split}.json"
+        return self.generation_folder(generation_of(adapter)) / f"{split}-{adapter}.json"
+
+    def sealed(self) -> SealedResult | None:
+        return _read(self.folder / "sealed.json", SealedResult)
+
+    def save_sealed(self, result: SealedResult) -> None:
+        _write(self.folder / "sealed.json", result)
+
+
+def adapter_id(generation: int, index: int) -> str:
+    """Ids have one width, so that none is a prefix of another (PEFT's hot swap confuses such names)."""
+    return f"g{generation:03d}-c{index:02d}"
+
+
+def generation_of(adapter: str) -> int:
+    """3 for g003-c02."""
+    return int(adapter[1:4])
+
+
+def _read(path: Path, record: type[Record]) -> Record | None:
+    if not path.exists():
+        return None
+    try:
+        return record.model_validate(files.read_json(path))
+    except pydantic.ValidationError as error:
+        raise StorageError(f"{path} is damaged ({error.error_count()} fields); delete it to redo that step") from None
+
+
+def _write(path: Path, record: pydantic.BaseModel) -> None:
+    files.write_json(path, record.model_dump(mode="json"))

@@ -20,7 +20,7 @@ import pydantic
 from agentlab import config, files
 from agentlab.errors import StorageError
 from agentlab.events import Journal
-from agentlab.evolution.records import BASE, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
+from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
 
 Record = TypeVar("Record", bound=pydantic.BaseModel)
 

@@ -1,0 +1,6 @@
+"""From verified work to a trained adapter: sampling, supervised fine-tuning, failures and remedies."""
+
+from agentlab.learning.dataset import Example, encode, sample
+from agentlab.learning.trouble import TrainingFailed, TrainingTrouble
+
+__all__ = ["Example", "TrainingFailed", "TrainingTrouble", "encode", "sample"]

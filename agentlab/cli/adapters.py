@@ -1,0 +1,137 @@
+"""`agentlab adapters …`: look at the pool of a run, merge, export and prune."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from agentlab.errors import AdapterError, RunError
+
+experiment = click.argument("experiment", type=click.Path(path_type=Path))
+
+
+def _pool(experiment: Path):  # type: ignore[no-untyped-def]
+    from agentlab.adapters import Pool
+    from agentlab.lab import Lab
+
+    lab = Lab.open_existing(experiment)
+    return lab, Pool(lab.run.folder / "adapters", lab.run.settings.population.pool)
+
+
+@click.group()
+def adapters() -> None:
+    """Look at the adapters of a run; merge, export and prune them."""
+
+
+@adapters.command("list")
+@experiment
+@click.option("--all", "everything", is_flag=True, help="Also those that were culled.")
+def list_(experiment: Path, everything: bool) -> None:
+    """The pool, best first."""
+    from agentlab.cli.main import table
+
+    lab, pool = _pool(experiment)
+    champion = lab.run.champion()
+    cards = pool.members()
+    if everything:
+        cards = cards + [card for card in pool.cards() if card.weights is None]
+    table(
+        [
+            {
+                "adapter": card.adapter_id + (" ★" if card.adapter_id == champion else ""),
+                "state": "culled" if card.weights is None else "kept",
+                "fitness": f"{card.performance_metrics.get('fitness', float('nan')):.3f}",
+                "accuracy": f"{card.performance_metrics.get('accuracy', float('nan')):.3f}",
+                "operator": card.operator,
+                "parents": " ".join(card.parent_ids),
+                "rank": card.rank,
+                "uses": card.usage_count,
+            }
+            for card in cards
+        ]
+    )
+
+
+@adapters.command()
+@experiment
+@click.argument("adapter")
+def show(experiment: Path, adapter: str) -> None:
+    """An adapter's card as JSON; `champion` names the champion."""
+    lab, pool = _pool(experiment)
+    click.echo(json.dumps(pool.card(_named(lab, adapter)).model_dump(mode="json"), indent=1))
+
+
+@adapters.command()
+@experiment
+@click.argument("parents", nargs=-1, required=True)
+@click.option("--weights", help="One number per parent, comma-separated. Default: equal.")
+@click.option("--rank", type=click.IntRange(1, 256), help="Rank of the result. Default: the first parent's.")
+@click.option("--method", default="exact", show_default=True, help="exact, or one of PEFT's: linear, svd, ties, …")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the merged adapter.")
+def merge(
+    experiment: Path, parents: tuple[str, ...], weights: str | None, rank: int | None, method: str, out: Path
+) -> None:
+    """Merge adapters of the pool into a new PEFT folder; the pool is not changed."""
+    from typing import get_args
+
+    from agentlab.adapters import crossover, load, save
+    from agentlab.config import MergeMethod
+
+    if method not in get_args(MergeMethod):
+        raise AdapterError(f"--method {method}; allowed: {', '.join(get_args(MergeMethod))}")
+    if out.exists():
+        raise AdapterError(f"{out} exists already; choose a new folder")
+    lab, pool = _pool(experiment)
+    loras = [load(pool.verify(_named(lab, parent))) for parent in parents]
+    try:
+        shares = [float(text) for text in weights.split(",")] if weights else [1 / len(loras)] * len(loras)
+    except ValueError:
+        raise AdapterError(f"--weights {weights}: write numbers with commas between, like 0.7,0.3") from None
+    if len(shares) != len(loras):
+        raise AdapterError(f"--weights names {len(shares)} numbers for {len(loras)} adapters")
+    merged = crossover(loras, shares, rank or loras[0].rank, method=method)  # type: ignore[arg-type]
+    save(dataclasses.replace(merged, base_model=loras[0].base_model), out)
+    click.echo(str(out))
+
+
+@adapters.command()
+@experiment
+@click.argument("adapter")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--merged", is_flag=True, help="Write the whole model with the adapter merged in, not the adapter alone.")
+def export(experiment: Path, adapter: str, out: Path, merged: bool) -> None:
+    """Copy an adapter as a plain PEFT folder, or a merged transformers model; `champion` names the champion."""
+    from agentlab import models
+
+    lab, pool = _pool(experiment)
+    base = models.resolve(lab.run.settings.model.primary, lab.run.root).folder if merged else None
+    click.echo(str(pool.export(_named(lab, adapter), out, base)))
+
+
+@adapters.command()
+@experiment
+@click.option("--keep", type=click.IntRange(min=1), required=True, help="How many adapters keep their weights.")
+def prune(experiment: Path, keep: int) -> None:
+    """Delete the weights of all but the best adapters of a finished run; cards and the champion stay."""
+    lab, pool = _pool(experiment)
+    if lab.is_running() or not lab.is_finished():
+        raise RunError(f"{lab.run.id} is not finished: the next generation is bred from its pool, so nothing is pruned")
+    culled = pool.prune(keep, {lab.run.champion()})
+    for adapter in culled:
+        candidate = lab.run.candidate(adapter)
+        if candidate is not None:
+            lab.run.save_candidate(candidate.model_copy(update={"state": "culled"}))
+    recorder = lab.recorder()
+    recorder.reconcile()  # the copies in MLflow go too
+    recorder.close()
+    click.echo(f"culled: {', '.join(culled) or 'none'}")
+
+
+def _named(lab, adapter: str) -> str:  # type: ignore[no-untyped-def]
+    if adapter != "champion":
+        return adapter
+    champion = lab.run.champion()
+    if champion == "base":
+        raise AdapterError(f"{lab.run.id} has no champion yet: no candidate has passed the gate")
+    return str(champion)

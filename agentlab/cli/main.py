@@ -1,0 +1,216 @@
+"""All commands, one thin function each; errors become one sentence and an exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentlab import __version__
+from agentlab.errors import AgentlabError
+
+if TYPE_CHECKING:
+    from agentlab.lab import Lab
+
+experiment = click.argument("experiment", type=click.Path(path_type=Path))
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set training.steps=12."
+)
+
+
+class _Commands(click.Group):
+    """A group whose commands report what a person can put right as one sentence, without a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except AgentlabError as error:
+            click.echo(f"agentlab: {error}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:  # `agentlab … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Breed small language models into better agents on one machine.
+
+    Start with: agentlab evolve experiments/demo.yaml
+    """
+
+
+# -- running ------------------------------------------------------------------------------------------------------
+
+
+def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | None) -> None:
+    """Run the generations of an experiment that are not finished yet.
+
+    Interrupt with Ctrl-C or `agentlab stop`: what is finished is kept, and the same command continues.
+    """
+    from agentlab.cli.display import Display
+    from agentlab.events import Stopped
+    from agentlab.lab import Lab
+
+    lab = Lab.open(experiment, overrides)
+    if lab.is_finished():
+        click.echo(f"{lab.run.id} is finished already; another seed or name starts a new run.")
+    _terminate_like_interrupt()
+    stopped = False
+    with Display(history=lab.run.journal.replay(), elites=lab.run.settings.population.elites) as display:
+        for event in lab.evolve(generations):
+            display.show(event)
+            stopped = isinstance(event, Stopped)
+    if stopped:
+        click.echo(f"stopped; continue with: agentlab evolve {experiment}")
+        sys.exit(8)
+    if lab.is_finished():
+        report = lab.report()
+        click.echo(lab.summary(report))
+
+
+@main.command(help=_evolve.__doc__)
+@experiment
+@overrides
+@click.option("--generations", type=click.IntRange(min=1), help="Run at most so many in this call. Default: all.")
+def evolve(experiment: Path, overrides: tuple[str, ...], generations: int | None) -> None:
+    _evolve(experiment, overrides, generations)
+
+
+@main.command(help="Continue an interrupted run; the same as evolve.")
+@experiment
+@overrides
+@click.option("--generations", type=click.IntRange(min=1), help="Run at most so many in this call. Default: all.")
+def resume(experiment: Path, overrides: tuple[str, ...], generations: int | None) -> None:
+    _evolve(experiment, overrides, generations)
+
+
+def _terminate_like_interrupt() -> None:
+    """SIGTERM stops as cleanly as Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+@main.command()
+@experiment
+@overrides
+def stop(experiment: Path, overrides: tuple[str, ...]) -> None:
+    """Ask a running experiment to stop after its current step, from any terminal."""
+    lab = _existing(experiment, overrides)
+    if lab.stop():
+        click.echo(f"asked {lab.run.id} to stop; it ends after its current training step or evaluation batch")
+    else:
+        click.echo(f"{lab.run.id} is not running")
+
+
+@main.command()
+@experiment
+@overrides
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(experiment: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """What is done, what is running, and who holds it."""
+    found = _existing(experiment, overrides).status()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    holder = found["holder"]
+    running = f"running in process {holder['pid']} ({holder['purpose']})" if holder else "not running"
+    states = ", ".join(f"{count} {state}" for state, count in found["candidates"].items()) or "none yet"
+    click.echo(
+        f"{found['run']}: {found['finished_generations']} of {found['planned_generations']} generations finished"
+    )
+    click.echo(f"  {running}\n  candidates: {states}\n  champion: {found['champion']}\n  folder: {found['folder']}")
+
+
+@main.command()
+@experiment
+@overrides
+def follow(experiment: Path, overrides: tuple[str, ...]) -> None:
+    """Watch a run that was started elsewhere; Ctrl-C ends the watching alone."""
+    from agentlab.cli.display import Display
+
+    lab = _existing(experiment, overrides)
+    if not lab.is_running():
+        click.echo(f"{lab.run.id} is not running; what has happened so far:")
+    try:
+        with Display(elites=lab.run.settings.population.elites) as display:
+            for event in lab.follow():
+                display.show(event)
+    except KeyboardInterrupt:
+        click.echo(f"\nno longer watching; {lab.run.id} goes on")
+
+
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@experiment
+@overrides
+@click.option("--out", type=click.Path(path_type=Path), help="File to write. Default: report.html in the run's folder.")
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@click.option("--text", is_flag=True, help="Print the summary as text instead.")
+def report(experiment: Path, overrides: tuple[str, ...], out: Path | None, show: bool, text: bool) -> None:
+    """Write one self-contained HTML report of a run."""
+    lab = _existing(experiment, overrides)
+    if text:
+        click.echo(lab.summary())
+        return
+    path = lab.report(out)
+    click.echo(str(path))
+    if show:
+        webbrowser.open(path.resolve().as_uri())
+
+
+@main.command()
+@experiment
+@click.option("--port", default=5000, show_default=True, help="Port on this machine.")
+def ui(experiment: Path, port: int) -> None:
+    """Open MLflow's web interface on the experiment's store (this machine only)."""
+    from agentlab.config import project_root
+    from agentlab.tracking.store import check, ui_command
+
+    root = project_root(experiment)
+    check(root)
+    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.exit(subprocess.run(ui_command(root, port)).returncode)
+
+
+def _existing(experiment: Path, overrides: tuple[str, ...]) -> "Lab":
+    from agentlab.lab import Lab
+
+    lab = Lab.open_existing(experiment, overrides)
+    wanted = Lab.open(experiment, overrides)
+    if lab.run.id != wanted.run.id:
+        click.echo(f"({wanted.run.id} was never started; showing the newest run, {lab.run.id})", err=True)
+    return lab
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print dictionaries with the same keys as aligned columns."""
+    if not rows:
+        click.echo("none yet")
+        return
+    cells = [list(rows[0])] + [["" if v is None else str(v) for v in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _add_groups(add: Callable[..., None]) -> None:
+    from agentlab.cli import adapters, models, suites
+
+    for group in (adapters.adapters, models.models, suites.suite):
+        add(group)
+
+
+_add_groups(main.add_command)

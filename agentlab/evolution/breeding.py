@@ -1,0 +1,140 @@
+"""Genomes of the next generation, decided by (settings, pool, generation, seed) alone: nothing here touches a disk."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentlab.config import Settings
+from agentlab.evolution.run import adapter_id
+from agentlab.evolution.selection import Ranked, tournament
+from agentlab.records import Genome
+
+# The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
+FOUNDER_RATES = (1.0, 2.0, 4.0, 3.0, 0.5, 6.0, 1.5, 0.25)
+
+
+@dataclasses.dataclass
+class _Genes:
+    """The part of a genome that mutation may change."""
+
+    learning_rate: float
+    steps: int
+    rank: int
+    dropout: float
+    data_mix: dict[str, float]
+    merge_weights: list[float]
+    weight_noise: float
+
+
+def breed(settings: Settings, generation: int, pool: Sequence[Ranked], groups: Sequence[str]) -> list[Genome]:
+    """The new candidates of a generation: `size` founders, or `size - elites` children of the pool.
+
+    pool: the adapters that may become parents, best first (empty: founders are bred). groups: of the training items.
+    """
+    if not pool:
+        return [_founder(settings, generation, index) for index in range(settings.population.size)]
+    new = settings.population.size - min(settings.population.elites, len(pool))
+    return [_child(settings, generation, index, pool, groups) for index in range(new)]
+
+
+def rng_for(settings: Settings, generation: int, index: int) -> np.random.Generator:
+    """The one source of chance for a candidate's breeding."""
+    return np.random.default_rng([settings.seed, generation, index])
+
+
+def training_seed(settings: Settings, generation: int, index: int) -> int:
+    """The seed of a candidate's training, independent of how many draws breeding made."""
+    return int(np.random.SeedSequence([settings.seed, generation, index, 1]).generate_state(1)[0] % 2**31)
+
+
+def _founder(settings: Settings, generation: int, index: int) -> Genome:
+    rate = settings.training.learning_rate * FOUNDER_RATES[index % len(FOUNDER_RATES)]
+    if index >= len(FOUNDER_RATES):
+        rate *= 2.0 ** rng_for(settings, generation, index).uniform(-0.5, 0.5)
+    return Genome(
+        candidate=adapter_id(generation, index),
+        generation=generation,
+        operator="founder",
+        parents=[],
+        merge_weights=[],
+        merge_method=settings.crossover.method,
+        rank=settings.lora.rank,
+        alpha=settings.lora.alpha,
+        dropout=settings.lora.dropout,
+        target_modules=list(settings.lora.target_modules),
+        learning_rate=min(1.0, rate),
+        steps=settings.training.steps,
+        batch_size=settings.training.batch_size,
+        data_mix={},
+        weight_noise=0.0,
+        mutated=[],
+        seed=training_seed(settings, generation, index),
+    )
+
+
+def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranked], groups: Sequence[str]) -> Genome:
+    rng = rng_for(settings, generation, index)
+    first = tournament(rng, pool, settings.population.tournament)
+    others = [ranked for ranked in pool if ranked.adapter != first.adapter]
+    crossed = bool(others) and rng.random() < settings.population.crossover_rate
+    parents = [first, tournament(rng, others, settings.population.tournament)] if crossed else [first]
+    fitter = max(parents, key=lambda parent: parent.fitness).genome
+    genes = _Genes(
+        learning_rate=fitter.learning_rate,
+        steps=fitter.steps,
+        rank=fitter.rank,
+        dropout=fitter.dropout,
+        data_mix=dict(fitter.data_mix),
+        merge_weights=[1.0 / len(parents)] * len(parents),
+        weight_noise=0.0,
+    )
+    mutated = _mutate(genes, settings, rng, groups, forced=not crossed)
+    return Genome(
+        candidate=adapter_id(generation, index),
+        generation=generation,
+        operator="crossover" if crossed else "mutation",
+        parents=[parent.adapter for parent in parents],
+        merge_method=settings.crossover.method,
+        # B·A·alpha/rank: alpha follows the rank, so that a learning rate keeps its meaning
+        alpha=settings.lora.alpha * genes.rank / settings.lora.rank,
+        target_modules=sorted({module for parent in parents for module in parent.genome.target_modules}),
+        batch_size=settings.training.batch_size,
+        mutated=mutated,
+        seed=training_seed(settings, generation, index),
+        **dataclasses.asdict(genes),
+    )
+
+
+def _mutate(
+    genes: _Genes, settings: Settings, rng: np.random.Generator, groups: Sequence[str], forced: bool
+) -> list[str]:
+    """Change each gene with the mutation rate, at least one when `forced` (one parent only); the names changed."""
+    names = ["learning_rate", "steps", "dropout", "weight_noise"]
+    if settings.crossover.method == "exact":
+        names.append("rank")  # PEFT's methods need parents of equal rank
+    if len(groups) > 1:
+        names.append("data_mix")
+    if len(genes.merge_weights) == 2:
+        names.append("merge_weights")
+    chosen = [name for name in names if rng.random() < settings.population.mutation_rate]
+    if forced and not chosen:
+        chosen = [str(rng.choice(names))]
+    for name in chosen:
+        if name == "learning_rate":
+            genes.learning_rate = float(np.clip(genes.learning_rate * 2.0 ** rng.uniform(-1, 1), 1e-6, 1e-2))
+        elif name == "steps":
+            genes.steps = max(1, round(genes.steps * rng.uniform(0.5, 1.5)))
+        elif name == "rank":
+            genes.rank = int(np.clip(genes.rank * rng.choice([0.5, 2.0]), 1, settings.mutation.max_rank))
+        elif name == "dropout":
+            genes.dropout = float(np.clip(genes.dropout + rng.uniform(-0.05, 0.05), 0.0, 0.5))
+        elif name == "weight_noise":
+            genes.weight_noise = settings.mutation.weight_noise
+        elif name == "data_mix":
+            group = str(rng.choice(list(groups)))
+            genes.data_mix[group] = round(float(genes.data_mix.get(group, 1.0) * 2.0 ** rng.uniform(-1, 1)), 3)
+        else:
+            weight = float(rng.uniform(0.2, 0.8))
+            genes.merge_weights = [weight, 1.0 - weight]
+    return chosen

@@ -1,0 +1,151 @@
+"""Scoring a model on a split, and what fitness makes of it."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from agentlab import files
+from agentlab.config import Settings
+from agentlab.errors import EvolutionStopped
+from agentlab.events import Calibrated, Evaluated, EvaluationProgress, Event
+from agentlab.evolution.run import Run
+from agentlab.evolution.stats import mean_interval
+from agentlab.hardware.meter import PeakMeter
+from agentlab.inference import Completion, Engine, Request
+from agentlab.records import BASE, Score
+from agentlab.tasks import Item, Suite, score_split
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Tokens per second of the base model on single requests, measured once per run."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+    def latency_s(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Seconds of one answer at these rates."""
+        return prompt_tokens / self.prefill_tokens_per_s + completion_tokens / self.decode_tokens_per_s
+
+
+def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], None]) -> Rates:
+    """The run's rates: read from its folder, or measured now and written there.
+
+    Three prompts, each answered with 1 and with 17 tokens; medians, to two digits, because more would be noise.
+    """
+    path = run.folder / "rates.json"
+    if path.exists():
+        return Rates(**files.read_json(path))
+    prefill, decode = [], []
+    for item in suite.split("train")[:3]:
+        one, many = (
+            engine.generate([Request(suite.chat(item), max_new_tokens=n, temperature=1.0, seed=n)], 1)[0]
+            for n in (1, 17)
+        )
+        prefill.append(one.prompt_tokens / max(one.latency_s, 1e-6))
+        if many.completion_tokens > 1:
+            seconds = max(many.latency_s - one.latency_s, 1e-6)
+            decode.append((many.completion_tokens - 1) / seconds)
+    rates = Rates(_two_digits(statistics.median(prefill)), _two_digits(statistics.median(decode or [10.0])))
+    files.write_json(path, dataclasses.asdict(rates))
+    emit(Calibrated(**dataclasses.asdict(rates)))
+    return rates
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def fitness(accuracy: float, latency_s: float, vram_mib: float, settings: Settings) -> float:
+    """accuracy - 0.1·max(0, latency/target - 1) - 0.1·max(0, VRAM/budget - 1)."""
+    over_time = max(0.0, latency_s / settings.budget.latency_s - 1.0)
+    over_memory = max(0.0, vram_mib / (settings.budget.vram_gib * 1024) - 1.0)
+    return accuracy - 0.1 * over_time - 0.1 * over_memory
+
+
+def answer_limit(engine: Engine, suite: Suite, settings: Settings) -> int:
+    """Most tokens an answer may have: the setting, or 1.5 × the longest training answer + 8."""
+    if settings.evaluation.max_new_tokens is not None:
+        return settings.evaluation.max_new_tokens
+    targets = (suite.target(item) for item in suite.split("train"))
+    longest = max(engine.count_tokens([{"role": "user", "content": target}]) for target in targets)
+    return int(1.5 * (longest - engine.count_tokens([{"role": "user", "content": ""}]))) + 8
+
+
+def evaluate(
+    engine: Engine,
+    suite: Suite,
+    items: Sequence[Item],
+    split: str,
+    adapter: str,
+    settings: Settings,
+    rates: Rates,
+    limit: int,
+    *,
+    latency_items: int = 0,
+    emit: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Score:
+    """Answers and scores of one model (an id loaded in the engine, or "base") on `items`, greedily decoded.
+
+    latency_items: so many items are answered again, one at a time, to measure the latency a person would see.
+    Raises EvolutionStopped when asked to stop; nothing of an unfinished evaluation is kept.
+    """
+    name = None if adapter == BASE else adapter
+    meter = PeakMeter()
+    started = time.monotonic()
+    requests = [Request(suite.chat(item), adapter=name, max_new_tokens=limit) for item in items]
+    answers: list[Completion | None] = [None] * len(items)
+    emit(EvaluationProgress(candidate=adapter, split=split, done=0, total=len(items)))
+    ready = engine.answers(requests, settings.evaluation.batch_size, should_stop)
+    for done, (index, completion) in enumerate(ready, start=1):
+        answers[index] = completion
+        if done % settings.evaluation.batch_size == 0 or done == len(items):
+            emit(EvaluationProgress(candidate=adapter, split=split, done=done, total=len(items)))
+    completions = [answer for answer in answers if answer is not None and answer.finish_reason != "cancelled"]
+    latencies = [
+        engine.generate([request], 1)[0].latency_s for request in requests[:latency_items] if not should_stop()
+    ]
+    if should_stop() or len(completions) < len(items):
+        raise EvolutionStopped(f"stopped while evaluating {adapter} on {split}")
+    texts = [completion.text for completion in completions]
+    item_scores = score_split(suite, items, texts)
+    accuracy, low, high = mean_interval(item_scores)
+    latency = statistics.fmean(rates.latency_s(c.prompt_tokens, c.completion_tokens) for c in completions)
+    vram = meter.vram_peak_mib()
+    score = Score(
+        adapter=adapter,
+        split=split,
+        suite=suite.digest,
+        engine=engine.name,
+        item_scores=item_scores,
+        answers=texts,
+        prompt_tokens=[c.prompt_tokens for c in completions],
+        completion_tokens=[c.completion_tokens for c in completions],
+        accuracy=accuracy,
+        accuracy_ci_low=low,
+        accuracy_ci_high=high,
+        latency_estimated_s=latency,
+        latency_p50_s=float(np.percentile(latencies, 50)) if latencies else None,
+        latency_p95_s=float(np.percentile(latencies, 95)) if latencies else None,
+        vram_peak_mib=vram,
+        ram_peak_mib=meter.ram_peak_mib(),
+        eval_seconds=time.monotonic() - started,
+        fitness=fitness(accuracy, latency, 0.0, settings) if split == "fitness" else None,
+    )
+    emit(
+        Evaluated(
+            candidate=adapter,
+            split=split,
+            accuracy=accuracy,
+            accuracy_ci_low=low,
+            accuracy_ci_high=high,
+            items=len(items),
+            fitness=score.fitness,
+            seconds=score.eval_seconds,
+        )
+    )
+    return score

@@ -1,0 +1,275 @@
+"""One generation: a function from (run, pool on disk, index) to pool on disk.
+
+Every step writes its result before the next begins and skips what is already written, so that the same call after a
+kill finishes what was begun: with the same genomes always, on the same CPU and versions with the same bytes.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from agentlab import adapters
+from agentlab.adapters import Pool
+from agentlab.errors import AdapterError, RunError
+from agentlab.events import (
+    Bred,
+    CandidateFailed,
+    Event,
+    GateDecided,
+    GenerationFinished,
+    GenerationStarted,
+    Promoted,
+    Selected,
+    Trained,
+    TrainingStarted,
+    Warned,
+)
+from agentlab.evolution import gate, seal
+from agentlab.evolution.bench import Bench, open_bench
+from agentlab.evolution.breeding import breed
+from agentlab.evolution.run import Run
+from agentlab.evolution.selection import Ranked, prune, ranked
+from agentlab.learning import TrainingFailed, encode, sample
+from agentlab.learning.sft import train
+from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Verdict
+from agentlab.tasks import Suite
+
+
+def run_generation(
+    run: Run,
+    suite: Suite,
+    generation: int,
+    emit: Callable[[Event], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> GenerationResult:
+    """Breed, train, evaluate, gate and select one generation; after the last one, compare on the sealed split.
+
+    A generation that is finished already is only tidied up. Raises RunError when an earlier one is missing or no
+    candidate survives, EvolutionStopped when asked to stop.
+    """
+    planned = run.settings.population.generations
+    if not 0 <= generation < planned:
+        raise RunError(f"generation: {generation}; allowed: 0 to {planned - 1} (population.generations is {planned})")
+    if generation and run.result(generation - 1) is None:
+        raise RunError(f"generation {generation - 1} of {run.id} is not finished; run that one first")
+    started = time.monotonic()
+    emit(GenerationStarted(generation=generation, pid=os.getpid(), continued=run.population(generation) is not None))
+    result = run.result(generation)
+    last = generation == planned - 1
+    if result is not None and (not last or _is_sealed(run, result)):
+        _tidy(run, Pool(run.folder / "adapters"), result)
+        return result
+    with open_bench(run, suite, emit, should_stop) as bench:
+        if result is None:
+            result = _evolve(bench, generation, started)
+        _tidy(run, bench.pool, result)
+        if last and result.champion != BASE:
+            _compare_sealed(bench, result.champion)
+    emit(GenerationFinished(generation=generation, champion=result.champion, seconds=time.monotonic() - started))
+    return result
+
+
+def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
+    """The whole of a generation, top to bottom."""
+    run = bench.run
+    before = run.result(generation - 1) if generation else None
+    parents = _rank(run, before.pool if before else [])
+    genomes = _breed(bench, generation, parents)
+    _base_score(bench, "fitness")
+    for genome in genomes:
+        _learn(bench, genome)
+    for genome in genomes:
+        _score(bench, genome)
+    elites = [member.adapter for member in parents[: run.settings.population.elites]]
+    evaluated = [genome.candidate for genome in genomes if _is_evaluated(run, genome.candidate)]
+    if not elites and not evaluated:
+        raise RunError(f"no candidate of generation {generation} survived: {_reasons(run, genomes)}")
+    champion = before.champion if before else BASE
+    verdict = _gate(bench, generation, _rank(run, elites + evaluated)[0].adapter, champion)
+    if verdict is not None and verdict.passed:
+        champion = verdict.challenger
+    kept, culled = prune([*parents, *_rank(run, evaluated)], run.settings.population.pool, champion)
+    result = GenerationResult(
+        generation=generation,
+        members=elites + [genome.candidate for genome in genomes],
+        pool=kept,
+        culled=culled,
+        champion=champion,
+        verdict=verdict,
+        seconds=time.monotonic() - started,
+    )
+    run.save_result(result)
+    bench.emit(Selected(generation=generation, pool=kept, culled=culled))
+    if verdict is not None and verdict.passed:
+        below = verdict.challenger_accuracy < run.settings.gate.accuracy_threshold
+        bench.emit(Promoted(generation=generation, adapter=champion, previous=verdict.incumbent, below_threshold=below))
+    return result
+
+
+def _breed(bench: Bench, generation: int, parents: Sequence[Ranked]) -> list[Genome]:
+    genomes = bench.run.population(generation)
+    if genomes is None:
+        genomes = breed(bench.run.settings, generation, parents, bench.suite.groups())
+        bench.run.save_population(generation, genomes)  # before anything is trained
+    for genome in genomes:
+        if bench.run.candidate(genome.candidate) is None:
+            bench.run.save_candidate(Candidate(genome=genome))
+            bench.emit(
+                Bred(
+                    generation=generation,
+                    candidate=genome.candidate,
+                    operator=genome.operator,
+                    parents=genome.parents,
+                    merge_weights=genome.merge_weights,
+                    genome=genome.model_dump(mode="json"),
+                )
+            )
+    return genomes
+
+
+def _learn(bench: Bench, genome: Genome) -> None:
+    """Founders: a fresh LoRA; children: merge the parents, add noise. Then a short SFT. A failure is a result."""
+    candidate = bench.run.candidate(genome.candidate) or Candidate(genome=genome)
+    if candidate.state != "bred":
+        return
+    settings = bench.run.settings
+    bench.emit(
+        TrainingStarted(
+            candidate=genome.candidate, steps=genome.steps, learning_rate=genome.learning_rate, rank=genome.rank
+        )
+    )
+    try:
+        start = _inherit(bench, genome) if genome.parents else None
+        items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
+        lora, training = train(
+            bench.engine,
+            genome,
+            start,
+            [encode(bench.engine, bench.suite, item) for item in items],
+            warmup_steps=settings.training.warmup_steps,
+            max_length=settings.training.max_length,
+            max_remedies=settings.training.max_remedies,
+            emit=bench.emit,
+            should_stop=bench.should_stop,
+        )
+    except (TrainingFailed, AdapterError) as error:
+        _fail(bench, candidate, str(error))
+        return
+    folder = bench.run.adapter_folder(genome.candidate)
+    adapters.save(lora, folder)
+    card = bench.write_card(genome)
+    bench.run.save_candidate(
+        candidate.model_copy(update={"state": "trained", "training": training, "weights_sha256": card.weights_sha256})
+    )
+    bench.emit(
+        Trained(
+            candidate=genome.candidate,
+            train_seconds=training.train_seconds,
+            train_tokens=training.train_tokens,
+            loss=training.losses[-1] if training.losses else 0.0,
+        )
+    )
+
+
+def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:
+    """The parents merged at the child's rank, with the child's dropout and weight noise."""
+    parents = [adapters.load(bench.pool.verify(parent)) for parent in genome.parents]
+    merged = adapters.crossover(
+        parents,
+        genome.merge_weights,
+        genome.rank,
+        genome.alpha,
+        genome.merge_method if len(parents) > 1 else "exact",  # type: ignore[arg-type]
+        density=bench.run.settings.crossover.density,
+        seed=genome.seed,
+    )
+    if genome.weight_noise:
+        merged = adapters.add_noise(merged, genome.weight_noise, genome.seed)
+    return dataclasses.replace(merged, dropout=genome.dropout)
+
+
+def _score(bench: Bench, genome: Genome) -> None:
+    """Fitness of a trained candidate, from the weights on disk, so that a continued run scores the same bytes."""
+    candidate = bench.run.candidate(genome.candidate)
+    if candidate is None or candidate.state != "trained":
+        return
+    try:
+        score = bench.score(genome.candidate, "fitness", bench.run.settings.evaluation.latency_items)
+    except AdapterError as error:
+        _fail(bench, candidate, str(error))
+        return
+    candidate = candidate.model_copy(update={"state": "evaluated", "score": score})
+    bench.run.save_candidate(candidate)
+    bench.write_card(genome, score)
+
+
+def _base_score(bench: Bench, split: str) -> Score:
+    score = bench.run.score(BASE, split)
+    if score is None:
+        latency_items = bench.run.settings.evaluation.latency_items if split == "fitness" else 0
+        score = bench.score(BASE, split, latency_items)
+        bench.run.save_score(score)
+    return score
+
+
+def _gate(bench: Bench, generation: int, challenger: str, champion: str) -> Verdict | None:
+    """The generation's best challenges; None when it is the champion already or has lost to it before."""
+    tested = {(verdict.challenger, verdict.incumbent) for verdict in bench.run.verdicts()}
+    if challenger == champion or (challenger, champion) in tested:
+        return None
+    items = len(bench.suite.split("gate"))
+    if items < gate.FEW_ITEMS:
+        bench.emit(Warned(message=f"the gate has {items} items; below {gate.FEW_ITEMS} most real gains are missed"))
+    scores = []
+    for adapter in (challenger, champion):
+        score = bench.run.score(adapter, "gate")
+        if score is None:
+            score = bench.score(adapter, "gate")
+            bench.run.save_score(score)
+        scores.append(score)
+    verdict = gate.decide(bench.run.settings, generation, scores[0], scores[1])
+    bench.emit(GateDecided(**verdict.model_dump(exclude={"challenger_accuracy", "incumbent_accuracy"})))
+    return verdict
+
+
+def _compare_sealed(bench: Bench, champion: str) -> None:
+    with bench.loaded(champion):
+        seal.compare(bench, champion)
+
+
+def _tidy(run: Run, pool: Pool, result: GenerationResult) -> None:
+    """Make cards and candidate records follow the result; safe to repeat after a kill in the middle."""
+    for adapter in result.culled:
+        pool.cull(adapter)
+    for adapter in [*result.pool, *result.culled]:
+        candidate = run.candidate(adapter)
+        state = "kept" if adapter in result.pool else "culled"
+        if candidate is not None and candidate.state != state:
+            run.save_candidate(candidate.model_copy(update={"state": state}))
+
+
+def _rank(run: Run, names: Sequence[str]) -> list[Ranked]:
+    """Selection's view of adapters, best first."""
+    found = [run.candidate(name) for name in names]
+    return ranked(Ranked(c.genome.candidate, c.fitness, c.genome) for c in found if c is not None)
+
+
+def _is_evaluated(run: Run, adapter: str) -> bool:
+    candidate = run.candidate(adapter)
+    return candidate is not None and candidate.score is not None
+
+
+def _is_sealed(run: Run, result: GenerationResult) -> bool:
+    sealed = run.sealed()
+    return result.champion == BASE or (sealed is not None and sealed.champion == result.champion)
+
+
+def _fail(bench: Bench, candidate: Candidate, reason: str) -> None:
+    bench.run.save_candidate(candidate.model_copy(update={"state": "failed", "reason": reason}))
+    bench.emit(CandidateFailed(candidate=candidate.genome.candidate, reason=reason))
+
+
+def _reasons(run: Run, genomes: Sequence[Genome]) -> str:
+    found = [run.candidate(genome.candidate) for genome in genomes]
+    return "; ".join(f"{c.genome.candidate}: {c.reason}" for c in found if c is not None) or "nothing was bred"

@@ -1,0 +1,86 @@
+"""The one place that opens a suite's `test` split.
+
+A list of models, frozen by their hashes, answers it; the answers are kept, so that every report shows the same ones,
+and each opening is counted and written down before the first item is read.
+"""
+
+from agentlab import files
+from agentlab.events import SealedComparison, SealOpened
+from agentlab.evolution.bench import Bench
+from agentlab.evolution.fitness import evaluate
+from agentlab.evolution.run import Run
+from agentlab.evolution.stats import paired_gain
+from agentlab.records import BASE, SealedResult
+from agentlab.tasks import Item, Suite
+
+
+def openings(run: Run) -> list[list[str]]:
+    """The frozen list of model hashes of each opening so far."""
+    path = run.folder / "seal-openings.json"
+    return list(files.read_json(path)) if path.exists() else []
+
+
+def compare(bench: Bench, champion: str) -> SealedResult:
+    """Base against champion on the sealed split; the kept result if these two were compared before.
+
+    The champion must be loaded in the engine. An opening that was interrupted is finished, not counted again.
+    """
+    run, emit = bench.run, bench.emit
+    base_sha256, champion_sha256 = bench.engine.model_files.sha256, bench.pool.card(champion).weights_sha256 or ""
+    kept = run.sealed()
+    if kept is not None and kept.champion_sha256 == champion_sha256:
+        return kept
+    frozen = [base_sha256, champion_sha256]
+    opened = openings(run)
+    if frozen not in opened:
+        opened.append(frozen)
+        files.write_json(run.folder / "seal-openings.json", opened)
+    emit(SealOpened(models=[BASE, champion], opening=len(opened)))
+    items = bench.suite.open_test()
+    base, best = (
+        evaluate(
+            bench.engine,
+            bench.suite,
+            items,
+            "test",
+            model,
+            run.settings,
+            bench.rates,
+            bench.limit,
+            latency_items=2 * run.settings.evaluation.latency_items,
+            emit=emit,
+            should_stop=bench.should_stop,
+        )
+        for model in (BASE, champion)
+    )
+    gain, low, high = paired_gain(best.item_scores, base.item_scores)
+    result = SealedResult(
+        champion=champion,
+        champion_sha256=champion_sha256,
+        items=len(items),
+        base=base,
+        champion_score=best,
+        gain=gain,
+        gain_ci_low=low,
+        gain_ci_high=high,
+        openings=len(opened),
+    )
+    run.save_sealed(result)
+    emit(
+        SealedComparison(
+            champion=champion,
+            items=len(items),
+            base_accuracy=base.accuracy,
+            champion_accuracy=best.accuracy,
+            gain=gain,
+            gain_ci_low=low,
+            gain_ci_high=high,
+            openings=len(opened),
+        )
+    )
+    return result
+
+
+def opened_items(run: Run, suite: Suite) -> list[Item]:
+    """The sealed items for showing kept answers beside them; none before the comparison was made."""
+    return suite.open_test() if run.sealed() is not None else []

@@ -1,0 +1,121 @@
+"""What an engine is: one loaded base model that answers batches of chats, each request with its own adapter.
+
+Every implementation passes the conformance suite in `tests/inference/conformance.py`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from agentlab.errors import AgentlabError
+
+
+class EngineError(AgentlabError):
+    """A request that this engine cannot answer as asked."""
+
+
+class OutOfMemoryError(EngineError):
+    """The device's memory did not suffice even for the smallest batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One chat to answer.
+
+    messages: [{"role", "content"}, …]. adapter: an id loaded with `load_adapter`; None: the base model.
+    temperature 0 is greedy; above 0 the answer is a function of (request, seed), whatever else is in the batch.
+    stop: the answer ends before the first of these strings. logprobs: also return each token's log-probability.
+    """
+
+    messages: list[dict[str, str]]
+    adapter: str | None = None
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An answer. `token_ids` are the generated tokens without the end token; `logprobs` has one value for each.
+
+    finish_reason: "stop" (end token or stop string), "length" (limit reached), "cancelled".
+    latency_s: from the start of the request's batch to its last token.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    latency_s: float
+    logprobs: list[float] | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; the last one carries the whole completion."""
+
+    text: str
+    completion: Completion | None = None
+
+
+class Engine(abc.ABC):
+    """One base model in memory. Not thread-safe: one call at a time."""
+
+    name: str
+    device: str
+
+    @abc.abstractmethod
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        """Make `adapter` usable in requests. Loading the same id again replaces it. Raises AdapterError."""
+
+    @abc.abstractmethod
+    def unload_adapter(self, adapter: str) -> None:
+        """Free it; unknown ids are ignored."""
+
+    @abc.abstractmethod
+    def adapters(self) -> list[str]:
+        """Ids loaded now."""
+
+    @abc.abstractmethod
+    def answers(
+        self, requests: Sequence[Request], batch_size: int = 32, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index, completion) of each request, batch by batch, in the order in which they are ready.
+
+        When `should_stop()` turns true, running requests end as "cancelled" with what they have; the rest is left out.
+        """
+
+    @abc.abstractmethod
+    def stream(self, request: Request, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
+        """Pieces of one answer as they are generated; together exactly the completion's text."""
+
+    @abc.abstractmethod
+    def count_tokens(self, messages: list[dict[str, str]]) -> int:
+        """Tokens of the rendered prompt."""
+
+    @abc.abstractmethod
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free the model; the engine is unusable afterwards. Harmless when repeated."""
+
+    def generate(self, requests: Sequence[Request], batch_size: int = 32) -> list[Completion]:
+        """All completions in the requests' order."""
+        found = dict(self.answers(requests, batch_size))
+        return [found[index] for index in range(len(requests))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,68 @@
+"""Hooks into transformers' generate: seeded sampling per row, stop strings, clocks, cancelling."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+
+_TAIL = 24  # tokens looked back at for a stop string
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+    """Sampling by the Gumbel trick: argmax(logits / T + g) has the softmax distribution at temperature T.
+
+    Each row draws its noise from its own generator, so an answer depends on its seed alone and not on its neighbours;
+    rows at temperature 0 stay greedy.
+    """
+
+    def __init__(self, temperatures: Sequence[float], seeds: Sequence[int]) -> None:
+        self.temperatures = temperatures
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # (B, T), (B, V) → (B, V)
+        scores = scores.clone()
+        for row, (temperature, generator) in enumerate(zip(self.temperatures, self.generators, strict=True)):
+            if temperature > 0:
+                uniform = torch.rand(scores.shape[-1], generator=generator).clamp_(1e-10, 1 - 1e-7)
+                gumbel = -torch.log(-torch.log(uniform))
+                scores[row] = scores[row].float() / temperature + gumbel.to(scores.device)
+        return scores
+
+
+class Watcher(StoppingCriteria):  # type: ignore[misc]
+    """Called after each token: keeps the time of it, ends rows at their stop strings and limits, or all when asked."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: Sequence[tuple[str, ...]],
+        limits: Sequence[int],
+        prompt_length: int,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stops = stops
+        self.limits = limits
+        self.prompt_length = prompt_length
+        self.should_stop = should_stop
+        self.times: list[float] = []  # when token i of the batch was ready, monotonic seconds
+        self.cancelled = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.times.append(time.monotonic())
+        length = input_ids.shape[1] - self.prompt_length
+        self.cancelled = self.cancelled or self.should_stop()
+        done = [self.cancelled or length >= self.limits[row] for row in range(len(self.limits))]
+        for row, stop in enumerate(self.stops):
+            if stop and not done[row]:
+                tail = self.tokenizer.decode(input_ids[row, max(self.prompt_length, input_ids.shape[1] - _TAIL) :])
+                done[row] = any(text in tail for text in stop)
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
+    """`text` up to the first stop string."""
+    ends = [position for position in (text.find(string) for string in stop) if position >= 0]
+    return text[: min(ends)] if ends else text

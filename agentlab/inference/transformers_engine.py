@@ -1,0 +1,394 @@
+"""The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
+
+import contextlib
+import gc
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, StoppingCriteriaList
+
+from agentlab import adapters
+from agentlab.errors import AdapterError, ModelError
+from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
+from agentlab.inference.decoding import SeededSampling, Watcher, cut_at_stop
+from agentlab.models import ModelFiles
+
+
+class TransformersEngine(Engine):
+    """A base model in fp32 on the CPU or bf16/fp16 on a GPU; adapters stay unmerged beside it.
+
+    Requests are grouped by adapter (one adapter after another decodes faster than a mixed batch) and, within a group,
+    sorted by prompt length so that little of a batch is padding.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: ModelFiles, vram_gib: float | None = None) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        self.model_files = model
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float32
+        if self.device == "cuda":
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            total = torch.cuda.get_device_properties(0).total_memory
+            if vram_gib is not None:  # WSL2 spills into RAM instead of failing: the allocator has to refuse
+                torch.cuda.set_per_process_memory_fraction(min(1.0, vram_gib * 2**30 / total))
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
+            base = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype).to(self.device).eval()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if self.tokenizer.chat_template is None:
+            raise ModelError(f"{model.name} has no chat template; choose an instruct model")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        base.requires_grad_(False)
+        self._base: Any = base
+        self._peft: PeftModel | None = None  # wraps the same base while any adapter is loaded
+
+    # -- adapters -----------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """The model to call: wrapped by PEFT while adapters are loaded."""
+        return self._base if self._peft is None else self._peft
+
+    @property
+    def base(self) -> Any:
+        """The bare base model (PEFT injects its layers into it while adapters are loaded)."""
+        return self._base
+
+    def parameters(self) -> int:
+        """Number of weights of the base model."""
+        return sum(p.numel() for n, p in self._base.named_parameters() if "lora_" not in n)
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        lora = adapters.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
+        self.unload_adapter(adapter)
+        self.add_adapter(adapter, lora)
+
+    def add_adapter(self, adapter: str, lora: "adapters.Lora", trainable: bool = False) -> None:
+        """Inject in-memory LoRA weights under an id. Raises AdapterError when they do not fit the base model."""
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=sorted(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+            inference_mode=not trainable,
+        )
+        self._add_config(adapter, config)
+        own = {name: module for name, module in self._base.named_modules() if hasattr(module, "lora_A")}
+        missing = set(lora.modules) - set(own)
+        if missing:
+            self.unload_adapter(adapter)
+            raise AdapterError(
+                f"adapter {adapter} does not fit {self.model_files.name}: no module {sorted(missing)[0]}"
+            )
+        try:
+            for name, module in own.items():
+                a, b = lora.modules.get(name, (None, None))
+                for parameter, value in ((module.lora_A, a), (module.lora_B, b)):
+                    weight = parameter[adapter].weight
+                    if value is None:
+                        weight.data.zero_()
+                    elif weight.shape != value.shape:
+                        raise AdapterError(
+                            f"adapter {adapter} does not fit {self.model_files.name}: {name} has shape "
+                            f"{tuple(value.shape)}, the model needs {tuple(weight.shape)}"
+                        )
+                    else:
+                        weight.data.copy_(value)
+        except AdapterError:
+            self.unload_adapter(adapter)
+            raise
+        for name, parameter in self._base.named_parameters():
+            parameter.requires_grad_(trainable and f".{adapter}." in name)
+
+    def new_adapter(self, adapter: str, config: LoraConfig) -> None:
+        """Inject freshly initialised, trainable LoRA weights (B = 0: the model is unchanged)."""
+        self._add_config(adapter, config)
+        for name, parameter in self._base.named_parameters():
+            parameter.requires_grad_(f".{adapter}." in name)
+
+    def _add_config(self, adapter: str, config: LoraConfig) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if self._peft is None:
+                    self._peft = get_peft_model(self._base, config, adapter_name=adapter)
+                else:
+                    self._peft.add_adapter(adapter, config)
+        except ValueError as error:
+            raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
+
+    def activate(self, adapter: str) -> None:
+        """Make one adapter the active and only trainable one."""
+        if self._peft is None:
+            raise AdapterError(f"adapter {adapter} is not loaded; loaded: none")
+        self._peft.set_adapter(adapter)
+
+    def read_adapter(self, adapter: str) -> "adapters.Lora":
+        """The weights of a loaded adapter as fp32 copies on the CPU."""
+        if self._peft is None or adapter not in self._peft.peft_config:
+            raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        config = self._peft.peft_config[adapter]
+        modules = {
+            name: (
+                module.lora_A[adapter].weight.detach().float().cpu().clone(),
+                module.lora_B[adapter].weight.detach().float().cpu().clone(),
+            )
+            for name, module in self._base.named_modules()
+            if hasattr(module, "lora_A") and adapter in module.lora_A
+        }
+        return adapters.Lora(
+            modules=modules,
+            rank=config.r,
+            alpha=float(config.lora_alpha),
+            dropout=float(config.lora_dropout),
+            target_modules=sorted(config.target_modules),
+            base_model=self.model_files.name,
+        )
+
+    def unload_adapter(self, adapter: str) -> None:
+        if self._peft is None or adapter not in self._peft.peft_config:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if len(self._peft.peft_config) == 1:
+                self._base = self._peft.unload()  # the last one: give the plain layers back
+                self._peft = None
+            else:
+                self._peft.delete_adapter(adapter)
+
+    def adapters(self) -> list[str]:
+        return [] if self._peft is None else sorted(self._peft.peft_config)
+
+    @contextlib.contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Let `model` answer with this adapter, or with none."""
+        if adapter is not None and adapter not in self.adapters():
+            raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        if self._peft is None:
+            yield
+        elif adapter is None:
+            with self._peft.disable_adapter():
+                yield
+        else:
+            self._peft.set_adapter(adapter, inference_mode=True)
+            yield
+
+    # -- answering ----------------------------------------------------------------------------------------------
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The prompt text as the chat template writes it, ending where the answer begins."""
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text (the template has written the special tokens already)."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def count_tokens(self, messages: list[dict[str, str]]) -> int:
+        return len(self.encode(self.render(messages)))
+
+    def context_length(self) -> int:
+        return int(self._base.config.max_position_embeddings)
+
+    def answers(
+        self, requests: Sequence[Request], batch_size: int = 32, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Completion]]:
+        prompts = [self._checked_prompt(request) for request in requests]
+        by_adapter: dict[str | None, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_adapter.setdefault(request.adapter, []).append(index)
+        for adapter, indices in by_adapter.items():
+            indices.sort(key=lambda i: (-len(prompts[i]), i))  # longest first: memory runs out at once or not at all
+            with self.using(adapter):
+                start = 0
+                while start < len(indices):
+                    if should_stop():
+                        return
+                    batch = indices[start : start + batch_size]
+                    try:
+                        done = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], should_stop)
+                    except torch.OutOfMemoryError:
+                        if len(batch) == 1:
+                            raise OutOfMemoryError("not even one request fits into the device's memory") from None
+                        self._free()
+                        batch_size = max(1, len(batch) // 2)
+                        continue
+                    start += len(batch)
+                    yield from zip(batch, done, strict=True)
+
+    def _checked_prompt(self, request: Request) -> list[int]:
+        prompt = self.encode(self.render(request.messages))
+        if len(prompt) + request.max_new_tokens > self.context_length():
+            raise EngineError(
+                f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of "
+                f"{self.context_length()} tokens"
+            )
+        return prompt
+
+    def _batch(
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        should_stop: Callable[[], bool],
+        streamer: Any = None,
+    ) -> list[Completion]:
+        longest = max(len(prompt) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.device)  # (B, T), left-padded
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        limits = [request.max_new_tokens for request in requests]
+        watcher = Watcher(self.tokenizer, [r.stop for r in requests], limits, longest, should_stop)
+        processors = LogitsProcessorList()
+        if any(request.temperature > 0 for request in requests):
+            processors.append(SeededSampling([r.temperature for r in requests], [r.seed for r in requests]))
+        wants_logprobs = any(request.logprobs for request in requests)
+        started = time.monotonic()
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max(limits),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([watcher]),
+                return_dict_in_generate=True,
+                output_logits=wants_logprobs,
+                streamer=streamer,
+            )
+        generated = output.sequences[:, longest:]  # (B, N)
+        logprobs = self._logprobs(output.logits, generated) if wants_logprobs else None
+        completions = []
+        for row, request in enumerate(requests):
+            row_logprobs = None if logprobs is None or not request.logprobs else logprobs[row]
+            tokens = generated[row].tolist()
+            completions.append(self._completion(request, len(prompts[row]), tokens, row_logprobs, watcher, started))
+        return completions
+
+    @staticmethod
+    def _logprobs(logits: Sequence[torch.Tensor], generated: torch.Tensor) -> list[list[float]]:
+        columns = []
+        for step, scores in enumerate(logits):  # (B, V) each; one step at a time keeps one fp32 copy, not all
+            chosen, exact = generated[:, step : step + 1], scores.float()
+            columns.append(exact.gather(1, chosen).squeeze(1) - exact.logsumexp(1))
+        return torch.stack(columns, dim=1).tolist() if columns else [[] for _ in generated]
+
+    def _completion(
+        self,
+        request: Request,
+        prompt_tokens: int,
+        tokens: list[int],
+        logprobs: list[float] | None,
+        watcher: Watcher,
+        started: float,
+    ) -> Completion:
+        ends = set(_as_list(self.model.generation_config.eos_token_id)) | {self.tokenizer.eos_token_id}
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        steps = len(tokens) if end is None else end + 1
+        tokens = tokens[: request.max_new_tokens] if end is None else tokens[:end]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        finish = "stop" if end is not None else "length"
+        cut = cut_at_stop(text, request.stop)
+        if cut != text:
+            finish, text = "stop", cut
+            while tokens and len(self.tokenizer.decode(tokens[:-1], skip_special_tokens=True)) >= len(cut):
+                tokens = tokens[:-1]
+            steps = len(tokens)
+        elif end is None and watcher.cancelled and len(tokens) < request.max_new_tokens:
+            finish = "cancelled"
+        last = watcher.times[min(steps, len(watcher.times)) - 1] if watcher.times and steps else time.monotonic()
+        return Completion(
+            text=text,
+            token_ids=tokens,
+            finish_reason=finish,  # type: ignore[arg-type]
+            prompt_tokens=prompt_tokens,
+            latency_s=last - started,
+            logprobs=None if logprobs is None else logprobs[: len(tokens)],
+        )
+
+    def stream(self, request: Request, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
+        prompt = self._checked_prompt(request)
+        tokens: queue.Queue[Any] = queue.Queue()
+        abandoned = threading.Event()
+
+        def work() -> None:
+            try:
+                with self.using(request.adapter):
+                    stop = lambda: abandoned.is_set() or should_stop()  # noqa: E731
+                    tokens.put(self._batch([request], [prompt], stop, _TokenQueue(tokens, len(prompt)))[0])
+            except BaseException as error:  # handed to the consumer, who raises it
+                tokens.put(error)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        sent = ""
+        seen: list[int] = []
+        hold = max((len(text) for text in request.stop), default=1) - 1  # a stop string may be half written
+        try:
+            while True:
+                item = tokens.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, Completion):
+                    yield Chunk(item.text[len(sent) :], item)
+                    return
+                seen.append(item)
+                text = cut_at_stop(self.tokenizer.decode(seen, skip_special_tokens=True), request.stop)
+                ready = text[: len(text) - hold] if hold else text
+                if len(ready) > len(sent) and not ready.endswith("�"):  # half of a multi-byte character
+                    yield Chunk(ready[len(sent) :])
+                    sent = ready
+        finally:
+            abandoned.set()
+            worker.join()
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        self._peft = None
+        self._base = None
+        self._free()
+
+
+class _TokenQueue:
+    """A transformers streamer that hands each token on; the prompt comes first and is left out."""
+
+    def __init__(self, tokens: "queue.Queue[Any]", prompt_length: int) -> None:
+        self.tokens = tokens
+        self.skip = prompt_length
+
+    def put(self, value: torch.Tensor) -> None:
+        for token in value.reshape(-1).tolist():
+            if self.skip:
+                self.skip -= 1
+            else:
+                self.tokens.put(token)
+
+    def end(self) -> None:
+        pass
+
+
+def _as_list(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,355 @@
+"""`Lab`: one experiment, wired together. The notebook, the command line and the panels all stand on it."""
+
+import contextlib
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentlab import config, files
+from agentlab.errors import AgentlabError, EvolutionStopped, LeaseHeldError, RunError
+from agentlab.events import (
+    Event,
+    EvolutionFinished,
+    EvolutionStarted,
+    GenerationFailed,
+    Stopped,
+)
+from agentlab.evolution.run import Run
+from agentlab.hardware.lease import Lease, describe, holder
+from agentlab.tasks import Suite, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from agentlab.tracking import Recorder
+
+
+class Lab:
+    """One experiment's run: where it is on disk, and what can be done with it.
+
+    >>> lab = Lab.open("experiments/demo.yaml")
+    >>> for event in lab.evolve(): print(event)
+    """
+
+    def __init__(self, run: Run, suite: Suite, experiment: Path, overrides: Sequence[str] = ()) -> None:
+        self.run = run
+        self.suite = suite
+        self.experiment = experiment
+        self.overrides = list(overrides)
+        self._leases: list[Lease] = []
+
+    @classmethod
+    def open(cls, experiment: str | Path, overrides: Iterable[str] = ()) -> "Lab":
+        """Read and check an experiment's YAML and its suite; nothing is loaded and nothing but config.yaml written.
+
+        overrides: like "training.steps=12". Raises ConfigError or SuiteError with one sentence.
+        """
+        path, overrides = Path(experiment), list(overrides)
+        settings = config.load(path, overrides)
+        root = config.project_root(path)
+        suite = load(settings.suite, root)
+        run = Run(root, settings, settings.run_hash(suite.digest), str(suite.folder or ""))
+        return cls(run, suite, path.resolve(), overrides)
+
+    @classmethod
+    def open_existing(cls, experiment: str | Path, overrides: Iterable[str] = ()) -> "Lab":
+        """The run that `open` names or, if that one was never started, the newest run of the experiment.
+
+        Raises RunError when the experiment has no run yet.
+        """
+        lab = cls.open(experiment, overrides)
+        if lab.run.folder.exists():
+            return lab
+        runs = sorted(lab.run.folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+        if not runs or lab.overrides:
+            raise RunError(f"no run of {experiment} with these settings yet; start one: agentlab evolve {experiment}")
+        settings = config.load(runs[-1])
+        suite = load(settings.suite, lab.run.root)
+        return cls(Run(lab.run.root, settings, runs[-1].parent.name, str(suite.folder or "")), suite, lab.experiment)
+
+    # -- one generation, in this process ------------------------------------------------------------------------
+
+    def generation(self, generation: int) -> Iterator[Event]:
+        """Run one generation here and yield its events as they happen; each is in the journal before it is yielded.
+
+        A KeyboardInterrupt (the notebook's stop button) stops it cleanly. When it was stopped, the last event is
+        `Stopped`; when it failed, `GenerationFailed` comes last and then the error is raised.
+        """
+        from agentlab.evolution.generation import run_generation
+
+        die_with_launcher()
+        self._acquire(f"generation {generation} of {self.run.id}")
+        interrupted = threading.Event()
+        events: queue.Queue[Event | BaseException | None] = queue.Queue()
+
+        def emit(event: Event) -> None:
+            self.run.journal.append(event)
+            events.put(event)
+
+        def should_stop() -> bool:
+            return interrupted.is_set() or self.run.stop_file.exists()
+
+        def work() -> None:
+            try:
+                run_generation(self.run, self.suite, generation, emit, should_stop)
+                events.put(None)
+            except BaseException as error:  # handed to the consumer, who raises it
+                events.put(error)
+
+        recorder = self.recorder()
+        worker = threading.Thread(target=work, name="generation", daemon=True)
+        try:
+            self._write_run()
+            worker.start()
+            yield from self._consume(events, worker, interrupted, recorder, generation)
+        finally:
+            interrupted.set()
+            if worker.is_alive():
+                worker.join()
+            recorder.close()
+            self.release()
+
+    def _consume(
+        self,
+        events: "queue.Queue[Event | BaseException | None]",
+        worker: threading.Thread,
+        interrupted: threading.Event,
+        recorder: "Recorder",
+        generation: int,
+    ) -> Iterator[Event]:
+        while True:
+            try:
+                item = events.get(timeout=0.5)
+            except queue.Empty:
+                if worker.is_alive():
+                    continue
+                item = RunError("the generation's thread ended without a word")
+            except KeyboardInterrupt:
+                interrupted.set()
+                continue
+            if item is None:
+                self._write_lab_record(generation)
+                recorder.reconcile()
+                return
+            if isinstance(item, Event):
+                recorder.observe(item)
+                yield item
+                continue
+            if isinstance(item, EvolutionStopped):
+                recorder.interrupted("stopped", generation)
+                yield self._append(Stopped(reason=str(item)))
+                return
+            text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
+            trace = "".join(traceback.format_exception(item))
+            with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
+                recorder.interrupted("failed", generation, trace)
+                yield self._append(GenerationFailed(generation=generation, error=text))
+            raise item
+
+    def _write_lab_record(self, generation: int) -> None:
+        """Lineage and errors as files in the generation's folder, from where they become artifacts."""
+        from agentlab import report
+
+        folder = self.run.generation_folder(generation)
+        page = report.lineage(self.run).to_html(include_plotlyjs=True, config={"showSendToCloud": False})
+        files.write_text(folder / "lineage.html", page)
+        champion = self.run.champion()
+        scored = champion if self.run.score(champion, "gate") else "base"
+        if self.run.score(scored, "gate"):
+            prompts = {str(i): item.messages[-1]["content"] for i, item in enumerate(self.suite.split("gate"))}
+            table = report.error_table(self.run, scored, "gate", prompts)
+            files.write_text(folder / "errors.csv", table.to_csv(index=False))
+
+    def recorder(self) -> "Recorder":
+        """What carries this run into MLflow."""
+        from agentlab.tracking import Recorder, SuiteInfo
+
+        counts = {name: len(self.suite.split(name)) for name in ("train", "fitness", "gate")}
+        counts["test"] = self.suite.test_items
+        folder = str(self.suite.folder) if self.suite.folder else None
+        return Recorder(self.run, SuiteInfo(self.suite.name, self.suite.digest, folder, counts))
+
+    def _write_run(self) -> None:
+        path = self.run.folder / "config.yaml"
+        if not path.exists():
+            files.write_text(path, config.dump(self.run.settings))
+
+    def _append(self, event: Event) -> Event:
+        self.run.journal.append(event)
+        return event
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    def _acquire(self, purpose: str) -> None:
+        """The run's folder and the accelerator, or a LeaseHeldError that names who has them."""
+        if self._leases:
+            raise LeaseHeldError(f"this process is already running a generation of {self.run.id}")
+        for path in (self.run.worker_lock, config.home() / "accelerator.lock"):
+            try:
+                self._leases.append(Lease(path, purpose).acquire(wait_s=3.0))
+            except BaseException:
+                self.release()
+                raise
+
+    def release(self) -> None:
+        """Give up the run and the accelerator; harmless when nothing is held."""
+        while self._leases:
+            self._leases.pop().release()
+
+    # -- the whole run, one kernel per generation -----------------------------------------------------------------
+
+    def evolve(self, generations: int | None = None) -> Iterator[Event]:
+        """Run what is unfinished, one kernel per generation (papermill), and yield the journal's events.
+
+        generations: so many at most in this call; None: all that are planned. Raises LeaseHeldError when another
+        process is running this run, RunError when a generation fails.
+        """
+        from agentlab.launcher import run_notebook
+
+        launcher = Lease(self.run.launcher_lock, f"evolving {self.run.id}").acquire(wait_s=1.0)
+        try:
+            if holder(self.run.worker_lock):
+                time.sleep(2.0)  # a kernel whose launcher was killed is going down with it
+            if holder(self.run.worker_lock):
+                raise LeaseHeldError(f"evolving {self.run.id} must wait: {describe(self.run.worker_lock)}")
+            self._write_run()
+            self.run.stop_file.unlink(missing_ok=True)
+            planned = self.run.settings.population.generations
+            todo = [k for k in range(planned) if not self._is_finished(k)]
+            if generations is not None:
+                todo = todo[:generations]
+            started = time.monotonic()
+            yield self._append(
+                EvolutionStarted(
+                    run=self.run.id,
+                    name=self.run.settings.name,
+                    generations=planned,
+                    population=self.run.settings.population.size,
+                    continued=self.run.population(0) is not None,
+                )
+            )
+            for k in todo:
+                last: Event | None = None
+                for last in run_notebook(self, k):
+                    yield last
+                if isinstance(last, Stopped):
+                    return
+            if self.is_finished():
+                finished = EvolutionFinished(champion=self.run.champion(), seconds=time.monotonic() - started)
+                recorder = self.recorder()
+                recorder.observe(finished)
+                recorder.reconcile()
+                recorder.close()
+                yield self._append(finished)
+        finally:
+            self.run.stop_file.unlink(missing_ok=True)
+            launcher.release()
+
+    def _is_finished(self, generation: int) -> bool:
+        result = self.run.result(generation)
+        if result is None:
+            return False
+        if generation < self.run.settings.population.generations - 1 or result.champion == "base":
+            return True
+        sealed = self.run.sealed()
+        return sealed is not None and sealed.champion == result.champion
+
+    def is_finished(self) -> bool:
+        """Whether every planned generation is done and the sealed comparison made."""
+        return all(self._is_finished(k) for k in range(self.run.settings.population.generations))
+
+    # -- watching and stopping ------------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether some process is working on this run now."""
+        return holder(self.run.launcher_lock) is not None or holder(self.run.worker_lock) is not None
+
+    def follow(self, from_start: bool = True) -> Iterator[Event]:
+        """Events of a run that somebody else started, until it ends; with `from_start`, what has happened first."""
+        offset = 0 if from_start else self.run.journal.size()
+        yield from self.run.journal.follow(offset, alive=self.is_running)
+
+    def stop(self) -> bool:
+        """Ask the process that works on this run to stop after its current step; False when there is none."""
+        if not self.is_running():
+            return False
+        files.write_text(self.run.stop_file, f"asked by process {os.getpid()}\n")
+        return True
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def results(self) -> "pd.DataFrame":
+        """One row per candidate with everything that is known about it."""
+        from agentlab.report import candidates_table
+
+        return candidates_table(self.run)
+
+    def report(self, out: Path | None = None) -> Path:
+        """Write the self-contained HTML report; by default report.html in the run's folder."""
+        from agentlab.evolution.seal import opened_items
+        from agentlab.report import write_report
+
+        splits = {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}
+        prompts = {
+            split: {str(i): item.messages[-1]["content"] for i, item in enumerate(items)}
+            for split, items in splits.items()
+        }
+        expected = {
+            split: {str(i): self.suite.target(item) for i, item in enumerate(items)} for split, items in splits.items()
+        }
+        return write_report(self.run, out or self.run.folder / "report.html", prompts, expected)
+
+    def summary(self, report: Path | None = None) -> str:
+        """What is worth knowing at the end, as text: results, family tree, speed, memory, where everything lies."""
+        from agentlab import report as reports
+        from agentlab.tracking.store import database
+
+        try:
+            shown = str(self.experiment.relative_to(Path.cwd()))
+        except ValueError:
+            shown = str(self.experiment)
+        commands = [
+            f"agentlab ui {shown}              compare runs in MLflow, in the browser",
+            f"agentlab report {shown} --open   the report in the browser",
+            f"agentlab adapters list {shown}   the pool",
+        ]
+        store = str(database(self.run.root))
+        return reports.summary(self.run, report=report, store=store, commands=commands)
+
+    def status(self) -> dict[str, Any]:
+        """What is done, what is running and who holds it."""
+        planned = self.run.settings.population.generations
+        candidates = self.run.candidates()
+        states: dict[str, int] = {}
+        for candidate in candidates:
+            states[candidate.state] = states.get(candidate.state, 0) + 1
+        return {
+            "run": self.run.id,
+            "folder": str(self.run.folder),
+            "running": self.is_running(),
+            "holder": holder(self.run.launcher_lock) or holder(self.run.worker_lock),
+            "finished_generations": sum(self._is_finished(k) for k in range(planned)),
+            "planned_generations": planned,
+            "candidates": states,
+            "champion": self.run.champion(),
+            "finished": self.is_finished(),
+        }
+
+
+def die_with_launcher() -> None:
+    """Under a launcher: have Linux kill this kernel when the launcher dies, so that no orphan goes on working."""
+    launcher = os.environ.get("AGENTLAB_LAUNCHER_PID")
+    if launcher is None:
+        return
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(launcher):
+        raise EvolutionStopped("the launcher of this kernel is gone")

@@ -1,0 +1,226 @@
+"""Supervised fine-tuning of one candidate with TRL on the resident base model."""
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from agentlab.adapters import Lora
+from agentlab.errors import EvolutionStopped
+from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.learning.dataset import Example
+from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, is_out_of_memory, remedy
+from agentlab.records import Genome, Training
+
+_SLOT = "candidate"  # the adapter being trained; no id of a trained one looks like it
+
+
+def train(
+    engine: TransformersEngine,
+    genome: Genome,
+    start: Lora | None,
+    examples: Sequence[Example],
+    *,
+    warmup_steps: int = 1,
+    max_length: int = 1024,
+    max_remedies: int = 3,
+    emit: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Lora, Training]:
+    """The trained LoRA weights and what training took.
+
+    start: weights to begin with (the merged parents); None: a fresh LoRA, which leaves the model unchanged.
+    examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
+    Raises TrainingFailed when no remedy is left, EvolutionStopped when `should_stop()` turns true.
+    """
+    fitting = [example for example in examples if len(example.input_ids) <= max_length]
+    if len(fitting) < len(examples):
+        left_out = len(examples) - len(fitting)
+        emit(Warned(message=f"{genome.candidate}: {left_out} items longer than {max_length} tokens are left out"))
+    if not fitting:
+        raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
+    attempt = Attempt(genome.learning_rate, genome.batch_size)
+    remedies: list[dict[str, Any]] = []
+    started = time.monotonic()
+    while True:
+        try:
+            lora, losses = _attempt(engine, genome, start, fitting, attempt, warmup_steps, emit, should_stop)
+        except TrainingTrouble as trouble:
+            following = remedy(attempt, trouble.problem)
+            if following is None or len(remedies) >= max_remedies:
+                raise TrainingFailed(f"{trouble} (after {len(remedies)} remedies)") from trouble
+            attempt, action = following
+            event = RemedyApplied(
+                candidate=genome.candidate,
+                problem=trouble.problem,
+                action=action,
+                learning_rate=attempt.learning_rate,
+                batch_size=attempt.batch_size,
+                accumulation=attempt.accumulation,
+            )
+            remedies.append({"problem": str(trouble), "action": action})
+            emit(event)
+            continue
+        tokens = sum(len(example.input_ids) for example in fitting)
+        seconds = time.monotonic() - started
+        return lora, Training(train_seconds=seconds, train_tokens=tokens, losses=losses, remedies=remedies)
+
+
+def _attempt(
+    engine: TransformersEngine,
+    genome: Genome,
+    start: Lora | None,
+    examples: Sequence[Example],
+    attempt: Attempt,
+    warmup_steps: int,
+    emit: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> tuple[Lora, list[float]]:
+    set_seed(genome.seed)
+    engine.unload_adapter(_SLOT)
+    try:
+        if start is None:
+            engine.new_adapter(_SLOT, lora_config(genome))
+        else:
+            engine.add_adapter(_SLOT, start, trainable=True)
+        with _undisturbed(engine), tempfile.TemporaryDirectory() as scratch:
+            steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
+            callback = _Watch(genome.candidate, steps, emit, should_stop)
+            trainer = SFTTrainer(
+                model=engine.model,
+                args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps),
+                train_dataset=Dataset.from_list([vars(example) for example in examples]),
+                processing_class=engine.tokenizer,
+                callbacks=[callback],
+            )
+            engine.activate(_SLOT)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        lora = engine.read_adapter(_SLOT)
+        if not all(bool(torch.isfinite(w).all()) for pair in lora.modules.values() for w in pair):
+            raise TrainingTrouble("nan", "the trained weights are not finite")
+        return lora, callback.losses
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingTrouble("out_of_memory", str(error).splitlines()[0][:200]) from error
+        raise
+    finally:
+        engine.unload_adapter(_SLOT)
+        if engine.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def lora_config(genome: Genome) -> LoraConfig:
+    """PEFT's config for a fresh LoRA of this genome."""
+    return LoraConfig(
+        r=genome.rank,
+        lora_alpha=genome.alpha,
+        lora_dropout=genome.dropout,
+        target_modules=sorted(genome.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def sft_config(
+    engine: TransformersEngine, folder: str, seed: int, attempt: Attempt, steps: int, warmup_steps: int
+) -> SFTConfig:
+    """TRL's settings for one candidate; the benchmark trains bare TRL with the same ones."""
+    on_gpu = engine.device == "cuda"
+    bf16 = on_gpu and engine.base.dtype == torch.bfloat16
+    return SFTConfig(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=attempt.batch_size,
+        gradient_accumulation_steps=attempt.accumulation,
+        learning_rate=attempt.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=min(warmup_steps, steps - 1),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        completion_only_loss=True,
+        max_length=None,  # examples were checked already; truncating would cut answers off
+        gradient_checkpointing=on_gpu,  # saves memory where it is scarce; on a CPU it would only cost time
+        use_cpu=not on_gpu,
+        bf16=bf16,
+        fp16=on_gpu and not bf16,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # by default a NaN loss is hidden
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
+    """Give the base back as it was: TRL patches its forward for good, and each patch would wrap the one before."""
+    base = engine.base
+    patched = "forward" in vars(base)
+    forward, use_cache = vars(base).get("forward"), base.config.use_cache
+    try:
+        yield
+    finally:
+        if patched:
+            base.forward = forward
+        else:
+            vars(base).pop("forward", None)
+        base.config.use_cache = use_cache
+        engine.model.eval()
+        engine.model.zero_grad(set_to_none=True)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Turns the trainer's log into events, checks the loss, and polls the stop request at every step."""
+
+    def __init__(
+        self, candidate: str, steps: int, emit: Callable[[Event], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self.candidate = candidate
+        self.steps = steps
+        self.emit = emit
+        self.should_stop = should_stop
+        self.losses: list[float] = []
+        self.started = time.monotonic()
+        self.tokens = 0
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self._poll()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._poll()
+
+    def _poll(self) -> None:
+        if self.should_stop():
+            raise EvolutionStopped(f"stopped while training {self.candidate}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(float(logs["loss"]))
+        check_loss(self.losses)
+        now = time.monotonic()
+        self.emit(
+            TrainingStep(
+                candidate=self.candidate,
+                step=len(self.losses),
+                steps=self.steps,
+                loss=self.losses[-1],
+                tokens=int(logs.get("num_tokens", 0)),
+                seconds=now - self.started,
+            )
+        )
+        self.started = now

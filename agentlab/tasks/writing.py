@@ -1,0 +1,56 @@
+"""Writing a suite's folder: complete or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agentlab.errors import SuiteError
+from agentlab.files import disk_errors, sync_folder, write_json, write_text
+
+
+def write_suite(
+    config: Mapping[str, Any],
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    out: Path,
+    made_from: Mapping[str, Any] | None = None,
+) -> None:
+    """Write suite.yaml, one JSONL file per split and, if given, made-from.json into the new folder `out`.
+
+    Raises SuiteError if `out` exists; StorageError for a full disk or a missing permission.
+    """
+    if out.exists():
+        raise SuiteError(f"{out} already exists; choose another folder or delete it first")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+        try:
+            write_text(building / "suite.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            for name, lines in splits.items():
+                text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+                write_text(building / f"{name}.jsonl", text)
+            if made_from is not None:
+                write_json(building / "made-from.json", made_from)
+            building.chmod(0o755)
+            try:
+                os.rename(building, out)
+            except FileExistsError:
+                raise SuiteError(f"{out} already exists; choose another folder or delete it first") from None
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def export_built_in(name: str, out: Path) -> None:
+    """Write a built-in suite into the new folder `out`, to read or to change it. Raises SuiteError."""
+    from agentlab.tasks.builtin import BUILT_IN, content
+
+    if name not in BUILT_IN:
+        raise SuiteError(f"no built-in suite {name}; allowed: {', '.join(BUILT_IN)}")
+    config, splits = content(name)
+    write_suite(config, splits, out)

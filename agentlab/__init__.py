@@ -1,5 +1,6 @@
 """agentlab: a workbench where a small local language model becomes a better agent, one generation at a time."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lab"]
 __version__ = "0.1.0"
+
+# bitsandbytes warns at import about an optional CPU kernel that it would download
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

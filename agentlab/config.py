@@ -96,19 +96,24 @@ class LoraSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """One candidate's training: `steps` of `batch_size` items; `max_length` in tokens of prompt and answer together."""
+    """One candidate's training: `steps` of `batch_size` items; `max_length` in tokens of prompt and answer together.
+
+    Founders spread around `learning_rate`. A child of founders starts from trained weights and takes `child_rate` of
+    its parent's rate; later generations inherit that.
+    """
 
     method: Literal["sft"] = "sft"
     steps: int = Field(8, ge=1)
     batch_size: int = Field(8, ge=1)
-    learning_rate: Number = Field(5.0e-4, gt=0, le=1)
+    learning_rate: Number = Field(2.0e-3, gt=0, le=1)
+    child_rate: Number = Field(0.25, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)
     max_length: int = Field(1024, ge=16)
     max_remedies: int = Field(3, ge=0)
 
 
 class EvaluationSettings(_Section):
-    """How answers are produced for scoring. `max_new_tokens: null` = 1.5 × the suite's longest training answer + 8.
+    """How answers are produced for scoring. `max_new_tokens: null` = 1.25 × the suite's longest training answer + 4.
 
     `gate_items`/`test_items: null` use the whole split. `latency_items` are answered one at a time to measure latency.
     """

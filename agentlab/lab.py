@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from agentlab.events import (
     EvolutionStarted,
     GenerationFailed,
     Stopped,
+    Warned,
 )
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease, describe, holder
@@ -26,6 +27,7 @@ from agentlab.tasks import Suite, load
 if TYPE_CHECKING:
     import pandas as pd
 
+    from agentlab.evolution.baseline import BaselineResult
     from agentlab.tracking import Recorder
 
 
@@ -103,53 +105,57 @@ class Lab:
 
         recorder = self.recorder()
         worker = threading.Thread(target=work, name="generation", daemon=True)
+        ended = False
         try:
             self._write_run()
             worker.start()
-            yield from self._consume(events, worker, interrupted, recorder, generation)
-        finally:
+            while not ended:
+                try:
+                    item = events.get(timeout=0.5)
+                    ended = not isinstance(item, Event)
+                    following = self._take(item, recorder, generation)
+                except queue.Empty:
+                    continue
+                except KeyboardInterrupt:
+                    interrupted.set()
+                    continue
+                yield from following
+                if isinstance(item, BaseException) and not isinstance(item, EvolutionStopped):
+                    raise item
+        finally:  # also when the consumer walks away: the work ends and its end is written down
             interrupted.set()
-            if worker.is_alive():
+            if worker.ident is not None:
                 worker.join()
+            while not ended and not events.empty():
+                item = events.get()
+                ended = not isinstance(item, Event)
+                self._take(item, recorder, generation)
             recorder.close()
             self.release()
 
-    def _consume(
-        self,
-        events: "queue.Queue[Event | BaseException | None]",
-        worker: threading.Thread,
-        interrupted: threading.Event,
-        recorder: "Recorder",
-        generation: int,
-    ) -> Iterator[Event]:
-        while True:
-            try:
-                item = events.get(timeout=0.5)
-            except queue.Empty:
-                if worker.is_alive():
-                    continue
-                item = RunError("the generation's thread ended without a word")
-            except KeyboardInterrupt:
-                interrupted.set()
-                continue
-            if item is None:
-                self._write_lab_record(generation)
-                recorder.reconcile()
-                return
-            if isinstance(item, Event):
-                recorder.observe(item)
-                yield item
-                continue
-            if isinstance(item, EvolutionStopped):
-                recorder.interrupted("stopped", generation)
-                yield self._append(Stopped(reason=str(item)))
-                return
+    def _take(self, item: "Event | BaseException | None", recorder: "Recorder", generation: int) -> list[Event]:
+        """Bring one piece of news into MLflow and the journal; the events to show for it."""
+        if isinstance(item, Event):
+            recorder.observe(item)
+            shown = [item]
+        elif item is None:
+            self._write_lab_record(generation)
+            recorder.reconcile()
+            shown = []
+        elif isinstance(item, EvolutionStopped):
+            shown = [self._append(Stopped(reason=str(item)))]
+            recorder.interrupted("stopped", generation)
+        else:
             text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
-            trace = "".join(traceback.format_exception(item))
+            shown = []
             with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
-                recorder.interrupted("failed", generation, trace)
-                yield self._append(GenerationFailed(generation=generation, error=text))
-            raise item
+                shown.append(self._append(GenerationFailed(generation=generation, error=text)))
+            recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
+        while recorder.problems:
+            warning = Warned(message=recorder.problems.pop(0))
+            with contextlib.suppress(AgentlabError):
+                shown.insert(0, self._append(warning))
+        return shown
 
     def _write_lab_record(self, generation: int) -> None:
         """Lineage and errors as files in the generation's folder, from where they become artifacts."""
@@ -240,15 +246,17 @@ class Lab:
                 if isinstance(last, Stopped):
                     return
             if self.is_finished():
-                finished = EvolutionFinished(champion=self.run.champion(), seconds=time.monotonic() - started)
-                recorder = self.recorder()
-                recorder.observe(finished)
-                recorder.reconcile()
-                recorder.close()
-                yield self._append(finished)
+                yield self._append(EvolutionFinished(champion=self.run.champion(), seconds=time.monotonic() - started))
         finally:
             self.run.stop_file.unlink(missing_ok=True)
             launcher.release()
+            self.reconcile()
+
+    def reconcile(self) -> None:
+        """Bring MLflow to what the run's folder says: states, metrics, artifacts; repeating it doubles nothing."""
+        recorder = self.recorder()
+        recorder.reconcile()
+        recorder.close()
 
     def _is_finished(self, generation: int) -> bool:
         result = self.run.result(generation)
@@ -262,6 +270,18 @@ class Lab:
     def is_finished(self) -> bool:
         """Whether every planned generation is done and the sealed comparison made."""
         return all(self._is_finished(k) for k in range(self.run.settings.population.generations))
+
+    def baseline(self, emit: Callable[[Event], None] = lambda event: None) -> "BaselineResult":
+        """One plain SFT of equal cost against the champion, on the sealed items; minutes the first time, then kept."""
+        from agentlab.evolution.baseline import equal_cost_sft
+        from agentlab.evolution.bench import open_bench
+
+        self._acquire(f"the baseline of {self.run.id}")
+        try:
+            with open_bench(self.run, self.suite, emit, lambda: False) as bench:
+                return equal_cost_sft(bench)
+        finally:
+            self.release()
 
     # -- watching and stopping ------------------------------------------------------------------------------------
 

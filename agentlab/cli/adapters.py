@@ -122,9 +122,7 @@ def prune(experiment: Path, keep: int) -> None:
         candidate = lab.run.candidate(adapter)
         if candidate is not None:
             lab.run.save_candidate(candidate.model_copy(update={"state": "culled"}))
-    recorder = lab.recorder()
-    recorder.reconcile()  # the copies in MLflow go too
-    recorder.close()
+    lab.reconcile()  # the copies in MLflow go too
     click.echo(f"culled: {', '.join(culled) or 'none'}")
 
 

@@ -173,6 +173,37 @@ def report(experiment: Path, overrides: tuple[str, ...], out: Path | None, show:
 
 @main.command()
 @experiment
+@overrides
+def baseline(experiment: Path, overrides: tuple[str, ...]) -> None:
+    """Train one plain SFT with as many steps as the whole population had, and compare it with the champion.
+
+    Takes as long as training the population did; its answers to the sealed items are kept.
+    """
+    from agentlab.events import TrainingStep
+    from agentlab.report.describe import describe
+
+    def show(event: object) -> None:
+        if isinstance(event, TrainingStep):
+            if event.step % 10 == 0 or event.step == event.steps:
+                click.echo(f"step {event.step} of {event.steps}, loss {event.loss:.3f}")
+        elif text := describe(event):  # type: ignore[arg-type]
+            click.echo(text)
+
+    result = _existing(experiment, overrides).baseline(show)
+    score = result.score
+    click.echo(
+        f"one SFT of {result.steps} steps ({result.train_tokens:,} tokens; the population trained "
+        f"{result.population_train_tokens:,}): {score.accuracy:.1%} "
+        f"({score.accuracy_ci_low:.1%}–{score.accuracy_ci_high:.1%}) of {len(score.item_scores)} sealed items"
+    )
+    click.echo(
+        f"champion {result.champion}: {result.champion_accuracy:.1%}, {100 * result.gain:+.1f} points "
+        f"({100 * result.gain_ci_low:+.1f} to {100 * result.gain_ci_high:+.1f})"
+    )
+
+
+@main.command()
+@experiment
 @click.option("--port", default=5000, show_default=True, help="Port on this machine.")
 def ui(experiment: Path, port: int) -> None:
     """Open MLflow's web interface on the experiment's store (this machine only)."""
@@ -181,6 +212,9 @@ def ui(experiment: Path, port: int) -> None:
 
     root = project_root(experiment)
     check(root)
+    lab = _existing(experiment, ())
+    if not lab.is_running():
+        lab.reconcile()  # what a kill left as running
     click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.exit(subprocess.run(ui_command(root, port)).returncode)
 

@@ -11,7 +11,7 @@ from agentlab.evolution.selection import Ranked, tournament
 from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
-FOUNDER_RATES = (1.0, 2.0, 4.0, 3.0, 0.5, 6.0, 1.5, 0.25)
+FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
 
 
 @dataclasses.dataclass
@@ -81,7 +81,8 @@ def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranke
     parents = [first, tournament(rng, others, settings.population.tournament)] if crossed else [first]
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
-        learning_rate=fitter.learning_rate,
+        # a merge of trained parents begins at a low loss, which a founder's rate would throw away
+        learning_rate=fitter.learning_rate * (1.0 if fitter.parents else settings.training.child_rate),
         steps=fitter.steps,
         rank=fitter.rank,
         dropout=fitter.dropout,

@@ -67,12 +67,12 @@ def fitness(accuracy: float, latency_s: float, vram_mib: float, settings: Settin
 
 
 def answer_limit(engine: Engine, suite: Suite, settings: Settings) -> int:
-    """Most tokens an answer may have: the setting, or 1.5 × the longest training answer + 8."""
+    """Most tokens an answer may have: the setting, or 1.25 × the longest training answer + 4."""
     if settings.evaluation.max_new_tokens is not None:
         return settings.evaluation.max_new_tokens
     targets = (suite.target(item) for item in suite.split("train"))
     longest = max(engine.count_tokens([{"role": "user", "content": target}]) for target in targets)
-    return int(1.5 * (longest - engine.count_tokens([{"role": "user", "content": ""}]))) + 8
+    return int(1.25 * (longest - engine.count_tokens([{"role": "user", "content": ""}]))) + 4
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from agentlab.evolution.bench import Bench
 from agentlab.evolution.fitness import evaluate
 from agentlab.evolution.run import Run
 from agentlab.evolution.stats import paired_gain
-from agentlab.records import BASE, SealedResult
+from agentlab.records import BASE, Score, SealedResult
 from agentlab.tasks import Item, Suite
 
 
@@ -18,6 +18,36 @@ def openings(run: Run) -> list[list[str]]:
     """The frozen list of model hashes of each opening so far."""
     path = run.folder / "seal-openings.json"
     return list(files.read_json(path)) if path.exists() else []
+
+
+def open_for(bench: Bench, models: dict[str, str]) -> int:
+    """Write down that these models (name → sha256) are about to answer the sealed split; how often it was opened.
+
+    The same list, interrupted before, is the same opening.
+    """
+    opened, frozen = openings(bench.run), list(models.values())
+    if frozen not in opened:
+        opened.append(frozen)
+        files.write_json(bench.run.folder / "seal-openings.json", opened)
+    bench.emit(SealOpened(models=list(models), opening=len(opened)))
+    return len(opened)
+
+
+def answer(bench: Bench, model: str) -> Score:
+    """One model's answers to the sealed items; `open_for` comes first, and an adapter must be loaded in the engine."""
+    return evaluate(
+        bench.engine,
+        bench.suite,
+        bench.suite.open_test(),
+        "test",
+        model,
+        bench.run.settings,
+        bench.rates,
+        bench.limit,
+        latency_items=2 * bench.run.settings.evaluation.latency_items,
+        emit=bench.emit,
+        should_stop=bench.should_stop,
+    )
 
 
 def compare(bench: Bench, champion: str) -> SealedResult:
@@ -30,52 +60,31 @@ def compare(bench: Bench, champion: str) -> SealedResult:
     kept = run.sealed()
     if kept is not None and kept.champion_sha256 == champion_sha256:
         return kept
-    frozen = [base_sha256, champion_sha256]
-    opened = openings(run)
-    if frozen not in opened:
-        opened.append(frozen)
-        files.write_json(run.folder / "seal-openings.json", opened)
-    emit(SealOpened(models=[BASE, champion], opening=len(opened)))
-    items = bench.suite.open_test()
-    base, best = (
-        evaluate(
-            bench.engine,
-            bench.suite,
-            items,
-            "test",
-            model,
-            run.settings,
-            bench.rates,
-            bench.limit,
-            latency_items=2 * run.settings.evaluation.latency_items,
-            emit=emit,
-            should_stop=bench.should_stop,
-        )
-        for model in (BASE, champion)
-    )
+    opened = open_for(bench, {BASE: base_sha256, champion: champion_sha256})
+    base, best = answer(bench, BASE), answer(bench, champion)
     gain, low, high = paired_gain(best.item_scores, base.item_scores)
     result = SealedResult(
         champion=champion,
         champion_sha256=champion_sha256,
-        items=len(items),
+        items=len(base.item_scores),
         base=base,
         champion_score=best,
         gain=gain,
         gain_ci_low=low,
         gain_ci_high=high,
-        openings=len(opened),
+        openings=opened,
     )
     run.save_sealed(result)
     emit(
         SealedComparison(
             champion=champion,
-            items=len(items),
+            items=len(base.item_scores),
             base_accuracy=base.accuracy,
             champion_accuracy=best.accuracy,
             gain=gain,
             gain_ci_low=low,
             gain_ci_high=high,
-            openings=len(opened),
+            openings=opened,
         )
     )
     return result

@@ -18,8 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorLis
 from agentlab import adapters
 from agentlab.errors import AdapterError, ModelError
 from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
-from agentlab.inference.decoding import SeededSampling, Watcher, cut_at_stop
+from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix, cut_at_stop
 from agentlab.models import ModelFiles
+
+# A prompt's beginning is computed once per batch when at least so many rows share at least so many tokens.
+_SHARE_ROWS = 4
+_SHARE_TOKENS = 16
 
 
 class TransformersEngine(Engine):
@@ -248,8 +252,12 @@ class TransformersEngine(Engine):
     ) -> list[Completion]:
         longest = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self.device)  # (B, T), left-padded
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        shared = common_prefix(prompts) if len(prompts) >= _SHARE_ROWS else 0
+        shared = shared if shared >= _SHARE_TOKENS else 0
+        # (B, T): what all prompts begin with, padding, the rest of each prompt
+        rows = [(p[:shared], longest - len(p), p[shared:]) for p in prompts]
+        ids = torch.tensor([head + [pad] * gap + tail for head, gap, tail in rows], device=self.device)
+        mask = torch.tensor([[1] * shared + [0] * gap + [1] * len(tail) for _, gap, tail in rows], device=self.device)
         limits = [request.max_new_tokens for request in requests]
         watcher = Watcher(self.tokenizer, [r.stop for r in requests], limits, longest, should_stop)
         processors = LogitsProcessorList()
@@ -258,7 +266,12 @@ class TransformersEngine(Engine):
         wants_logprobs = any(request.logprobs for request in requests)
         started = time.monotonic()
         with torch.inference_mode():
+            cache = None
+            if shared:  # read once, then copied for every row
+                cache = self.model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+                cache.batch_repeat_interleave(len(prompts))
             output = self.model.generate(
+                past_key_values=cache,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(limits),

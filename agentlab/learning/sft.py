@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from agentlab.adapters import Lora
 from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.dataset import Example
+from agentlab.learning.trainer import CompactSFTTrainer
 from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, is_out_of_memory, remedy
 from agentlab.records import Genome, Training
 
@@ -86,6 +87,7 @@ def _attempt(
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> tuple[Lora, list[float]]:
+    disable_progress_bars()
     set_seed(genome.seed)
     engine.unload_adapter(_SLOT)
     try:
@@ -95,8 +97,9 @@ def _attempt(
             engine.add_adapter(_SLOT, start, trainable=True)
         with _undisturbed(engine), tempfile.TemporaryDirectory() as scratch:
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
-            callback = _Watch(genome.candidate, steps, emit, should_stop)
-            trainer = SFTTrainer(
+            tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
+            callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
+            trainer = CompactSFTTrainer(
                 model=engine.model,
                 args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps),
                 train_dataset=Dataset.from_list([vars(example) for example in examples]),
@@ -187,7 +190,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     """Turns the trainer's log into events, checks the loss, and polls the stop request at every step."""
 
     def __init__(
-        self, candidate: str, steps: int, emit: Callable[[Event], None], should_stop: Callable[[], bool]
+        self,
+        candidate: str,
+        steps: int,
+        tokens_per_step: float,
+        emit: Callable[[Event], None],
+        should_stop: Callable[[], bool],
     ) -> None:
         self.candidate = candidate
         self.steps = steps
@@ -195,7 +203,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.should_stop = should_stop
         self.losses: list[float] = []
         self.started = time.monotonic()
-        self.tokens = 0
+        self.tokens_per_step = tokens_per_step
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         self._poll()
@@ -219,7 +227,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 step=len(self.losses),
                 steps=self.steps,
                 loss=self.losses[-1],
-                tokens=int(logs.get("num_tokens", 0)),
+                tokens=round(self.tokens_per_step * len(self.losses)),
                 seconds=now - self.started,
             )
         )

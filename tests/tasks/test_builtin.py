@@ -87,7 +87,9 @@ def test_no_training_prompt_fits_a_template_of_test(name):
 def test_every_target_is_right_and_the_answer_of_another_item_is_not(suite):
     items = suite.split("train") + suite.open_test()
     assert all(suite.check(item, suite.target(item)) == 1.0 for item in items)
-    wrong = [suite.check(item, suite.target(other)) for item, other in itertools.pairwise(items)]
+    pairs = [(item, other) for item, other in itertools.pairwise(items) if suite.target(item) != suite.target(other)]
+    wrong = [suite.check(item, suite.target(other)) for item, other in pairs]
+    assert len(wrong) > len(items) / 2
     assert sum(wrong) / len(wrong) < 0.05
 
 
@@ -118,21 +120,16 @@ def test_toolcalls_covers_choice_types_and_no_tool(tmp_path):
     assert kinds == {"string", "integer", "number", "boolean", "enum"}
     for split, items in (("train", suite.split("train")), ("test", suite.open_test())):
         counts = Counter(item.group for item in items)
-        assert counts.pop("none") == len(items) // 8, split
+        assert counts.pop("none") == len(items) // (3 if split == "train" else 8)
         assert set(counts) == set(TOOLS)
         assert max(counts.values()) - min(counts.values()) <= 1
         for item in items:
-            assert 3 <= len(item.tools) <= 4
+            assert [tool["name"] for tool in item.tools] == list(TOOLS)
             if item.answer:
                 (call,) = parse_calls(suite.target(item))
                 assert validate(call, TOOLS[item.answer["name"]]) == []
                 for value in call.arguments.values():
                     assert isinstance(value, bool) or str(value) in item.messages[0]["content"]
-        # The expected tool stands at every place, so its place tells nothing.
-        places = Counter(
-            [tool["name"] for tool in item.tools].index(item.group) for item in items if item.group != "none"
-        )
-        assert min(places[0], places[1], places[2]) > len(items) / 8
 
 
 def test_toolcalls_shows_requests_whose_tool_is_missing(tmp_path):

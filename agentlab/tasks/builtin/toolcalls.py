@@ -6,6 +6,7 @@ no conversion of units.
 """
 
 import random
+from functools import partial
 from typing import Any
 
 from agentlab.tasks.builtin.making import Made, distinct
@@ -44,15 +45,19 @@ FIXED = {"order": ["shuffle", "album"], "on": ["on", "off"]}
 
 
 def make(split: str, count: int) -> list[Made]:
-    """The items of one split: every tool equally often, one item in eight that no tool can do."""
-    return distinct(split, count, "toolcalls", _one)
+    """The items of one split: every tool equally often; no tool can do one item in eight, in train one in three.
+
+    A few dozen training items have to teach restraint as well as calling.
+    """
+    every = 3 if split == "train" else 8
+    return distinct(split, count, "toolcalls", partial(_one, every))
 
 
-def _one(rng: random.Random, pool: str, number: int) -> Made:
+def _one(every: int, rng: random.Random, pool: str, number: int) -> Made:
     names = sorted(TOOLS)
-    if number % 8 != 7:
-        return _call(rng, pool, names[(number - number // 8) % len(names)])
-    if number % 16 == 7:  # something to talk about
+    if number % every != every - 1:
+        return _call(rng, pool, names[(number - number // every) % len(names)])
+    if number // every % 2:  # something to talk about
         template = rng.choice(OTHER[pool])
         words = {"topic": rng.choice(ENTITIES["topic"][pool])}
     else:  # something to do, but with a tool that is not there

@@ -22,9 +22,9 @@ ENTITIES = {
     ),
     "convert.amount": decimals(2, 99),
     "convert.to": pools(
-        "euros, dollars, yen, pesos, rupees, pounds, kroner, francs, lira, rand, dirhams, won, zloty, reais, baht",
-        "forints, dinars, ringgit, rubles",
-        "kronor, yuan, korunas, riyals, naira, leva",
+        "EUR, USD, JPY, MXN, INR, GBP, NOK, CHF, TRY, ZAR, AED, KRW, PLN, BRL, THB, ILS, EGP, CLP, COP, PEN",
+        "HUF, RSD, MYR, VND, DKK, KES",
+        "SEK, CNY, CZK, SAR, NGN, BGN, AUD, CAD",
     ),
     "event.title": pools(
         """dentist, team lunch, haircut, budget review, book club, piano lesson, job interview, vet visit, tax
@@ -140,7 +140,7 @@ TEMPLATES = {
             "How much is {amount} in {to}?",
             "Change {amount} into {to}.",
             "What is {amount} worth in {to}?",
-            "I have {amount}, how many {to} is that?",
+            "I have {amount}, what is that in {to}?",
             "Exchange {amount} for {to}.",
             "Turn {amount} into {to} for me.",
             "Give me {amount} in {to}.",
@@ -150,11 +150,11 @@ TEMPLATES = {
         "dev": [
             "Calculate {amount} in {to}.",
             "Swap {amount} of my money to {to}.",
-            "How many {to} do I get for {amount}?",
+            "How much {to} do I get for {amount}?",
             "Express {amount} in {to}.",
         ],
         "test": [
-            "If I change {amount}, how many {to} will I receive?",
+            "If I change {amount}, how much {to} will I receive?",
             "Could you work out what {amount} makes in {to}?",
             "I would like to see {amount} as {to}.",
             "Tell me how much {amount} would be in {to}.",

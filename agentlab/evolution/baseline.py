@@ -1,0 +1,111 @@
+"""The honest rival: one plain SFT that may train as many steps as the whole population did."""
+
+from pydantic import BaseModel
+
+from agentlab import adapters, files
+from agentlab.errors import RunError
+from agentlab.evolution import seal
+from agentlab.evolution.bench import Bench
+from agentlab.evolution.breeding import training_seed
+from agentlab.evolution.stats import paired_gain
+from agentlab.learning import encode, sample
+from agentlab.learning.sft import train
+from agentlab.records import Genome, Score, Training
+
+NAME = "plain-sft"
+
+
+class BaselineResult(BaseModel):
+    """One SFT of equal cost beside the champion, on the sealed items; the gain is the champion's over the SFT."""
+
+    steps: int
+    learning_rate: float
+    train_tokens: int
+    population_train_tokens: int
+    score: Score
+    champion: str
+    champion_accuracy: float
+    gain: float
+    gain_ci_low: float
+    gain_ci_high: float
+
+
+def equal_cost_sft(bench: Bench) -> BaselineResult:
+    """Train and score it, or give the kept result. Cost is counted in optimiser steps of the same batch size.
+
+    The settings' own learning rate, LoRA and sampling; as many steps as all candidates of the run together, also those
+    that were culled. Raises RunError before the run's own sealed comparison was made.
+    """
+    run, settings = bench.run, bench.run.settings
+    path = run.folder / "baseline.json"
+    if path.exists():
+        return BaselineResult.model_validate(files.read_json(path))
+    sealed = run.sealed()
+    if sealed is None:
+        raise RunError(f"{run.id} has no sealed comparison yet; finish it first: nothing to compare with")
+    trained = [c for c in run.candidates() if c.training is not None]
+    steps = sum(c.genome.steps for c in trained)
+    genome = _genome(bench, steps)
+    items = sample(bench.suite.split("train"), steps * genome.batch_size, {}, genome.seed)
+    examples = [encode(bench.engine, bench.suite, item) for item in items]
+    lora, training = train(
+        bench.engine,
+        genome,
+        None,
+        examples,
+        warmup_steps=settings.training.warmup_steps,
+        max_length=settings.training.max_length,
+        max_remedies=settings.training.max_remedies,
+        emit=bench.emit,
+        should_stop=bench.should_stop,
+    )
+    score = _sealed_score(bench, lora)
+    gain, low, high = paired_gain(sealed.champion_score.item_scores, score.item_scores)
+    result = BaselineResult(
+        steps=steps,
+        learning_rate=genome.learning_rate,
+        train_tokens=training.train_tokens,
+        population_train_tokens=sum(t.train_tokens for c in trained if isinstance(t := c.training, Training)),
+        score=score,
+        champion=sealed.champion,
+        champion_accuracy=sealed.champion_score.accuracy,
+        gain=gain,
+        gain_ci_low=low,
+        gain_ci_high=high,
+    )
+    files.write_json(path, result.model_dump(mode="json"))
+    return result
+
+
+def _sealed_score(bench: Bench, lora: adapters.Lora) -> Score:
+    folder = bench.run.folder / NAME
+    adapters.save(lora, folder)
+    seal.open_for(bench, {NAME: files.sha256_file(folder / "adapter_model.safetensors")})
+    bench.engine.load_adapter(NAME, folder)
+    try:
+        return seal.answer(bench, NAME)
+    finally:
+        bench.engine.unload_adapter(NAME)
+
+
+def _genome(bench: Bench, steps: int) -> Genome:
+    settings = bench.run.settings
+    return Genome(
+        candidate=NAME,
+        generation=0,
+        operator="founder",
+        parents=[],
+        merge_weights=[],
+        merge_method=settings.crossover.method,
+        rank=settings.lora.rank,
+        alpha=settings.lora.alpha,
+        dropout=settings.lora.dropout,
+        target_modules=list(settings.lora.target_modules),
+        learning_rate=settings.training.learning_rate,
+        steps=steps,
+        batch_size=settings.training.batch_size,
+        data_mix={},
+        weight_noise=0.0,
+        mutated=[],
+        seed=training_seed(settings, 0, 0),
+    )

@@ -1,0 +1,155 @@
+"""What every engine must do; subclass `EngineConformance` and give it an `engine` fixture and two adapter folders.
+
+The engine is loaded once per class. `adapters` maps two ids to PEFT folders that change the base model's answers.
+"""
+
+import threading
+
+import pytest
+
+from agentlab.errors import AdapterError
+from agentlab.inference import EngineError, Request
+
+CHAT = [{"role": "user", "content": "Say something about rivers."}]
+OTHER = [{"role": "user", "content": "Count from one to ten, please, in words, and then stop."}]
+
+
+class EngineConformance:
+    @pytest.fixture(autouse=True)
+    def _clean(self, engine):
+        yield
+        for adapter in list(engine.adapters()):
+            engine.unload_adapter(adapter)
+
+    def test_answers_keep_the_requests_order_whatever_the_batches(self, engine):
+        requests = [Request(chat, max_new_tokens=n) for n in (3, 5, 8) for chat in (CHAT, OTHER)]
+        together = engine.generate(requests, batch_size=6)
+        for size in (1, 4):
+            for one, other in zip(engine.generate(requests, batch_size=size), together, strict=True):
+                assert one.token_ids == other.token_ids
+        assert [c.completion_tokens <= r.max_new_tokens for c, r in zip(together, requests, strict=True)] == [True] * 6
+
+    def test_limit_is_exact_and_named(self, engine):
+        (completion,) = engine.generate([Request(OTHER, max_new_tokens=4)])
+        assert completion.completion_tokens <= 4
+        assert completion.finish_reason == ("length" if completion.completion_tokens == 4 else "stop")
+        assert completion.latency_s > 0
+        assert completion.prompt_tokens == engine.count_tokens(OTHER)
+
+    def test_no_requests_no_answers(self, engine):
+        assert engine.generate([]) == []
+
+    def test_greedy_is_repeatable(self, engine):
+        first, second = (engine.generate([Request(CHAT, max_new_tokens=12)])[0] for _ in range(2))
+        assert first.token_ids == second.token_ids
+
+    def test_sampling_depends_on_the_seed_alone(self, engine):
+        def sampled(seed, neighbours):
+            requests = [Request(CHAT, max_new_tokens=12, temperature=1.5, seed=seed)]
+            requests += [Request(OTHER, max_new_tokens=12, temperature=1.0, seed=99 + i) for i in range(neighbours)]
+            return engine.generate(requests)[0].token_ids
+
+        assert sampled(1, 0) == sampled(1, 3)
+        assert len({tuple(sampled(seed, 0)) for seed in range(6)}) > 1
+
+    def test_stop_string_ends_the_answer_before_it(self, engine):
+        (whole,) = engine.generate([Request(CHAT, max_new_tokens=16)])
+        stop = whole.text[5:7]
+        (cut,) = engine.generate([Request(CHAT, max_new_tokens=16, stop=(stop,))])
+        assert cut.text == whole.text[: whole.text.index(stop)]
+        assert cut.finish_reason == "stop"
+        assert cut.completion_tokens <= whole.completion_tokens
+
+    def test_logprobs_one_per_token_and_negative(self, engine):
+        (completion,) = engine.generate([Request(CHAT, max_new_tokens=6, logprobs=True)])
+        assert completion.logprobs is not None
+        assert len(completion.logprobs) == completion.completion_tokens
+        assert all(value <= 1e-4 for value in completion.logprobs)
+        (without,) = engine.generate([Request(CHAT, max_new_tokens=6)])
+        assert without.logprobs is None
+        assert without.token_ids == completion.token_ids
+
+    def test_stream_is_the_completion_in_pieces(self, engine):
+        request = Request(CHAT, max_new_tokens=12)
+        chunks = list(engine.stream(request))
+        (whole,) = engine.generate([request])
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert chunks[-1].completion is not None
+        assert chunks[-1].completion.token_ids == whole.token_ids
+        assert all(chunk.completion is None for chunk in chunks[:-1])
+
+    def test_stream_with_stop_string_never_shows_it(self, engine):
+        (whole,) = engine.generate([Request(CHAT, max_new_tokens=16)])
+        stop = whole.text[6:9]
+        text = "".join(chunk.text for chunk in engine.stream(Request(CHAT, max_new_tokens=16, stop=(stop,))))
+        assert text == whole.text[: whole.text.index(stop)]
+
+    def test_abandoned_stream_leaves_the_engine_usable(self, engine):
+        stream = engine.stream(Request(CHAT, max_new_tokens=64))
+        next(stream)
+        stream.close()
+        assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].prompt_tokens > 0
+
+    def test_cancelling_ends_running_requests_and_leaves_out_the_rest(self, engine):
+        asked = threading.Event()
+        requests = [Request(CHAT, max_new_tokens=40)] * 4
+        seen = 0
+
+        def should_stop():
+            nonlocal seen
+            seen += 1
+            if seen > 3:
+                asked.set()
+            return asked.is_set()
+
+        done = list(engine.answers(requests, batch_size=2, should_stop=should_stop))
+        assert len(done) <= 2
+        assert all(c.finish_reason in ("cancelled", "stop") and c.completion_tokens < 40 for _, c in done)
+
+    def test_adapters_per_request(self, engine, adapters):
+        base = engine.generate([Request(CHAT, max_new_tokens=10)])[0].token_ids
+        alone = {}
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+            alone[adapter] = engine.generate([Request(CHAT, adapter=adapter, max_new_tokens=10)])[0].token_ids
+        first, second = adapters
+        assert sorted(engine.adapters()) == sorted(adapters)
+        mixed = engine.generate(
+            [Request(CHAT, adapter=name, max_new_tokens=10) for name in (first, None, second, first)]
+        )
+        assert [c.token_ids for c in mixed] == [alone[first], base, alone[second], alone[first]]
+        assert len({tuple(base), tuple(alone[first]), tuple(alone[second])}) == 3
+
+    def test_unloading_gives_the_base_back(self, engine, adapters):
+        base = engine.generate([Request(CHAT, max_new_tokens=10)])[0].token_ids
+        first, second = adapters
+        engine.load_adapter(first, adapters[first])
+        engine.load_adapter(second, adapters[second])
+        engine.unload_adapter(first)
+        assert engine.adapters() == [second]
+        engine.unload_adapter(second)
+        engine.unload_adapter(second)
+        assert engine.adapters() == []
+        assert engine.generate([Request(CHAT, max_new_tokens=10)])[0].token_ids == base
+
+    def test_loading_an_id_again_replaces_it(self, engine, adapters):
+        first, second = adapters
+        engine.load_adapter(first, adapters[second])
+        wrong = engine.generate([Request(CHAT, adapter=first, max_new_tokens=10)])[0].token_ids
+        engine.load_adapter(first, adapters[first])
+        right = engine.generate([Request(CHAT, adapter=first, max_new_tokens=10)])[0].token_ids
+        assert wrong != right
+
+    def test_unknown_adapter_is_refused_by_name(self, engine):
+        with pytest.raises(AdapterError, match="g999-c99"):
+            engine.generate([Request(CHAT, adapter="g999-c99", max_new_tokens=2)])
+
+    def test_missing_adapter_folder_is_refused(self, engine, tmp_path):
+        with pytest.raises(AdapterError):
+            engine.load_adapter("g000-c00", tmp_path / "nowhere")
+        assert engine.adapters() == []
+
+    def test_prompt_beyond_the_context_is_refused(self, engine):
+        long = [{"role": "user", "content": "word " * (engine.context_length() + 1)}]
+        with pytest.raises(EngineError, match="context"):
+            engine.generate([Request(long, max_new_tokens=4)])

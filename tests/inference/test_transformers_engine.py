@@ -1,0 +1,99 @@
+"""The transformers engine against the conformance suite, on the tiny model and on the real one."""
+
+import pytest
+import torch
+from conformance import CHAT, EngineConformance
+
+from agentlab import adapters as adapter_room
+from agentlab import models
+from agentlab.errors import AdapterError
+from agentlab.inference import Request
+from agentlab.inference.transformers_engine import TransformersEngine
+
+
+def random_lora(engine, seed, rank=4, scale=0.3):
+    """An adapter on q and v that visibly changes the model."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for name, module in engine.base.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            a = torch.randn(rank, module.in_features, generator=generator) * scale
+            b = torch.randn(module.out_features, rank, generator=generator) * scale
+            modules[name] = (a, b)
+    return adapter_room.Lora(modules, rank, 2.0 * rank, 0.0, ["q_proj", "v_proj"], "")
+
+
+def two_adapters(engine, folder, scale):
+    found = {}
+    for index in range(2):
+        adapter = f"g000-c{index:02d}"
+        adapter_room.save(random_lora(engine, index, scale=scale), folder / adapter)
+        found[adapter] = folder / adapter
+    return found
+
+
+class TestOnTinyModel(EngineConformance):
+    @pytest.fixture(scope="class")
+    def engine(self, tiny_model):
+        with TransformersEngine(models.resolve(str(tiny_model))) as engine:
+            yield engine
+
+    @pytest.fixture(scope="class")
+    def adapters(self, engine, tmp_path_factory):
+        return two_adapters(engine, tmp_path_factory.mktemp("adapters"), scale=0.3)
+
+    def test_foreign_adapter_is_refused_and_leaves_nothing(self, engine, tmp_path):
+        lora = random_lora(engine, 1)
+        name, (a, b) = next(iter(lora.modules.items()))
+        lora.modules[name] = (torch.cat([a, a], dim=1), b)
+        adapter_room.save(lora, tmp_path / "wide")
+        with pytest.raises(AdapterError, match="does not fit"):
+            engine.load_adapter("g000-c00", tmp_path / "wide")
+        assert engine.adapters() == []
+
+    def test_weights_survive_the_round_trip_through_the_engine(self, engine):
+        lora = random_lora(engine, 5)
+        engine.add_adapter("g000-c00", lora)
+        back = engine.read_adapter("g000-c00")
+        for name, (a, b) in lora.modules.items():
+            assert torch.equal(back.modules[name][0], a)
+            assert torch.equal(back.modules[name][1], b)
+
+    def test_out_of_memory_halves_the_batch(self, engine, monkeypatch):
+        real, sizes = TransformersEngine._batch, []
+
+        def scarce(self, requests, *rest):
+            sizes.append(len(requests))
+            if len(requests) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(self, requests, *rest)
+
+        monkeypatch.setattr(TransformersEngine, "_batch", scarce)
+        answers = engine.generate([Request(CHAT, max_new_tokens=2)] * 5, batch_size=5)
+        assert len(answers) == 5
+        assert max(sizes[1:]) <= 2
+
+
+@pytest.mark.model
+class TestOnSmolLM2(EngineConformance):
+    @pytest.fixture(scope="class")
+    def engine(self, embedded):
+        with TransformersEngine(embedded) as engine:
+            yield engine
+
+    @pytest.fixture(scope="class")
+    def adapters(self, engine, tmp_path_factory):
+        return two_adapters(engine, tmp_path_factory.mktemp("adapters"), scale=0.05)
+
+    def test_it_knows_the_capital_of_france(self, engine):
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        assert "Paris" in engine.generate([Request(question, max_new_tokens=12)])[0].text
+
+    def test_logprobs_are_those_of_the_forward_pass(self, engine):
+        (completion,) = engine.generate([Request(CHAT, max_new_tokens=5, logprobs=True)])
+        prompt = engine.encode(engine.render(CHAT))
+        with torch.inference_mode():
+            logits = engine.model(torch.tensor([prompt + completion.token_ids])).logits[0].float()
+        expected = torch.log_softmax(logits, -1)
+        for index, (token, value) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
+            assert value == pytest.approx(float(expected[len(prompt) - 1 + index, token]), abs=2e-3)

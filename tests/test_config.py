@@ -1,0 +1,99 @@
+"""Settings: what is accepted, and the sentence with which everything else is refused."""
+
+import pytest
+
+from agentlab import config
+from agentlab.errors import ConfigError
+
+
+def write(folder, text, name="x.yaml"):
+    path = folder / "experiments" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_one_line_is_a_whole_experiment(tmp_path):
+    settings = config.load(write(tmp_path, "name: x\n"))
+    assert settings.suite == "toolcalls"
+    assert settings.lora.rank == 16
+    assert settings.population.size == 4
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    settings = config.load(write(tmp_path, "name: x\ntraining: {learning_rate: 5e-4}\nlora: {alpha: 32}\n"))
+    assert settings.training.learning_rate == 5e-4
+    assert settings.lora.alpha == 32.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\ntrainin: {}\n", ["trainin", "did you mean training?"]),
+        ("name: x\ntraining: {stepz: 3}\n", ["training.stepz", "did you mean steps?", "batch_size"]),
+        ("name: x\nseed: many\n", ["seed", "'many'", "integer"]),
+        ("name: x\nseed: true\n", ["seed", "True"]),
+        ("name: x\ntraining: {steps: 2.5}\n", ["training.steps", "2.5"]),
+        ("name: x\ntraining: {learning_rate: true}\n", ["training.learning_rate"]),
+        ("name: x\ntraining: {learning_rate: .nan}\n", ["training.learning_rate"]),
+        ("name: x\ntraining: {learning_rate: -1}\n", ["training.learning_rate", "greater than 0"]),
+        ("name: x\nlora: {dropout: 1}\n", ["lora.dropout", "less than 1"]),
+        ("name: x\nlora: {target_modules: []}\n", ["lora.target_modules"]),
+        ("name: x\npopulation: {size: 2, elites: 2}\n", ["elites: 2", "0 to size - 1 = 1"]),
+        ("name: x\npopulation: {pool: 11}\n", ["population.pool", "11", "10"]),
+        ("name: x\nmodel: {engine: llama}\n", ["model.engine", "'llama'", "transformers"]),
+        ("name: ../evil\n", ["name", "'../evil'"]),
+        ("seed: 3\n", ["name is missing"]),
+        ("name: x\nname: y\n", ["name", "twice", "line 2"]),
+        ("name: [x\n", ["not valid YAML"]),
+        ("", ["holds no settings"]),
+        ("- a\n", ["holds no settings"]),
+        ("name: x\ntraining: 5\n", ["training"]),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(tmp_path, text, words):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_file_names_those_that_exist(tmp_path):
+    write(tmp_path, "name: x\n")
+    with pytest.raises(ConfigError, match=r"no experiment at .*y\.yaml; there are: .*x\.yaml"):
+        config.load(tmp_path / "experiments" / "y.yaml")
+
+
+def test_overrides_win_and_are_checked(tmp_path):
+    path = write(tmp_path, "name: x\ntraining: {steps: 3}\n")
+    settings = config.load(path, ["training.steps=12", "population.size=2", "lora.target_modules=[q_proj]"])
+    assert (settings.training.steps, settings.population.size, settings.lora.target_modules) == (12, 2, ["q_proj"])
+    for wrong in ("training.steps", "training.steps=x", "training.steps.more=1", "=3", "nothing.here=1"):
+        with pytest.raises(ConfigError):
+            config.load(path, [wrong])
+
+
+def test_every_setting_changes_the_runs_hash(tmp_path):
+    path = write(tmp_path, "name: x\n")
+    first = config.load(path)
+    assert first.run_hash("suite") == config.load(path).run_hash("suite")
+    assert first.run_hash("suite") != first.run_hash("other suite")
+    assert first.run_hash("suite") != config.load(path, ["gate.alpha=0.04"]).run_hash("suite")
+
+
+def test_dumped_settings_are_the_same_run(tmp_path):
+    settings = config.load(write(tmp_path, "name: x\ntraining: {learning_rate: 1e-3}\n"))
+    again = config.load(write(tmp_path, config.dump(settings), "y.yaml"))
+    assert again.run_hash("s") == settings.run_hash("s")
+
+
+def test_root_is_above_experiments_wherever_one_stands(tmp_path, monkeypatch):
+    path = write(tmp_path, "name: x\n")
+    monkeypatch.chdir(path.parent)
+    assert config.project_root(path) == tmp_path.resolve()
+    (tmp_path / "loose.yaml").write_text("name: x\n")
+    assert config.project_root(tmp_path / "loose.yaml") == tmp_path.resolve()

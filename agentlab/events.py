@@ -272,10 +272,11 @@ class Journal:
 
     def replay(self, offset: int = 0) -> Iterator[Event]:
         """All complete events from byte `offset` on."""
-        for event, _ in self._read(offset):
+        for event, _ in self.read(offset):
             yield event
 
-    def _read(self, offset: int) -> Iterator[tuple[Event, int]]:
+    def read(self, offset: int) -> Iterator[tuple[Event, int]]:
+        """(event, the offset behind it) for each complete line from byte `offset` on."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -297,7 +298,7 @@ class Journal:
         position = offset
         while True:
             last_round = not alive()
-            for event, end in self._read(position):
+            for event, end in self.read(position):
                 position = end
                 yield event
             if last_round:

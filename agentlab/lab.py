@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentlab import config, files
+from agentlab import config, files, models
 from agentlab.errors import AgentlabError, EvolutionStopped, LeaseHeldError, RunError
 from agentlab.events import (
     Event,
@@ -217,6 +217,7 @@ class Lab:
         """
         from agentlab.launcher import run_notebook
 
+        models.check(self.run.settings.model.primary, self.run.root)
         launcher = Lease(self.run.launcher_lock, f"evolving {self.run.id}").acquire(wait_s=1.0)
         try:
             if holder(self.run.worker_lock):

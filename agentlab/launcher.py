@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,13 @@ def run_notebook(lab: "Lab", generation: int) -> Iterator[Event]:
     last: Event | None = None
     while True:
         try:
-            for event in lab.run.journal.follow(offset, alive=worker.is_alive):
-                offset = lab.run.journal.size()
+            last_round = not worker.is_alive()
+            for event, offset in lab.run.journal.read(offset):  # noqa: B020 - read on from behind the last event
                 last = event
                 yield event
-            break
+            if last_round:
+                break
+            time.sleep(0.2)
         except KeyboardInterrupt:  # the first one asks the kernel to stop, a second one ends this process too
             if lab.run.stop_file.exists() or not lab.stop():
                 raise
@@ -119,6 +122,8 @@ def _environment(**values: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, AgentlabError):
         return str(error)
+    if hasattr(error, "evalue"):  # papermill's error for a cell that raised
+        return str(error.evalue)
     if type(error).__name__ == "DeadKernelError":
         return "its kernel died (killed, or out of memory)"
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"

@@ -57,6 +57,18 @@ def resolve(name: str, root: Path | None = None) -> ModelFiles:
     )
 
 
+def check(name: str, root: Path | None = None) -> None:
+    """Raise what `resolve` would raise, without converting or hashing anything."""
+    path = Path(name).expanduser()
+    path = path if path.is_absolute() else (root or Path.cwd()) / path
+    if name.lower() == EMBEDDED:
+        _embedded_gguf()
+    elif path.is_dir():
+        _checked(path)
+    elif not (path.suffix == ".gguf" and path.is_file()):
+        resolve(name, root)
+
+
 def prepare() -> ModelFiles:
     """The embedded model, ready to load (10–20 s and 540 MB of disk the first time)."""
     return resolve(EMBEDDED)

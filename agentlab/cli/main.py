@@ -62,7 +62,7 @@ def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | Non
     lab = Lab.open(experiment, overrides)
     if lab.is_finished():
         click.echo(f"{lab.run.id} is finished already; another seed or name starts a new run.")
-    _terminate_like_interrupt()
+    _stop_on_signals(lab)
     stopped = False
     with Display(history=lab.run.journal.replay(), elites=lab.run.settings.population.elites) as display:
         for event in lab.evolve(generations):
@@ -92,13 +92,19 @@ def resume(experiment: Path, overrides: tuple[str, ...], generations: int | None
     _evolve(experiment, overrides, generations)
 
 
-def _terminate_like_interrupt() -> None:
-    """SIGTERM stops as cleanly as Ctrl-C."""
+def _stop_on_signals(lab: "Lab") -> None:
+    """Ctrl-C and SIGTERM ask the run to stop after its current step; a second one ends this process at once."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def ask(number: int, _: object) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.default_int_handler)
+        if lab.stop():
+            click.echo("stopping after the current step; once more ends it at once", err=True)
+        else:
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
 
 
 @main.command()

@@ -111,8 +111,10 @@ def _mutate(
     genes: _Genes, settings: Settings, rng: np.random.Generator, groups: Sequence[str], forced: bool
 ) -> list[str]:
     """Change each gene with the mutation rate, at least one when `forced` (one parent only); the names changed."""
-    names = ["learning_rate", "steps", "dropout", "weight_noise"]
-    if settings.crossover.method == "exact":
+    names = ["learning_rate", "steps", "dropout"]
+    if settings.mutation.weight_noise > 0:
+        names.append("weight_noise")
+    if settings.crossover.method == "exact" and settings.mutation.max_rank > 1:
         names.append("rank")  # PEFT's methods need parents of equal rank
     if len(groups) > 1:
         names.append("data_mix")
@@ -122,20 +124,36 @@ def _mutate(
     if forced and not chosen:
         chosen = [str(rng.choice(names))]
     for name in chosen:
-        if name == "learning_rate":
-            genes.learning_rate = float(np.clip(genes.learning_rate * 2.0 ** rng.uniform(-1, 1), 1e-6, 1e-2))
-        elif name == "steps":
-            genes.steps = max(1, round(genes.steps * rng.uniform(0.5, 1.5)))
-        elif name == "rank":
-            genes.rank = int(np.clip(genes.rank * rng.choice([0.5, 2.0]), 1, settings.mutation.max_rank))
-        elif name == "dropout":
-            genes.dropout = float(np.clip(genes.dropout + rng.uniform(-0.05, 0.05), 0.0, 0.5))
-        elif name == "weight_noise":
-            genes.weight_noise = settings.mutation.weight_noise
-        elif name == "data_mix":
-            group = str(rng.choice(list(groups)))
-            genes.data_mix[group] = round(float(genes.data_mix.get(group, 1.0) * 2.0 ** rng.uniform(-1, 1)), 3)
-        else:
-            weight = float(rng.uniform(0.2, 0.8))
-            genes.merge_weights = [weight, 1.0 - weight]
+        _change(name, genes, settings, rng, groups)
     return chosen
+
+
+def _change(gene: str, genes: _Genes, settings: Settings, rng: np.random.Generator, groups: Sequence[str]) -> None:
+    """Mutate one gene. A step that would leave its bounds goes the other way, so that it did change."""
+    if gene == "learning_rate":
+        genes.learning_rate = _scaled(genes.learning_rate, 2.0 ** rng.uniform(-1, 1), 1e-6, 1e-2)
+    elif gene == "steps":
+        factor = rng.uniform(0.5, 1.5)
+        steps = max(1, round(genes.steps * factor))
+        genes.steps = steps if steps != genes.steps else steps + (1 if factor > 1 or steps == 1 else -1)
+    elif gene == "rank":
+        genes.rank = int(_scaled(genes.rank, rng.choice([0.5, 2.0]), 1, settings.mutation.max_rank))
+    elif gene == "dropout":
+        step = rng.uniform(-0.05, 0.05)
+        inside = 0.0 <= genes.dropout + step <= 0.5
+        genes.dropout = float(np.clip(genes.dropout + (step if inside else -step), 0.0, 0.5))
+    elif gene == "weight_noise":
+        genes.weight_noise = settings.mutation.weight_noise
+    elif gene == "data_mix":
+        group = str(rng.choice(list(groups)))
+        weight = genes.data_mix.get(group, 1.0)
+        genes.data_mix[group] = round(_scaled(genes.data_mix.get(group, 1.0), 2.0 ** rng.uniform(-1, 1), 0.05, 20), 3)
+    else:
+        weight = float(rng.uniform(0.2, 0.8))
+        genes.merge_weights = [weight, 1.0 - weight]
+
+
+def _scaled(value: float, factor: float, low: float, high: float) -> float:
+    """value × factor, or value / factor where that would leave low to high; never outside."""
+    moved = value * factor if low <= value * factor <= high else value / factor
+    return float(np.clip(moved, low, high))

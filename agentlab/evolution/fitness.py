@@ -60,7 +60,10 @@ def _two_digits(value: float) -> float:
 
 
 def fitness(accuracy: float, latency_s: float, vram_mib: float, settings: Settings) -> float:
-    """accuracy - 0.1·max(0, latency/target - 1) - 0.1·max(0, VRAM/budget - 1)."""
+    """accuracy - 0.1·max(0, latency/target - 1) - 0.1·max(0, VRAM/budget - 1).
+
+    Latency and memory are planned figures (rates times tokens, the ledger's bytes), so that selection repeats itself.
+    """
     over_time = max(0.0, latency_s / settings.budget.latency_s - 1.0)
     over_memory = max(0.0, vram_mib / (settings.budget.vram_gib * 1024) - 1.0)
     return accuracy - 0.1 * over_time - 0.1 * over_memory
@@ -115,7 +118,8 @@ def evaluate(
     item_scores = score_split(suite, items, texts)
     accuracy, low, high = mean_interval(item_scores)
     latency = statistics.fmean(rates.latency_s(c.prompt_tokens, c.completion_tokens) for c in completions)
-    vram = meter.vram_peak_mib()
+    longest = max(c.prompt_tokens for c in completions) + limit
+    planned = engine.planned_vram_mib(min(settings.evaluation.batch_size, len(items)), longest)
     score = Score(
         adapter=adapter,
         split=split,
@@ -131,10 +135,10 @@ def evaluate(
         latency_estimated_s=latency,
         latency_p50_s=float(np.percentile(latencies, 50)) if latencies else None,
         latency_p95_s=float(np.percentile(latencies, 95)) if latencies else None,
-        vram_peak_mib=vram,
+        vram_peak_mib=meter.vram_peak_mib(),
         ram_peak_mib=meter.ram_peak_mib(),
         eval_seconds=time.monotonic() - started,
-        fitness=fitness(accuracy, latency, 0.0, settings) if split == "fitness" else None,
+        fitness=fitness(accuracy, latency, planned, settings) if split == "fitness" else None,
     )
     emit(
         Evaluated(

@@ -15,10 +15,13 @@ def decide(settings: Settings, generation: int, challenger: Score, incumbent: Sc
     p_value = paired_p_value(wins, losses)
     passed = p_value <= alpha
     smallest = detectable_gain(items, losses, alpha)
+    least = "no gain could have passed"
+    if paired_p_value(items - losses, losses) <= alpha:
+        least = f"a gain of {100 * smallest:.0f} points was the smallest that could pass"
     sentence = (
         f"{challenger.adapter} {'passes' if passed else 'does not pass'} the gate against {incumbent.adapter}: "
         f"{wins} items won, {losses} lost of {items} (p = {p_value:.2g}, needed ≤ {alpha:.2g}); "
-        f"with that many losses a gain of {100 * smallest:.0f} points was the smallest that could pass"
+        f"with that many losses {least}"
     )
     return Verdict(
         generation=generation,

@@ -105,6 +105,10 @@ class Engine(abc.ABC):
     def context_length(self) -> int:
         """Most tokens of prompt and answer together."""
 
+    def planned_vram_mib(self, rows: int, tokens: int) -> float:
+        """The accelerator memory that a batch of `rows` requests of `tokens` tokens is planned to take; 0 on a CPU."""
+        return 0.0
+
     @abc.abstractmethod
     def close(self) -> None:
         """Free the model; the engine is unusable afterwards. Harmless when repeated."""

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorLis
 
 from agentlab import adapters
 from agentlab.errors import AdapterError, ModelError
+from agentlab.hardware.ledger import serving_mib
 from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix, cut_at_stop
 from agentlab.models import ModelFiles
@@ -133,6 +134,7 @@ class TransformersEngine(Engine):
                     self._peft = get_peft_model(self._base, config, adapter_name=adapter)
                 else:
                     self._peft.add_adapter(adapter, config)
+            self._peft.eval()  # injected layers come in training mode: their dropout would blur every answer
         except ValueError as error:
             raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
 
@@ -207,6 +209,22 @@ class TransformersEngine(Engine):
 
     def context_length(self) -> int:
         return int(self._base.config.max_position_embeddings)
+
+    def planned_vram_mib(self, rows: int, tokens: int) -> float:
+        if self.device == "cpu":
+            return 0.0
+        config = self._base.config.get_text_config()
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return serving_mib(
+            sum(p.numel() * p.element_size() for p in self._base.parameters()),
+            config.num_hidden_layers,
+            kv_heads,
+            head_dim,
+            self._base.dtype.itemsize,
+            rows,
+            tokens,
+        )
 
     def answers(
         self, requests: Sequence[Request], batch_size: int = 32, should_stop: Callable[[], bool] = lambda: False

@@ -115,7 +115,8 @@ def _attempt(
         return lora, callback.losses
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise TrainingTrouble("out_of_memory", str(error).splitlines()[0][:200]) from error
+            detail = str(error) or type(error).__name__  # a MemoryError usually says nothing
+            raise TrainingTrouble("out_of_memory", detail.splitlines()[0][:200]) from error
         raise
     finally:
         engine.unload_adapter(_SLOT)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import write_suite
+from support import write_suite
 
 from agentlab.cli import main
 
@@ -103,7 +103,7 @@ def test_models_list_names_the_embedded_one():
 class TestOnAFinishedRun:
     @pytest.fixture(scope="class")
     def experiment(self, tmp_path_factory, tiny_model):
-        from conftest import write_tiny_experiment
+        from support import write_tiny_experiment
 
         path = write_tiny_experiment(tmp_path_factory.mktemp("cli"), tiny_model)
         path.write_text(path.read_text().replace("generations: 3", "generations: 1"))

@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import write_tiny_experiment
+from support import write_tiny_experiment
 
 from agentlab import Lab
 from agentlab.tracking import configure
@@ -77,7 +77,7 @@ def kill_and_continue(folder, tiny_model, reference, seed):
     for child in targets:
         child.kill()
     process.communicate(timeout=120)
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, f"{alive} outlived the launcher"
     finish(experiment)
     lab = Lab.open(experiment)

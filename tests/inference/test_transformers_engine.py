@@ -20,7 +20,8 @@ def random_lora(engine, seed, rank=4, scale=0.3):
             a = torch.randn(rank, module.in_features, generator=generator) * scale
             b = torch.randn(module.out_features, rank, generator=generator) * scale
             modules[name] = (a, b)
-    return adapter_room.Lora(modules, rank, 2.0 * rank, 0.0, ["q_proj", "v_proj"], "")
+    # with dropout: an engine that leaves it on answers differently every time
+    return adapter_room.Lora(modules, rank, 2.0 * rank, 0.5, ["q_proj", "v_proj"], "")
 
 
 def two_adapters(engine, folder, scale):

@@ -33,7 +33,7 @@ def mlflow_runs(lab, kind):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model):
     """A tiny experiment that was evolved to its end, through kernels."""
-    from conftest import write_tiny_experiment
+    from support import write_tiny_experiment
 
     lab = Lab.open(write_tiny_experiment(tmp_path_factory.mktemp("project"), tiny_model))
     return lab, list(lab.evolve())
@@ -141,7 +141,7 @@ def test_the_newest_run_is_found_without_its_overrides(finished):
 
 def test_generation_out_of_order_is_refused(tiny_experiment):
     lab = Lab.open(tiny_experiment)
-    with pytest.raises(RunError, match="generation 0 .* is not finished"):
+    with pytest.raises(RunError, match=r"generation 0 .* is not finished"):
         list(lab.generation(1))
     with pytest.raises(RunError, match="allowed: 0 to 2"):
         list(lab.generation(7))
@@ -200,10 +200,9 @@ def test_following_shows_what_another_process_does(tiny_experiment):
 
 def test_failure_is_recorded_told_and_raised(tiny_experiment):
     lab = Lab.open(tiny_experiment, ["training.max_length=16"])  # no item is that short
-    events = []
     with pytest.raises(RunError, match=r"no candidate .* survived: g000-c00: every training item is longer"):
-        for event in lab.generation(0):
-            events.append(event)
+        list(lab.generation(0))
+    events = list(lab.run.journal.replay())
     assert isinstance(events[-1], GenerationFailed)
     assert {run.info.status for run in mlflow_runs(lab, "generation")} == {"FAILED"}
     assert {c.state for c in lab.run.candidates()} == {"failed"}

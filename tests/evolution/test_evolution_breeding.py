@@ -1,0 +1,205 @@
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentlab import config
+from agentlab.evolution.breeding import FOUNDER_RATES, breed
+from agentlab.evolution.selection import Ranked, ranked
+
+GROUPS = ["add", "multiply", "none"]
+GENES = ("learning_rate", "steps", "rank", "dropout", "data_mix", "merge_weights", "weight_noise")
+
+
+def settings_of(seed=7, size=4, elites=1, crossover_rate=0.7, mutation_rate=0.1, method="exact", **sections):
+    population = {
+        "size": size,
+        "elites": elites,
+        "crossover_rate": crossover_rate,
+        "mutation_rate": mutation_rate,
+    }
+    values = {"name": "x", "seed": seed, "population": population, "crossover": {"method": method}, **sections}
+    return config.from_mapping(values, "test")
+
+
+def pool_of(chosen, fitnesses=(0.9, 0.4, 0.6, 0.2)):
+    """Founders with made-up scores, best first."""
+    founders = breed(
+        chosen.model_copy(update={"population": config.PopulationSettings(size=len(fitnesses))}), 0, [], []
+    )
+    return ranked(Ranked(g.candidate, f, g) for g, f in zip(founders, fitnesses, strict=True))
+
+
+def inherited(genome, pool, chosen):
+    """The genes that the child had before mutation."""
+    parents = [member for member in pool if member.adapter in genome.parents]
+    fitter = max(parents, key=lambda member: member.fitness).genome
+    return {
+        "learning_rate": fitter.learning_rate * (1.0 if fitter.parents else chosen.training.child_rate),
+        "steps": fitter.steps,
+        "rank": fitter.rank,
+        "dropout": fitter.dropout,
+        "data_mix": fitter.data_mix,
+        "merge_weights": [1.0 / len(parents)] * len(parents),
+        "weight_noise": 0.0,
+    }
+
+
+all_settings = st.builds(
+    settings_of,
+    seed=st.integers(0, 2**31 - 1),
+    size=st.integers(2, 12),
+    elites=st.integers(0, 1),
+    crossover_rate=st.sampled_from([0.0, 0.5, 1.0]),
+    mutation_rate=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    method=st.sampled_from(["exact", "linear", "ties", "svd", "dare_ties"]),
+    lora=st.builds(
+        lambda rank, alpha, dropout: {"rank": rank, "alpha": alpha, "dropout": dropout},
+        st.integers(1, 64),
+        st.sampled_from([1.0, 16.0, 32.0]),
+        st.sampled_from([0.0, 0.1, 0.5]),
+    ),
+    training=st.builds(
+        lambda steps, rate: {"steps": steps, "learning_rate": rate},
+        st.integers(1, 9),
+        st.sampled_from([1e-6, 5e-4, 1e-2, 0.5]),
+    ),
+    mutation=st.builds(
+        lambda noise, rank: {"weight_noise": noise, "max_rank": rank}, st.sampled_from([0.0, 0.02]), st.just(64)
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(all_settings, st.integers(1, 120))
+def test_every_child_is_well_formed(chosen, generation):
+    pool = pool_of(chosen)
+    genomes = breed(chosen, generation, pool, GROUPS)
+    assert genomes == breed(chosen, generation, pool, GROUPS)  # pure
+    assert len(genomes) == chosen.population.size - chosen.population.elites
+    by_id = {member.adapter: member.genome for member in pool}
+    ids = [genome.candidate for genome in genomes]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"g\d{3}-c\d{2}", name) for name in ids)
+    for genome in genomes:
+        assert genome.operator == ("crossover" if len(genome.parents) == 2 else "mutation")
+        assert len(set(genome.parents)) == len(genome.parents) == len(genome.merge_weights)
+        assert set(genome.parents) <= set(by_id)
+        assert sum(genome.merge_weights) == pytest.approx(1)
+        assert all(0.2 <= weight for weight in genome.merge_weights)
+        assert 1 <= genome.rank <= chosen.mutation.max_rank
+        assert genome.alpha / genome.rank == pytest.approx(chosen.lora.alpha / chosen.lora.rank)
+        assert 0 <= genome.dropout <= 0.5
+        assert genome.steps >= 1
+        assert 0 < genome.learning_rate <= 1
+        assert set(genome.data_mix) <= set(GROUPS)
+        assert all(weight > 0 for weight in genome.data_mix.values())
+        before = inherited(genome, pool, chosen)
+        changed = [gene for gene in GENES if getattr(genome, gene) != before[gene]]
+        assert sorted(changed) == sorted(genome.mutated)  # what is called mutated did change, and nothing else
+        assert genome.mutated or genome.operator == "crossover"  # nobody is a mere copy of one parent
+        if chosen.crossover.method != "exact":
+            assert genome.rank == chosen.lora.rank  # PEFT's methods need equal ranks
+
+
+def test_breeding_depends_on_seed_generation_and_index():
+    chosen = settings_of(size=6, mutation_rate=1.0)
+    pool = pool_of(chosen)
+    told_apart = [
+        breed(chosen, 1, pool, GROUPS)[0],
+        breed(chosen, 1, pool, GROUPS)[1],
+        breed(chosen, 2, pool, GROUPS)[0],
+        breed(settings_of(seed=8, size=6, mutation_rate=1.0), 1, pool, GROUPS)[0],
+    ]
+    for one, other in itertools.combinations(told_apart, 2):
+        assert one.seed != other.seed
+        assert one.learning_rate != other.learning_rate
+
+
+def test_a_candidate_is_the_same_in_a_larger_population():
+    pool = pool_of(settings_of())
+    few, many = (breed(settings_of(size=size), 3, pool, GROUPS) for size in (3, 9))
+    assert many[: len(few)] == few
+
+
+def test_training_seeds_of_a_long_run_are_all_different():
+    chosen = settings_of(size=10)
+    pool = pool_of(chosen)
+    seeds = [genome.seed for k in range(1, 40) for genome in breed(chosen, k, pool, GROUPS)]
+    seeds += [genome.seed for genome in breed(chosen, 0, [], GROUPS)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_founders_spread_the_learning_rate_around_the_settings_own():
+    founders = breed(settings_of(size=12), 0, [], GROUPS)
+    rate = settings_of().training.learning_rate
+    assert len(founders) == 12  # elites are nobody's yet
+    assert founders[0].learning_rate == rate
+    assert [founder.learning_rate / rate for founder in founders[:8]] == pytest.approx(list(FOUNDER_RATES))
+    assert len({founder.learning_rate for founder in founders}) == 12
+    assert all(rate / 8 < founder.learning_rate < rate * 8 for founder in founders)
+    assert all(f.operator == "founder" and f.parents == f.merge_weights == f.mutated == [] for f in founders)
+
+
+def test_founders_never_exceed_the_largest_learning_rate():
+    founders = breed(settings_of(size=8, training={"learning_rate": 0.9}), 0, [], GROUPS)
+    assert max(founder.learning_rate for founder in founders) == 1.0
+
+
+def children(generations=30, **changes):
+    chosen = settings_of(size=5, **changes)
+    pool = pool_of(chosen)
+    return [genome for k in range(1, generations) for genome in breed(chosen, k, pool, GROUPS)]
+
+
+def test_crossover_rate_is_honoured():
+    assert {genome.operator for genome in children(crossover_rate=0.0)} == {"mutation"}
+    assert {genome.operator for genome in children(crossover_rate=1.0)} == {"crossover"}
+    found = [genome.operator for genome in children(200, crossover_rate=0.7)]
+    assert 0.63 < found.count("crossover") / len(found) < 0.77  # 3 standard errors are 0.05
+
+
+def test_mutation_rate_is_honoured():
+    assert all(genome.mutated == [] for genome in children(mutation_rate=0.0, crossover_rate=1.0))
+    assert all(len(genome.mutated) == 1 for genome in children(mutation_rate=0.0, crossover_rate=0.0))
+    assert all(len(genome.mutated) == 7 for genome in children(mutation_rate=1.0, crossover_rate=1.0))
+    found = children(200, mutation_rate=0.1, crossover_rate=1.0)
+    assert 0.08 < sum(len(genome.mutated) for genome in found) / (7 * len(found)) < 0.12
+
+
+def test_every_gene_is_forced_sometimes():
+    forced = [genome.mutated[0] for genome in children(80, mutation_rate=0.0, crossover_rate=0.0)]
+    assert set(forced) == set(GENES) - {"merge_weights"}
+
+
+def test_one_group_leaves_nothing_to_mix():
+    chosen = settings_of(size=8, mutation_rate=1.0)
+    assert all("data_mix" not in genome.mutated for genome in breed(chosen, 1, pool_of(chosen), ["all"]))
+
+
+def test_a_pool_of_one_breeds_by_mutation():
+    chosen = settings_of(crossover_rate=1.0)
+    genomes = breed(chosen, 1, pool_of(chosen)[:1], GROUPS)
+    assert {genome.operator for genome in genomes} == {"mutation"}
+
+
+def test_children_of_founders_take_a_lower_rate_and_their_children_inherit_it():
+    chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=3)
+    pool = pool_of(chosen, (0.9,) + (0.1,) * 3)
+    child = next(genome for genome in breed(chosen, 1, pool, GROUPS) if "g000-c00" in genome.parents)
+    assert child.learning_rate == pytest.approx(chosen.training.learning_rate * chosen.training.child_rate)
+    family = ranked([Ranked(child.candidate, 1.0, child), *pool[:1]])
+    assert {genome.learning_rate for genome in breed(chosen, 2, family, GROUPS)} == {child.learning_rate}
+
+
+def test_genes_stay_in_bounds_over_many_generations():
+    chosen = settings_of(size=6, mutation_rate=1.0, mutation={"max_rank": 24})
+    pool = pool_of(chosen)
+    for k in range(1, 60):
+        genomes = breed(chosen, k, pool, GROUPS)
+        assert all(1 <= genome.rank <= 24 and 1e-6 <= genome.learning_rate <= 1e-2 for genome in genomes)
+        assert all(0.05 <= weight <= 20 for genome in genomes for weight in genome.data_mix.values())
+        pool = ranked(Ranked(genome.candidate, index / 10, genome) for index, genome in enumerate(genomes))

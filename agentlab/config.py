@@ -57,7 +57,7 @@ class PopulationSettings(_Section):
     generations: int = Field(3, ge=1, le=1000)
     elites: int = Field(1, ge=0)
     pool: int = Field(10, ge=1, le=10)
-    tournament: int = Field(2, ge=1)
+    tournament: int = Field(3, ge=1)
     crossover_rate: Number = Field(0.7, ge=0, le=1)
     mutation_rate: Number = Field(0.1, ge=0, le=1)
 
@@ -115,7 +115,7 @@ class TrainingSettings(_Section):
 class EvaluationSettings(_Section):
     """How answers are produced for scoring. `max_new_tokens: null` = 1.25 × the suite's longest training answer + 4.
 
-    `gate_items`/`test_items: null` use the whole split. `latency_items` are answered one at a time to measure latency.
+    `latency_items` are answered one at a time to measure latency.
     """
 
     batch_size: int = Field(32, ge=1)

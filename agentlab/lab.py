@@ -108,6 +108,8 @@ class Lab:
         ended = False
         try:
             self._write_run()
+            if "AGENTLAB_LAUNCHER_PID" not in os.environ:  # under a launcher the request may be meant for this kernel
+                self.run.stop_file.unlink(missing_ok=True)
             worker.start()
             while not ended:
                 try:

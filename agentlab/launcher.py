@@ -50,8 +50,8 @@ def run_notebook(lab: "Lab", generation: int) -> Iterator[Event]:
     while True:
         try:
             last_round = not worker.is_alive()
-            for event, offset in lab.run.journal.read(offset):  # noqa: B020 - read on from behind the last event
-                last = event
+            for event, end in lab.run.journal.read(offset):
+                last, offset = event, end
                 yield event
             if last_round:
                 break

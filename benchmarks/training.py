@@ -8,7 +8,7 @@ Cleaning up after bare TRL is not counted. On a CPU, ours computes the same loss
 out of the projection onto the vocabulary); --same-loss adds a third way, bare TRL with that loss, which shows what
 wrapping alone costs.
 
-Expected time at the defaults: about 3 minutes on two cores without a GPU. Ends in one JSON line.
+Expected time at the defaults: about 2 minutes on two cores without a GPU. Ends in one JSON line.
 """
 
 import argparse

@@ -87,7 +87,7 @@ def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranke
         rank=fitter.rank,
         dropout=fitter.dropout,
         data_mix=dict(fitter.data_mix),
-        merge_weights=[1.0 / len(parents)] * len(parents),
+        merge_weights=_shares(parents),
         weight_noise=0.0,
     )
     mutated = _mutate(genes, settings, rng, groups, forced=not crossed)
@@ -105,6 +105,13 @@ def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranke
         seed=training_seed(settings, generation, index),
         **dataclasses.asdict(genes),
     )
+
+
+def _shares(parents: Sequence[Ranked]) -> list[float]:
+    """Merge weights that sum to 1: in proportion to fitness, equal where no parent has any."""
+    fitness = [max(parent.fitness, 0.0) for parent in parents]
+    total = sum(fitness)
+    return [value / total for value in fitness] if total else [1.0 / len(parents)] * len(parents)
 
 
 def _mutate(
@@ -147,7 +154,7 @@ def _change(gene: str, genes: _Genes, settings: Settings, rng: np.random.Generat
     elif gene == "data_mix":
         group = str(rng.choice(list(groups)))
         weight = genes.data_mix.get(group, 1.0)
-        genes.data_mix[group] = round(_scaled(genes.data_mix.get(group, 1.0), 2.0 ** rng.uniform(-1, 1), 0.05, 20), 3)
+        genes.data_mix[group] = round(_scaled(weight, 2.0 ** rng.uniform(-1, 1), 0.05, 20), 3)
     else:
         weight = float(rng.uniform(0.2, 0.8))
         genes.merge_weights = [weight, 1.0 - weight]

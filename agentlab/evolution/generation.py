@@ -59,6 +59,7 @@ def run_generation(
     last = generation == planned - 1
     if result is not None and (not last or _is_sealed(run, result)):
         _tidy(run, Pool(run.folder / "adapters"), result)
+        emit(GenerationFinished(generation=generation, champion=result.champion, seconds=result.seconds))
         return result
     with open_bench(run, suite, emit, should_stop) as bench:
         if result is None:
@@ -84,7 +85,10 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
     elites = [member.adapter for member in parents[: run.settings.population.elites]]
     evaluated = [genome.candidate for genome in genomes if _is_evaluated(run, genome.candidate)]
     if not elites and not evaluated:
-        raise RunError(f"no candidate of generation {generation} survived: {_reasons(run, genomes)}")
+        raise RunError(
+            f"no candidate of generation {generation} survived: {_reasons(run, genomes)}; change the settings, which "
+            "starts another run"
+        )
     champion = before.champion if before else BASE
     verdict = _gate(bench, generation, _rank(run, elites + evaluated)[0].adapter, champion)
     if verdict is not None and verdict.passed:

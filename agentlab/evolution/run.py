@@ -1,13 +1,16 @@
 """The folder of one run: where each record lies, and how it is read and written.
 
 experiments/<name>/<hash>/
-  run.json            resolved settings, suite digest, base model, versions
+  config.yaml         the resolved settings
+  model.json          name and digest of the base model
   events.jsonl        the journal
   rates.json          calibrated once
   base/               the base model's own scores: fitness.json, gate.json
   generations/000/    population.json, g000-c00.json …, gate-<id>.json, result.json, notebook.ipynb, figures
   adapters/g000-c00/  card.json and, while in the pool, the weights
-  sealed.json         answers of base and champion on the sealed split, with the number of openings
+  seal-openings.json  the hashes of the models that were let at the sealed split
+  sealed.json         answers of base and champion on it
+  baseline.json       the plain SFT of equal cost, when it was asked for; its weights in plain-sft/
   STOP                present while somebody asks the run to stop
 """
 

@@ -91,6 +91,7 @@ class TransformersEngine(Engine):
             bias="none",
             task_type="CAUSAL_LM",
             inference_mode=not trainable,
+            init_lora_weights=False,  # they are overwritten below
         )
         self._add_config(adapter, config)
         own = {name: module for name, module in self._base.named_modules() if hasattr(module, "lora_A")}

@@ -88,7 +88,7 @@ def test_every_child_is_well_formed(chosen, generation):
         assert len(set(genome.parents)) == len(genome.parents) == len(genome.merge_weights)
         assert set(genome.parents) <= set(by_id)
         assert sum(genome.merge_weights) == pytest.approx(1)
-        assert all(0.2 <= weight for weight in genome.merge_weights)
+        assert all(weight >= 0.2 for weight in genome.merge_weights)
         assert 1 <= genome.rank <= chosen.mutation.max_rank
         assert genome.alpha / genome.rank == pytest.approx(chosen.lora.alpha / chosen.lora.rank)
         assert 0 <= genome.dropout <= 0.5

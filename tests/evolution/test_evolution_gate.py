@@ -62,7 +62,7 @@ def test_detectable_gain_would_just_have_passed():
 def test_sentence_holds_the_numbers():
     assert outcome(12, 3, 100, generations=1).verdict == (
         "g001-c00 passes the gate against g000-c01: 12 items won, 3 lost of 100 (p = 0.018, needed ≤ 0.05); "
-        "with that many losses a gain of 8 points was the smallest that could pass"
+        "with that many losses a gain of 7 points was the smallest that could pass"
     )
     assert "does not pass the gate against g000-c01: 2 items won, 3 lost" in outcome(2, 3, 100).verdict
 

@@ -120,7 +120,7 @@ def test_toolcalls_covers_choice_types_and_no_tool(tmp_path):
     assert kinds == {"string", "integer", "number", "boolean", "enum"}
     for split, items in (("train", suite.split("train")), ("test", suite.open_test())):
         counts = Counter(item.group for item in items)
-        assert counts.pop("none") == len(items) // (3 if split == "train" else 8)
+        assert counts.pop("none") == len(items) // (4 if split == "train" else 8)
         assert set(counts) == set(TOOLS)
         assert max(counts.values()) - min(counts.values()) <= 1
         for item in items:

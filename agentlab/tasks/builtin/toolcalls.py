@@ -45,11 +45,11 @@ FIXED = {"order": ["shuffle", "album"], "on": ["on", "off"]}
 
 
 def make(split: str, count: int) -> list[Made]:
-    """The items of one split: every tool equally often; no tool can do one item in eight, in train one in three.
+    """The items of one split: every tool equally often; no tool can do one item in eight, in train one in four.
 
     A few dozen training items have to teach restraint as well as calling.
     """
-    every = 3 if split == "train" else 8
+    every = 4 if split == "train" else 8
     return distinct(split, count, "toolcalls", partial(_one, every))
 
 

@@ -1,0 +1,99 @@
+"""A candidate that fails is a result; the generation goes on with the others."""
+
+import pytest
+from evolution_helpers import LEARNING, evolve
+
+from agentlab.errors import RunError
+from agentlab.events import TrainingStarted
+from agentlab.lab import Lab
+
+# Founders train at 1, 2, 0.5 and 1.5 times the rate; without remedies some of them diverge.
+WILD = ["population.size=4", "training.max_remedies=0", "training.steps=6", "lora.dropout=0.0"]
+
+
+def failures(run):
+    return {c.genome.candidate: c.reason for c in run.candidates() if c.state == "failed"}
+
+
+def test_diverged_founders_fail_and_the_others_go_on(tiny_experiment):
+    lab, events = Lab.open(tiny_experiment, [*WILD, "training.learning_rate=0.4"]), []
+    evolve(lab, events.append, [0])
+    failed = failures(lab.run)
+    assert failed
+    assert len(failed) < 4
+    assert all("divergence: loss rose from" in reason or "nan:" in reason for reason in failed.values())
+    told = {event.candidate: event.reason for event in events if event.kind == "candidate_failed"}
+    assert told == failed
+    result = lab.run.result(0)
+    assert not set(failed) & set(result.pool + result.culled)
+    assert len(result.pool + result.culled) == 4 - len(failed)
+    assert set(failed) < set(result.members)  # the record says that they competed
+    children = []
+    evolve(lab, children.append, [1])  # parents are survivors only
+    assert not set(failed) & {parent for genome in lab.run.population(1) for parent in genome.parents}
+
+
+def test_when_all_fail_the_reasons_are_named(tiny_experiment):
+    lab = Lab.open(tiny_experiment, [*WILD, "training.max_length=16"])
+    with pytest.raises(RunError, match=r"no candidate of generation 0 survived: g000-c00: every .* g000-c03: every"):
+        evolve(lab, generations=[0])
+    assert lab.run.result(0) is None
+    with pytest.raises(RunError, match="no candidate of generation 0 survived"):  # and it stays so
+        evolve(lab, generations=[0])
+
+
+def flip_bytes(path):
+    data = bytearray(path.read_bytes())
+    for position in range(len(data) - 64, len(data)):
+        data[position] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def test_weights_broken_before_evaluation_fail_that_candidate_alone(tiny_experiment):
+    lab = Lab.open(tiny_experiment, LEARNING)
+    weights = lab.run.adapter_folder("g000-c01") / "adapter_model.safetensors"
+
+    def emit(event):
+        if event.kind == "trained" and event.candidate == "g000-c03":
+            flip_bytes(weights)
+
+    evolve(lab, emit, [0])
+    failed = failures(lab.run)
+    assert list(failed) == ["g000-c01"]
+    assert str(weights) in failed["g000-c01"]
+    assert "sha256 differs" in failed["g000-c01"]
+    assert "g000-c01" not in lab.run.result(0).pool
+
+
+def test_a_child_of_broken_weights_fails_and_the_others_go_on(tiny_experiment):
+    lab = Lab.open(tiny_experiment, [*LEARNING, "population.size=7", "population.crossover_rate=0.0"])
+    evolve(lab, generations=[0])
+    broken, started = [], []
+
+    def emit(event):
+        if event.kind == "bred" and not broken:  # the population is decided; now a disk goes bad
+            parents = [genome.parents[0] for genome in lab.run.population(1)]
+            assert len(set(parents)) > 1
+            broken.append(parents[0])
+            flip_bytes(lab.run.adapter_folder(parents[0]) / "adapter_model.safetensors")
+        if isinstance(event, TrainingStarted):
+            started.append(event.candidate)
+
+    elite = lab.run.result(0).pool[0]
+    evolve(lab, emit, [1])
+    children = lab.run.population(1)
+    orphans = {genome.candidate for genome in children if broken[0] in genome.parents}
+    assert set(failures(lab.run)) == orphans
+    assert len(orphans) < len(children)
+    assert all(broken[0] in reason and "sha256 differs" in reason for reason in failures(lab.run).values())
+    assert len(started) == len(children)
+    assert elite in lab.run.result(1).members
+
+
+def test_a_changed_model_is_refused(tiny_experiment, tmp_path):
+    lab = Lab.open(tiny_experiment, LEARNING)
+    evolve(lab, generations=[0])
+    path = lab.run.folder / "model.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "00'))
+    with pytest.raises(RunError, match="has changed since run"):
+        evolve(lab, generations=[1])

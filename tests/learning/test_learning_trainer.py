@@ -1,0 +1,120 @@
+"""The compact loss is TRL's loss."""
+
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from learning_helpers import genome_of
+from transformers import Gemma2Config, Gemma2ForCausalLM, TrainerCallback, set_seed
+from trl import SFTTrainer
+
+from agentlab import models
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.learning.sft import _undisturbed, lora_config, sft_config
+from agentlab.learning.trainer import CompactSFTTrainer
+from agentlab.learning.trouble import Attempt
+
+
+class Gradients(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def trained_with(trainer_class, engine, examples, folder, accumulation, steps=2):
+    """(losses, gradients of each step) of a LoRA whose A and B are both away from zero."""
+    set_seed(3)
+    engine.new_adapter("candidate", lora_config(genome_of()))
+    for name, value in engine.base.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value.data, std=0.1, generator=torch.Generator().manual_seed(1))
+    try:
+        with _undisturbed(engine):
+            args = sft_config(engine, str(folder), 3, Attempt(1e-3, 3, accumulation), steps, 0)
+            args.max_grad_norm = 0.0  # clipping would hide a wrong scale
+            callback = Gradients()
+            trainer = trainer_class(
+                model=engine.model,
+                args=args,
+                train_dataset=Dataset.from_list([vars(example) for example in examples]),
+                processing_class=engine.tokenizer,
+                callbacks=[callback],
+            )
+            engine.activate("candidate")
+            trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], callback.seen
+    finally:
+        engine.unload_adapter("candidate")
+
+
+def assert_equal(one, other):
+    assert one[0] == pytest.approx(other[0], abs=1e-5)
+    assert len(one[1]) == len(other[1]) == 2
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(value.abs().max() > 0 for value in theirs.values())
+        for name, value in mine.items():
+            assert torch.allclose(value, theirs[name], atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_and_gradients_are_trls(engine, examples, tmp_path, accumulation):
+    lengths = {len(example.input_ids) for example in examples}
+    assert len(lengths) > 1  # padding takes part
+    assert len({sum(example.completion_mask) for example in examples}) > 1  # and unequal numbers of counted tokens
+    compact = trained_with(CompactSFTTrainer, engine, examples, tmp_path, accumulation)
+    assert_equal(compact, trained_with(SFTTrainer, engine, examples, tmp_path, accumulation))
+
+
+def test_compact_loss_is_what_runs_on_a_plain_model(engine, examples, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("TRL's own loss was called")
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", fail)
+    losses, _ = trained_with(CompactSFTTrainer, engine, examples, tmp_path, 1, steps=1)
+    assert len(losses) == 1
+
+
+@pytest.fixture(scope="module")
+def softcapped(tiny_model, tmp_path_factory):
+    """A tiny Gemma 2, whose logits are squashed after the projection."""
+    folder = tmp_path_factory.mktemp("gemma")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        max_position_embeddings=512,
+        final_logit_softcapping=0.5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    with TransformersEngine(models.resolve(str(folder))) as engine:
+        yield engine
+
+
+def test_a_softcapped_model_falls_back_to_trls_loss(softcapped, examples, tmp_path):
+    compact = trained_with(CompactSFTTrainer, softcapped, examples, tmp_path, 2)
+    assert_equal(compact, trained_with(SFTTrainer, softcapped, examples, tmp_path, 2))
+    # logits within ±0.5 cannot be far from uniform over 259 tokens; without the cap they are
+    assert all(abs(loss - 5.557) < 1.0 for loss in compact[0])
+    config = softcapped.base.config
+    config.final_logit_softcapping = None
+    try:
+        uncapped = trained_with(CompactSFTTrainer, softcapped, examples, tmp_path, 2)
+    finally:
+        config.final_logit_softcapping = 0.5
+    assert abs(uncapped[0][0] - compact[0][0]) > 0.1

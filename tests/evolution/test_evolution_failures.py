@@ -1,41 +1,60 @@
 """A candidate that fails is a result; the generation goes on with the others."""
 
 import pytest
-from evolution_helpers import LEARNING, evolve
+from evolution_helpers import LEARNING, Crash, evolve
 
 from agentlab.errors import RunError
 from agentlab.events import TrainingStarted
 from agentlab.lab import Lab
-
-# Founders train at 1, 2, 0.5 and 1.5 times the rate; without remedies some of them diverge.
-WILD = ["population.size=4", "training.max_remedies=0", "training.steps=6", "lora.dropout=0.0"]
 
 
 def failures(run):
     return {c.genome.candidate: c.reason for c in run.candidates() if c.state == "failed"}
 
 
-def test_diverged_founders_fail_and_the_others_go_on(tiny_experiment):
-    lab, events = Lab.open(tiny_experiment, [*WILD, "training.learning_rate=0.4"]), []
+def test_founders_that_cannot_train_fail_and_the_others_go_on(tiny_experiment):
+    """Each trains on a single item; those that drew one of two digits find it too long."""
+    one_item = ["training.steps=1", "training.batch_size=1", "training.max_length=64", "population.size=6"]
+    lab, events = Lab.open(tiny_experiment, one_item), []
     evolve(lab, events.append, [0])
     failed = failures(lab.run)
     assert failed
-    assert len(failed) < 4
-    assert all("divergence: loss rose from" in reason or "nan:" in reason for reason in failed.values())
+    assert len(failed) < 6
+    assert all("longer than training.max_length = 64 tokens" in reason for reason in failed.values())
     told = {event.candidate: event.reason for event in events if event.kind == "candidate_failed"}
     assert told == failed
     result = lab.run.result(0)
     assert not set(failed) & set(result.pool + result.culled)
-    assert len(result.pool + result.culled) == 4 - len(failed)
+    assert len(result.pool + result.culled) == 6 - len(failed)
     assert set(failed) < set(result.members)  # the record says that they competed
-    children = []
-    evolve(lab, children.append, [1])  # parents are survivors only
+    evolve(lab, generations=[1])  # parents are survivors only
     assert not set(failed) & {parent for genome in lab.run.population(1) for parent in genome.parents}
 
 
+def test_a_child_that_diverges_fails_and_the_others_go_on(tiny_experiment):
+    """One child's genome asks for a learning rate that throws away what its parents learned."""
+    lab = Lab.open(tiny_experiment, ["training.steps=40", "training.max_remedies=0", "lora.dropout=0.0"])
+    evolve(lab, generations=[0])
+
+    def crash_when_bred(event):
+        if event.kind == "training_started":
+            raise Crash
+
+    with pytest.raises(Crash):
+        evolve(lab, crash_when_bred, [1])
+    first, *others = lab.run.population(1)
+    lab.run.save_population(1, [first.model_copy(update={"learning_rate": 1.0}), *others])
+    evolve(lab, generations=[1])
+    failed = failures(lab.run)
+    assert list(failed) == ["g001-c00"]
+    assert "divergence: loss rose from" in failed["g001-c00"]
+    assert "(after 0 remedies)" in failed["g001-c00"]
+    assert lab.run.candidate("g001-c01").state in ("kept", "culled")
+
+
 def test_when_all_fail_the_reasons_are_named(tiny_experiment):
-    lab = Lab.open(tiny_experiment, [*WILD, "training.max_length=16"])
-    with pytest.raises(RunError, match=r"no candidate of generation 0 survived: g000-c00: every .* g000-c03: every"):
+    lab = Lab.open(tiny_experiment, ["training.max_length=16"])
+    with pytest.raises(RunError, match=r"no candidate of generation 0 survived: g000-c00: every .* g000-c02: every"):
         evolve(lab, generations=[0])
     assert lab.run.result(0) is None
     with pytest.raises(RunError, match="no candidate of generation 0 survived"):  # and it stays so

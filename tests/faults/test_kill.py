@@ -29,6 +29,13 @@ def finish(experiment):
     return output
 
 
+def two_generations(folder, tiny_model):
+    """The tiny experiment, a generation shorter: each costs a kernel's start."""
+    experiment = write_tiny_experiment(folder, tiny_model)
+    experiment.write_text(experiment.read_text().replace("generations: 3", "generations: 2"))
+    return experiment
+
+
 def population(lab):
     """Everything that has to be the same: who was bred how, with which bytes, who stayed, who won."""
     lineage = [
@@ -54,7 +61,7 @@ def mlflow_counts(lab):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, tiny_model):
     """An undisturbed run, how long it took, and what came out."""
-    experiment = write_tiny_experiment(tmp_path_factory.mktemp("reference"), tiny_model)
+    experiment = two_generations(tmp_path_factory.mktemp("reference"), tiny_model)
     started = time.monotonic()
     finish(experiment)
     return time.monotonic() - started, Lab.open(experiment)
@@ -64,7 +71,7 @@ def kill_and_continue(folder, tiny_model, reference, seed):
     duration, undisturbed = reference
     rng = random.Random(seed)
     # the suite's path is part of the settings, and so of the run's hash: the same name, in another folder
-    experiment = write_tiny_experiment(folder, tiny_model)
+    experiment = two_generations(folder, tiny_model)
     victim = ("launcher", "kernel", "both")[seed % 3]
     process = evolve(experiment)
     time.sleep(rng.uniform(0.05, 0.95) * duration)
@@ -100,7 +107,7 @@ def test_twenty_kills_twenty_continuations(tmp_path, tiny_model, reference):
 
 @pytest.mark.timeout(300)
 def test_sigterm_stops_cleanly_and_can_be_continued(tmp_path, tiny_model, reference):
-    experiment = write_tiny_experiment(tmp_path, tiny_model)
+    experiment = two_generations(tmp_path, tiny_model)
     process = evolve(experiment)
     lab = Lab.open(experiment)
     while not any(event.kind == "bred" for event in lab.run.journal.replay()):

@@ -34,7 +34,8 @@ def pool_of(chosen, fitnesses=(0.9, 0.4, 0.6, 0.2)):
 
 def inherited(genome, pool, chosen):
     """The genes that the child had before mutation."""
-    parents = [member for member in pool if member.adapter in genome.parents]
+    by_id = {member.adapter: member for member in pool}
+    parents = [by_id[parent] for parent in genome.parents]
     fitter = max(parents, key=lambda member: member.fitness).genome
     return {
         "learning_rate": fitter.learning_rate * (1.0 if fitter.parents else chosen.training.child_rate),
@@ -42,7 +43,7 @@ def inherited(genome, pool, chosen):
         "rank": fitter.rank,
         "dropout": fitter.dropout,
         "data_mix": fitter.data_mix,
-        "merge_weights": [1.0 / len(parents)] * len(parents),
+        "merge_weights": [parent.fitness / sum(p.fitness for p in parents) for parent in parents],
         "weight_noise": 0.0,
     }
 
@@ -88,7 +89,7 @@ def test_every_child_is_well_formed(chosen, generation):
         assert len(set(genome.parents)) == len(genome.parents) == len(genome.merge_weights)
         assert set(genome.parents) <= set(by_id)
         assert sum(genome.merge_weights) == pytest.approx(1)
-        assert all(weight >= 0.2 for weight in genome.merge_weights)
+        assert all(weight > 0 for weight in genome.merge_weights)
         assert 1 <= genome.rank <= chosen.mutation.max_rank
         assert genome.alpha / genome.rank == pytest.approx(chosen.lora.alpha / chosen.lora.rank)
         assert 0 <= genome.dropout <= 0.5
@@ -173,6 +174,18 @@ def test_mutation_rate_is_honoured():
 def test_every_gene_is_forced_sometimes():
     forced = [genome.mutated[0] for genome in children(80, mutation_rate=0.0, crossover_rate=0.0)]
     assert set(forced) == set(GENES) - {"merge_weights"}
+
+
+def test_merge_weights_follow_fitness_and_mutate_within_reason():
+    chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=9)
+    shares = {"g000-c00": 0.9, "g000-c01": 0.3}
+    pool = pool_of(chosen, tuple(shares.values()))
+    for genome in breed(chosen, 1, pool, GROUPS):
+        assert genome.merge_weights == pytest.approx([shares[parent] / 1.2 for parent in genome.parents])
+    for luckless in ((0.0, 0.0), (-0.1, -0.3)):  # no fitness at all: half and half
+        assert {tuple(g.merge_weights) for g in breed(chosen, 1, pool_of(chosen, luckless), GROUPS)} == {(0.5, 0.5)}
+    mutants = children(mutation_rate=1.0, crossover_rate=1.0)
+    assert all(0.2 <= weight <= 0.8 for genome in mutants for weight in genome.merge_weights)
 
 
 def test_one_group_leaves_nothing_to_mix():

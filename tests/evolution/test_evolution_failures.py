@@ -85,7 +85,9 @@ def test_weights_broken_before_evaluation_fail_that_candidate_alone(tiny_experim
 
 
 def test_a_child_of_broken_weights_fails_and_the_others_go_on(tiny_experiment):
-    lab = Lab.open(tiny_experiment, [*LEARNING, "population.size=7", "population.crossover_rate=0.0"])
+    lab = Lab.open(
+        tiny_experiment, [*LEARNING, "population.size=7", "population.crossover_rate=0.0", "population.tournament=1"]
+    )
     evolve(lab, generations=[0])
     broken, started = [], []
 

@@ -108,10 +108,9 @@ def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranke
 
 
 def _shares(parents: Sequence[Ranked]) -> list[float]:
-    """Merge weights that sum to 1: in proportion to fitness, equal where no parent has any."""
-    fitness = [max(parent.fitness, 0.0) for parent in parents]
-    total = sum(fitness)
-    return [value / total for value in fitness] if total else [1.0 / len(parents)] * len(parents)
+    """Merge weights that sum to 1, in proportion to fitness; one without any still counts for a little."""
+    fitness = [max(parent.fitness, 0.05) for parent in parents]
+    return [value / sum(fitness) for value in fitness]
 
 
 def _mutate(

@@ -1,19 +1,24 @@
-"""TRL's SFT trainer, with a loss that on a CPU projects only the tokens that count onto the vocabulary."""
+"""TRL's SFT trainer, with a loss that on a CPU computes nothing twice and nothing that does not count."""
 
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
+from agentlab.inference.decoding import common_prefix
+
 # What makes a model's logits more than hidden states times the head's weights.
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_SHARE_TOKENS = 16  # a shorter common beginning is not worth a mask
 
 
 class CompactSFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """The same loss and gradients as TRL's, without the work for prompt tokens.
+    """The same loss and gradients as TRL's, with less work (`benchmarks/training.py` measures it).
 
-    TRL's fused head leaves out positions without a label where Triton runs; elsewhere it computes all of them, and with
-    prompts three times as long as answers that was 45 % of a training step on two cores (`benchmarks/training.py`).
+    Only tokens with a label are projected onto the vocabulary: TRL leaves out the others where Triton runs, elsewhere
+    it computes them all. And the tokens that all rows of a batch begin with, a suite's system prompt, are computed
+    once: the rows are laid one behind the other and a mask lets each see the beginning and itself. With dropout the
+    rows then share its draws on the beginning.
     """
 
     def compute_loss(
@@ -22,10 +27,12 @@ class CompactSFTTrainer(SFTTrainer):  # type: ignore[misc]
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         if return_outputs or not _is_plain(base, inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:]  # (B, T - 1)
-        hidden = base.base_model(
-            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
-        ).last_hidden_state[:, :-1]  # (B, T - 1, D)
+        labels, rows = inputs["labels"], {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        packed = packed_rows(inputs["input_ids"], inputs["attention_mask"], labels, base.dtype)
+        if packed is not None:
+            labels, rows = packed
+        hidden = base.base_model(**rows, use_cache=False).last_hidden_state[:, :-1]  # (B, T - 1, D)
+        labels = labels[:, 1:]  # (B, T - 1)
         counted = labels != -100
         logits = base.get_output_embeddings()(hidden[counted]).float()  # (tokens that count, V)
         total = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="sum")
@@ -37,9 +44,40 @@ class CompactSFTTrainer(SFTTrainer):  # type: ignore[misc]
         super(SFTTrainer, self).log(logs, start_time)
 
 
+def packed_rows(
+    ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
+    """A batch as one row: the common beginning, then the rest of each row. (labels (1, N), inputs of the model).
+
+    ids, mask, labels: (B, T), padded on the right. None where the rows have too little in common, or a label on it.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+    first_label = min(int((row != -100).nonzero()[0]) if bool((row != -100).any()) else len(row) for row in labels)
+    # the token before the first label predicts it, so it belongs to its own row
+    shared = min(common_prefix(rows), first_label - 1) if len(rows) > 1 else 0
+    if shared < _SHARE_TOKENS:
+        return None
+    owner = torch.tensor([0] * shared + [i + 1 for i, n in enumerate(lengths) for _ in range(n - shared)])
+    positions = torch.tensor([*range(shared), *(p for n in lengths for p in range(shared, n))])
+    size = len(owner)
+    earlier = torch.ones(size, size, dtype=torch.bool).tril()
+    visible = earlier & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))  # (query, key)
+    additive = torch.zeros(size, size, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    tails = [torch.cat([row[shared:n] for row, n in zip(matrix, lengths, strict=True)]) for matrix in (ids, labels)]
+    return torch.cat([labels[0, :shared], tails[1]])[None], {
+        "input_ids": torch.cat([ids[0, :shared], tails[0]])[None],
+        "position_ids": positions[None].to(ids.device),
+        "attention_mask": additive[None, None].to(ids.device),
+    }
+
+
 def _is_plain(base: Any, inputs: dict[str, Any]) -> bool:
     """Whether the compact loss is this model's loss: on a CPU, dense, with logits that are a plain projection."""
     config = base.config.get_text_config()
     on_cpu = inputs["input_ids"].device.type == "cpu"
     scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _SCALED)
-    return on_cpu and not scaled and not hasattr(config, "router_aux_loss_coef")
+    # a sliding window would be lost in the packed row
+    kinds = getattr(config, "layer_types", None) or []
+    windowed = getattr(config, "sliding_window", None) is not None or any(kind != "full_attention" for kind in kinds)
+    return on_cpu and not scaled and not windowed and not hasattr(config, "router_aux_loss_coef")

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from agentlab import models
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.sft import _undisturbed, lora_config, sft_config
-from agentlab.learning.trainer import CompactSFTTrainer
+from agentlab.learning.trainer import CompactSFTTrainer, packed_rows
 from agentlab.learning.trouble import Attempt
 
 
@@ -67,6 +67,40 @@ def test_loss_and_gradients_are_trls(engine, examples, tmp_path, accumulation):
     assert len({sum(example.completion_mask) for example in examples}) > 1  # and unequal numbers of counted tokens
     compact = trained_with(CompactSFTTrainer, engine, examples, tmp_path, accumulation)
     assert_equal(compact, trained_with(SFTTrainer, engine, examples, tmp_path, accumulation))
+
+
+def rows_of(*rows, width):
+    """(ids, mask, labels) padded on the right; a row is (prompt tokens, answer tokens)."""
+    ids = torch.tensor([p + a + [0] * (width - len(p + a)) for p, a in rows])
+    mask = torch.tensor([[1] * len(p + a) + [0] * (width - len(p + a)) for p, a in rows])
+    labels = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p + a)) for p, a in rows])
+    return ids, mask, labels
+
+
+def test_packed_rows_see_the_beginning_and_themselves():
+    start = list(range(100, 120))
+    packed = packed_rows(*rows_of(([*start, 1, 2], [3]), ([*start, 4], [5, 6]), width=24), torch.float32)
+    labels, inputs = packed
+    assert inputs["input_ids"].tolist() == [[*start, 1, 2, 3, 4, 5, 6]]
+    assert labels.tolist() == [[-100] * 22 + [3, -100, 5, 6]]
+    assert inputs["position_ids"].tolist() == [[*range(20), 20, 21, 22, 20, 21, 22]]
+    visible = inputs["attention_mask"][0, 0] == 0
+    assert visible[22].tolist() == [True] * 23 + [False] * 3
+    assert visible[25].tolist() == [True] * 20 + [False] * 3 + [True] * 3
+    assert not visible[:20].triu(1).any()
+
+
+def test_rows_with_little_in_common_or_a_label_on_it_are_not_packed():
+    start = list(range(100, 120))
+    assert packed_rows(*rows_of((start, [3]), width=24), torch.float32) is None
+    assert packed_rows(*rows_of(([*start[:10], 1], [3]), ([*start[:10], 2], [3]), width=24), torch.float32) is None
+    assert packed_rows(*rows_of((start[:8], [*range(20)]), (start[:8], [*range(21)]), width=32), torch.float32) is None
+
+
+def test_the_examples_of_the_equality_tests_are_packed(examples):
+    width = max(len(example.input_ids) for example in examples)
+    parts = [(e.input_ids[: -sum(e.completion_mask)], e.input_ids[-sum(e.completion_mask) :]) for e in examples[:3]]
+    assert packed_rows(*rows_of(*parts, width=width), torch.float32) is not None
 
 
 def test_compact_loss_is_what_runs_on_a_plain_model(engine, examples, tmp_path, monkeypatch):

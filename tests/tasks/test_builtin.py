@@ -10,7 +10,6 @@ from collections import Counter
 
 import pytest
 
-from agentlab.config import home
 from agentlab.errors import SuiteError
 from agentlab.tasks import BUILT_IN, export_built_in, load
 from agentlab.tasks.builtin import made
@@ -149,13 +148,10 @@ def test_train_has_many_phrasings_of_each_tool():
 
 
 @pytest.mark.model
-def test_toolcalls_prompts_are_short_for_the_embedded_model(tmp_path):
-    folder = home() / "models" / "smollm2-135m-instruct"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip(f"the embedded model is not prepared in {folder}")
+def test_toolcalls_prompts_are_short_for_the_embedded_model(tmp_path, embedded):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder)
     suite = load("toolcalls", tmp_path)
     prompts = [
         len(

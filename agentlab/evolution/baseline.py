@@ -6,11 +6,11 @@ from agentlab import adapters, files
 from agentlab.errors import RunError
 from agentlab.evolution import seal
 from agentlab.evolution.bench import Bench
-from agentlab.evolution.breeding import training_seed
+from agentlab.evolution.breeding import founder
 from agentlab.evolution.stats import paired_gain
 from agentlab.learning import encode, sample
 from agentlab.learning.sft import train
-from agentlab.records import Genome, Score, Training
+from agentlab.records import Score, Training
 
 NAME = "plain-sft"
 
@@ -45,7 +45,7 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
         raise RunError(f"{run.id} has no sealed comparison yet; finish it first: nothing to compare with")
     trained = [c for c in run.candidates() if c.training is not None]
     steps = sum(c.genome.steps for c in trained)
-    genome = _genome(bench, steps)
+    genome = founder(settings, 0, 0).model_copy(update={"candidate": NAME, "steps": steps})
     items = sample(bench.suite.split("train"), steps * genome.batch_size, {}, genome.seed)
     examples = [encode(bench.engine, bench.suite, item) for item in items]
     lora, training = train(
@@ -86,26 +86,3 @@ def _sealed_score(bench: Bench, lora: adapters.Lora) -> Score:
         return seal.answer(bench, NAME)
     finally:
         bench.engine.unload_adapter(NAME)
-
-
-def _genome(bench: Bench, steps: int) -> Genome:
-    settings = bench.run.settings
-    return Genome(
-        candidate=NAME,
-        generation=0,
-        operator="founder",
-        parents=[],
-        merge_weights=[],
-        merge_method=settings.crossover.method,
-        rank=settings.lora.rank,
-        alpha=settings.lora.alpha,
-        dropout=settings.lora.dropout,
-        target_modules=list(settings.lora.target_modules),
-        learning_rate=settings.training.learning_rate,
-        steps=steps,
-        batch_size=settings.training.batch_size,
-        data_mix={},
-        weight_noise=0.0,
-        mutated=[],
-        seed=training_seed(settings, 0, 0),
-    )

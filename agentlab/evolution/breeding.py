@@ -33,7 +33,7 @@ def breed(settings: Settings, generation: int, pool: Sequence[Ranked], groups: S
     pool: the adapters that may become parents, best first (empty: founders are bred). groups: of the training items.
     """
     if not pool:
-        return [_founder(settings, generation, index) for index in range(settings.population.size)]
+        return [founder(settings, generation, index) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
     return [_child(settings, generation, index, pool, groups) for index in range(new)]
 
@@ -48,7 +48,8 @@ def training_seed(settings: Settings, generation: int, index: int) -> int:
     return int(np.random.SeedSequence([settings.seed, generation, index, 1]).generate_state(1)[0] % 2**31)
 
 
-def _founder(settings: Settings, generation: int, index: int) -> Genome:
+def founder(settings: Settings, generation: int, index: int) -> Genome:
+    """A candidate that starts from the base model; the first one has exactly the settings' hyperparameters."""
     rate = settings.training.learning_rate * FOUNDER_RATES[index % len(FOUNDER_RATES)]
     if index >= len(FOUNDER_RATES):
         rate *= 2.0 ** rng_for(settings, generation, index).uniform(-0.5, 0.5)

@@ -22,7 +22,7 @@ from agentlab.events import (
 )
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease, describe, holder
-from agentlab.tasks import Suite, load
+from agentlab.tasks import Item, Suite, load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,9 +169,14 @@ class Lab:
         champion = self.run.champion()
         scored = champion if self.run.score(champion, "gate") else "base"
         if self.run.score(scored, "gate"):
-            prompts = {str(i): item.messages[-1]["content"] for i, item in enumerate(self.suite.split("gate"))}
-            table = report.error_table(self.run, scored, "gate", prompts)
+            prompts, expected = self._texts(self.suite.split("gate"))
+            table = report.error_table(self.run, scored, "gate", prompts, expected)
             files.write_text(folder / "errors.csv", table.to_csv(index=False))
+
+    def _texts(self, items: Sequence[Item]) -> tuple[dict[str, str], dict[str, str]]:
+        """Prompts and expected answers to show, by the items' positions."""
+        prompts = {str(position): item.messages[-1]["content"] for position, item in enumerate(items)}
+        return prompts, {str(position): self.suite.target(item) for position, item in enumerate(items)}
 
     def recorder(self) -> "Recorder":
         """What carries this run into MLflow."""
@@ -317,14 +322,9 @@ class Lab:
         from agentlab.evolution.seal import opened_items
         from agentlab.report import write_report
 
-        splits = {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}
-        prompts = {
-            split: {str(i): item.messages[-1]["content"] for i, item in enumerate(items)}
-            for split, items in splits.items()
-        }
-        expected = {
-            split: {str(i): self.suite.target(item) for i, item in enumerate(items)} for split, items in splits.items()
-        }
+        prompts, expected = {}, {}
+        for split, items in {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}.items():
+            prompts[split], expected[split] = self._texts(items)
         return write_report(self.run, out or self.run.folder / "report.html", prompts, expected)
 
     def summary(self, report: Path | None = None) -> str:

@@ -1,5 +1,7 @@
 """Promotion: the generation's best by fitness against the champion, on items that did not choose it."""
 
+from collections.abc import Sequence
+
 from agentlab.config import Settings
 from agentlab.evolution.stats import detectable_gain, paired_p_value, wins_and_losses
 from agentlab.records import Score, Verdict
@@ -7,9 +9,23 @@ from agentlab.records import Score, Verdict
 FEW_ITEMS = 100  # below this a gain of ten points is missed more often than not
 
 
-def decide(settings: Settings, generation: int, challenger: Score, incumbent: Score) -> Verdict:
-    """The verdict of an exact paired test at alpha / planned generations, so that the whole run errs with alpha."""
-    alpha = settings.gate.alpha / settings.population.generations
+def level(settings: Settings, generation: int, earlier: Sequence[Verdict]) -> float:
+    """The level to test at in this generation: its share of alpha, and what the generations just before handed on.
+
+    The fallback procedure (Wiens 2003): every planned generation has alpha / generations; one that promoted, or had
+    nobody to test, hands its level on, one that refused has spent it. So the whole run errs with at most alpha, and a
+    clear first step, which the base model makes easy, does not cost the later and smaller ones their power.
+    """
+    share = settings.gate.alpha / settings.population.generations
+    refused = [verdict.generation for verdict in earlier if verdict.generation < generation and not verdict.passed]
+    return share * (generation - max(refused, default=-1))
+
+
+def decide(
+    settings: Settings, generation: int, challenger: Score, incumbent: Score, earlier: Sequence[Verdict] = ()
+) -> Verdict:
+    """The verdict of an exact paired test; `earlier` are the run's verdicts so far, which decide its level."""
+    alpha = level(settings, generation, earlier)
     wins, losses = wins_and_losses(challenger.item_scores, incumbent.item_scores)
     items = len(challenger.item_scores)
     p_value = paired_p_value(wins, losses)

@@ -232,7 +232,7 @@ def _gate(bench: Bench, generation: int, challenger: str, champion: str) -> Verd
             score = bench.score(adapter, "gate")
             bench.run.save_score(score)
         scores.append(score)
-    verdict = gate.decide(bench.run.settings, generation, scores[0], scores[1])
+    verdict = gate.decide(bench.run.settings, generation, scores[0], scores[1], bench.run.verdicts())
     bench.emit(GateDecided(**verdict.model_dump(exclude={"challenger_accuracy", "incumbent_accuracy"})))
     return verdict
 

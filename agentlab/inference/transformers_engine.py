@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorLis
 from agentlab import adapters
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.ledger import serving_mib
+from agentlab.inference import attention
+from agentlab.inference.cache import growing_cache
 from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix, cut_at_stop
 from agentlab.models import ModelFiles
@@ -50,6 +52,8 @@ class TransformersEngine(Engine):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
             base = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype).to(self.device).eval()
+            if self.device == "cpu" and base.config._attn_implementation == "sdpa":
+                base.set_attn_implementation(attention.register())
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
@@ -285,9 +289,9 @@ class TransformersEngine(Engine):
         wants_logprobs = any(request.logprobs for request in requests)
         started = time.monotonic()
         with torch.inference_mode():
-            cache = None
+            cache = growing_cache(self._base.config)
             if shared:  # read once, then copied for every row
-                cache = self.model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+                self.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
                 cache.batch_repeat_interleave(len(prompts))
             output = self.model.generate(
                 past_key_values=cache,

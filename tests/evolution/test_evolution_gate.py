@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from agentlab import config
-from agentlab.evolution.gate import decide
+from agentlab.evolution.gate import decide, level
 from agentlab.evolution.stats import mean_interval, paired_p_value
 from agentlab.records import Score
 
@@ -33,7 +33,7 @@ def settings_of(generations=3, alpha=0.05):
 def outcome(wins, losses, items, **changes):
     challenger = [1.0] * wins + [0.0] * losses + [1.0] * (items - wins - losses)
     incumbent = [0.0] * wins + [1.0] * losses + [1.0] * (items - wins - losses)
-    return decide(settings_of(**changes), 1, score_of("g001-c00", challenger), score_of("g000-c01", incumbent))
+    return decide(settings_of(**changes), 0, score_of("g001-c00", challenger), score_of("g000-c01", incumbent))
 
 
 def test_alpha_is_split_over_the_planned_generations():
@@ -43,9 +43,20 @@ def test_alpha_is_split_over_the_planned_generations():
     assert outcome(5, 0, 100, generations=4).alpha == pytest.approx(0.0125)
 
 
+def test_a_promotion_hands_its_level_on_and_a_refusal_spends_it():
+    settings = settings_of(generations=5)
+    verdicts = [
+        outcome(30, 0, 100).model_copy(update={"generation": 0}),  # passed
+        # generation 1 had nobody to test
+        outcome(2, 3, 100).model_copy(update={"generation": 2}),  # refused
+        outcome(30, 0, 100).model_copy(update={"generation": 3}),
+    ]
+    assert [round(level(settings, k, verdicts), 9) for k in range(5)] == [0.01, 0.02, 0.03, 0.01, 0.02]
+
+
 def test_verdict_holds_what_was_counted():
     verdict = outcome(12, 3, 100)
-    assert (verdict.wins, verdict.losses, verdict.items, verdict.generation) == (12, 3, 100, 1)
+    assert (verdict.wins, verdict.losses, verdict.items, verdict.generation) == (12, 3, 100, 0)
     assert verdict.p_value == paired_p_value(12, 3)
     assert verdict.challenger_accuracy - verdict.incumbent_accuracy == pytest.approx(0.09)
     assert (verdict.challenger, verdict.incumbent) == ("g001-c00", "g000-c01")
@@ -79,19 +90,30 @@ def test_a_model_never_passes_against_itself():
 
 
 @pytest.mark.parametrize("graded", [False, True])
-def test_equal_models_are_promoted_at_most_as_often_as_alpha_says(graded):
-    """Whole runs of three generations under the null hypothesis, at an alpha large enough to measure."""
+@pytest.mark.parametrize("first_is_better", [False, True])
+def test_equal_models_are_promoted_at_most_as_often_as_alpha_says(graded, first_is_better):
+    """Whole runs of three generations of equal models, at an alpha large enough to measure.
+
+    Also when the first generation really is better, and so hands its level on.
+    """
     rng = np.random.default_rng(1)
     settings = settings_of(generations=3, alpha=0.2)
     runs, promoted = 400, 0
     for _ in range(runs):
         skill = rng.random(100)
+        verdicts = []
         for generation in range(3):
+            if first_is_better and generation == 0:
+                verdicts.append(outcome(60, 0, 100, generations=3, alpha=0.2))
+                continue
             scores = [
                 np.clip(skill + rng.normal(0, 0.2, 100), 0, 1) if graded else (rng.random(100) < skill).astype(float)
                 for _ in range(2)
             ]
-            verdict = decide(settings, generation, score_of("g001-c00", scores[0]), score_of("base", scores[1]))
+            verdict = decide(
+                settings, generation, score_of("g001-c00", scores[0]), score_of("base", scores[1]), verdicts
+            )
+            verdicts.append(verdict)
             if verdict.passed:
                 promoted += 1
                 break

@@ -25,7 +25,7 @@ def suite(request, tmp_path):
 def pool_of(name):
     """All templates and entities of each pool, as written in the module."""
     module = importlib.import_module(f"agentlab.tasks.builtin.{name}")
-    tables = [*module.TEMPLATES.values(), module.OTHER] if name == "toolcalls" else [module.TEMPLATES]
+    tables = list(module.TEMPLATES.values()) if name == "toolcalls" else [module.TEMPLATES]
     templates, entities = {}, {}
     for pool in ("train", "dev", "test"):
         found = [template for table in tables for template in table[pool]]
@@ -44,7 +44,7 @@ def words(text):
 
 
 def test_sizes_and_no_warnings(suite):
-    assert suite.summary()["splits"] == {"train": 400, "fitness": 32, "gate": 100, "test": 200}
+    assert suite.summary()["splits"] == {"train": 800, "fitness": 48, "gate": 200, "test": 200}
     assert suite.warnings == []
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from agentlab.tasks.builtin.making import Made, distinct
-from agentlab.tasks.builtin.toolcalls_words import ENTITIES, OTHER, TEMPLATES
+from agentlab.tasks.builtin.toolcalls_words import ENTITIES, TEMPLATES
 
 
 def _tool(name: str, **arguments: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _one(every: int, rng: random.Random, pool: str, number: int) -> Made:
     if number % every != every - 1:
         return _call(rng, pool, names[(number - number // every) % len(names)])
     if number // every % 2:  # something to talk about
-        template = rng.choice(OTHER[pool])
+        template = rng.choice(TEMPLATES["talk"][pool])
         words = {"topic": rng.choice(ENTITIES["topic"][pool])}
     else:  # something to do, but with a tool that is not there
         absent = rng.choice(sorted(ABSENT))

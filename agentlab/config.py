@@ -51,7 +51,10 @@ class BudgetSettings(_Section):
 
 
 class PopulationSettings(_Section):
-    """How many candidates, for how long, and how they are bred."""
+    """How many candidates, for how long, and how they are bred.
+
+    `blend`: each generation of children ends with one candidate more, its two best merged and not trained.
+    """
 
     size: int = Field(4, ge=1, le=100)
     generations: int = Field(3, ge=1, le=1000)
@@ -60,6 +63,7 @@ class PopulationSettings(_Section):
     tournament: int = Field(3, ge=1)
     crossover_rate: Number = Field(0.7, ge=0, le=1)
     mutation_rate: Number = Field(0.1, ge=0, le=1)
+    blend: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> "PopulationSettings":
@@ -96,17 +100,19 @@ class LoraSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """One candidate's training: `steps` of `batch_size` items; `max_length` in tokens of prompt and answer together.
+    """One candidate's training: about `tokens` of prompts and answers, in steps of `batch_size` items.
 
-    Founders spread around `learning_rate`. A child of founders starts from trained weights and takes `child_rate` of
-    its parent's rate; later generations inherit that.
+    So a suite of short items gets more steps in the same time; `steps` sets their number instead. `max_length` is in
+    tokens of prompt and answer together. Founders spread around `learning_rate`. A child of founders starts from
+    trained weights and takes `child_rate` of its parent's rate; later generations inherit that.
     """
 
     method: Literal["sft"] = "sft"
-    steps: int = Field(8, ge=1)
+    tokens: int = Field(13_000, ge=1)
+    steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
-    child_rate: Number = Field(0.25, gt=0, le=1)
+    child_rate: Number = Field(0.5, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)
     max_length: int = Field(1024, ge=16)
     max_remedies: int = Field(3, ge=0)

@@ -115,7 +115,7 @@ class Trained(Event):
     candidate: str
     train_seconds: float
     train_tokens: int
-    loss: float
+    loss: float | None  # None: merged without training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Operator = Literal["founder", "crossover", "mutation"]
+Operator = Literal["founder", "crossover", "mutation", "blend"]
 State = Literal["bred", "trained", "evaluated", "kept", "culled", "failed"]
 BASE = "base"  # the base model without an adapter, wherever an adapter id is expected
 
@@ -27,7 +27,7 @@ class Genome(_Record):
     dropout: float
     target_modules: list[str]
     learning_rate: float
-    steps: int
+    steps: int  # optimiser steps; a blend has 0
     batch_size: int
     data_mix: dict[str, float]  # relative weight of each group of training items; empty: as they come
     weight_noise: float  # relative size of the noise added before training; 0: none

@@ -45,7 +45,7 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
         raise RunError(f"{run.id} has no sealed comparison yet; finish it first: nothing to compare with")
     trained = [c for c in run.candidates() if c.training is not None]
     steps = sum(c.genome.steps for c in trained)
-    genome = founder(settings, 0, 0).model_copy(update={"candidate": NAME, "steps": steps})
+    genome = founder(settings, 0, 0, steps).model_copy(update={"candidate": NAME})
     items = sample(bench.suite.split("train"), steps * genome.batch_size, {}, genome.seed)
     examples = [encode(bench.engine, bench.suite, item) for item in items]
     lora, training = train(

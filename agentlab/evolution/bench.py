@@ -14,6 +14,7 @@ from agentlab.errors import RunError
 from agentlab.events import Event, ModelLoaded
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate
 from agentlab.evolution.run import Run
+from agentlab.learning import steps_of
 from agentlab.records import BASE, Genome, Score
 from agentlab.tasks import Suite
 
@@ -31,6 +32,7 @@ class Bench:
     pool: Pool
     rates: Rates
     limit: int  # most tokens of an answer
+    steps: int  # optimiser steps of a founder
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
 
@@ -119,7 +121,8 @@ def open_bench(
         pool.sweep()
         rates = calibrate(run, engine, suite, emit)
         limit = answer_limit(engine, suite, run.settings)
-        yield Bench(run, suite, engine, pool, rates, limit, emit, should_stop)
+        steps = steps_of(engine, suite, run.settings.training)
+        yield Bench(run, suite, engine, pool, rates, limit, steps, emit, should_stop)
 
 
 def _check_model(run: Run, model: models.ModelFiles) -> None:

@@ -27,15 +27,51 @@ class _Genes:
     weight_noise: float
 
 
-def breed(settings: Settings, generation: int, pool: Sequence[Ranked], groups: Sequence[str]) -> list[Genome]:
+def breed(
+    settings: Settings, generation: int, pool: Sequence[Ranked], groups: Sequence[str], steps: int
+) -> list[Genome]:
     """The new candidates of a generation: `size` founders, or `size - elites` children of the pool.
 
     pool: the adapters that may become parents, best first (empty: founders are bred). groups: of the training items.
+    steps: optimiser steps of a founder; children inherit theirs.
     """
     if not pool:
-        return [founder(settings, generation, index) for index in range(settings.population.size)]
+        return [founder(settings, generation, index, steps) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
-    return [_child(settings, generation, index, pool, groups) for index in range(new)]
+    return [_child(settings, generation, index, pool, groups, steps) for index in range(new)]
+
+
+def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked]) -> Genome | None:
+    """One candidate more: the generation's two best newcomers, merged and not trained; None where that cannot help.
+
+    Siblings that began at the same merged weights and trained on different items lie in one basin, and their average
+    is often better than both (model soups, Wortsman et al. 2022), at the cost of one evaluation. Founders begin at
+    random weights of their own: they are not blended.
+    """
+    best = [member for member in newcomers if member.genome.parents][:2]
+    if not settings.population.blend or len(best) < 2:
+        return None
+    fitter = best[0].genome
+    index = 1 + max(int(member.adapter.rpartition("-c")[2]) for member in newcomers)
+    return Genome(
+        candidate=adapter_id(generation, index),
+        generation=generation,
+        operator="blend",
+        parents=[member.adapter for member in best],
+        merge_weights=[0.5, 0.5],  # they are close in fitness, and an even average is the one with least noise
+        merge_method="exact",
+        rank=fitter.rank,
+        alpha=fitter.alpha,
+        dropout=fitter.dropout,
+        target_modules=sorted({module for member in best for module in member.genome.target_modules}),
+        learning_rate=fitter.learning_rate,
+        steps=0,
+        batch_size=settings.training.batch_size,
+        data_mix=dict(fitter.data_mix),
+        weight_noise=0.0,
+        mutated=[],
+        seed=training_seed(settings, generation, index),
+    )
 
 
 def rng_for(settings: Settings, generation: int, index: int) -> np.random.Generator:
@@ -48,7 +84,7 @@ def training_seed(settings: Settings, generation: int, index: int) -> int:
     return int(np.random.SeedSequence([settings.seed, generation, index, 1]).generate_state(1)[0] % 2**31)
 
 
-def founder(settings: Settings, generation: int, index: int) -> Genome:
+def founder(settings: Settings, generation: int, index: int, steps: int) -> Genome:
     """A candidate that starts from the base model; the first one has exactly the settings' hyperparameters."""
     rate = settings.training.learning_rate * FOUNDER_RATES[index % len(FOUNDER_RATES)]
     if index >= len(FOUNDER_RATES):
@@ -65,7 +101,7 @@ def founder(settings: Settings, generation: int, index: int) -> Genome:
         dropout=settings.lora.dropout,
         target_modules=list(settings.lora.target_modules),
         learning_rate=min(1.0, rate),
-        steps=settings.training.steps,
+        steps=steps,
         batch_size=settings.training.batch_size,
         data_mix={},
         weight_noise=0.0,
@@ -74,7 +110,14 @@ def founder(settings: Settings, generation: int, index: int) -> Genome:
     )
 
 
-def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranked], groups: Sequence[str]) -> Genome:
+def _inherited_rate(parent: Genome, settings: Settings) -> float:
+    """A merge of trained parents begins at a low loss, which a founder's rate would throw away."""
+    return parent.learning_rate * (1.0 if parent.parents else settings.training.child_rate)
+
+
+def _child(
+    settings: Settings, generation: int, index: int, pool: Sequence[Ranked], groups: Sequence[str], steps: int
+) -> Genome:
     rng = rng_for(settings, generation, index)
     first = tournament(rng, pool, settings.population.tournament)
     others = [ranked for ranked in pool if ranked.adapter != first.adapter]
@@ -82,9 +125,8 @@ def _child(settings: Settings, generation: int, index: int, pool: Sequence[Ranke
     parents = [first, tournament(rng, others, settings.population.tournament)] if crossed else [first]
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
-        # a merge of trained parents begins at a low loss, which a founder's rate would throw away
-        learning_rate=fitter.learning_rate * (1.0 if fitter.parents else settings.training.child_rate),
-        steps=fitter.steps,
+        learning_rate=_inherited_rate(fitter, settings),
+        steps=fitter.steps or steps,
         rank=fitter.rank,
         dropout=fitter.dropout,
         data_mix=dict(fitter.data_mix),

@@ -25,14 +25,13 @@ from agentlab.events import (
     TrainingStarted,
     Warned,
 )
-from agentlab.evolution import gate, seal
+from agentlab.evolution import breeding, gate, seal
 from agentlab.evolution.bench import Bench, open_bench
-from agentlab.evolution.breeding import breed
 from agentlab.evolution.run import Run
 from agentlab.evolution.selection import Ranked, prune, ranked
 from agentlab.learning import TrainingFailed, encode, sample
 from agentlab.learning.sft import train
-from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Verdict
+from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Training, Verdict
 from agentlab.tasks import Suite
 
 
@@ -82,6 +81,7 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
         _learn(bench, genome)
     for genome in genomes:
         _score(bench, genome)
+    genomes += _blend(bench, generation, genomes)
     elites = [member.adapter for member in parents[: run.settings.population.elites]]
     evaluated = [genome.candidate for genome in genomes if _is_evaluated(run, genome.candidate)]
     if not elites and not evaluated:
@@ -114,49 +114,56 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
 def _breed(bench: Bench, generation: int, parents: Sequence[Ranked]) -> list[Genome]:
     genomes = bench.run.population(generation)
     if genomes is None:
-        genomes = breed(bench.run.settings, generation, parents, bench.suite.groups())
+        genomes = breeding.breed(bench.run.settings, generation, parents, bench.suite.groups(), bench.steps)
         bench.run.save_population(generation, genomes)  # before anything is trained
     for genome in genomes:
-        if bench.run.candidate(genome.candidate) is None:
-            bench.run.save_candidate(Candidate(genome=genome))
-            bench.emit(
-                Bred(
-                    generation=generation,
-                    candidate=genome.candidate,
-                    operator=genome.operator,
-                    parents=genome.parents,
-                    merge_weights=genome.merge_weights,
-                    genome=genome.model_dump(mode="json"),
-                )
-            )
+        _announce(bench, genome)
     return genomes
 
 
+def _announce(bench: Bench, genome: Genome) -> None:
+    """The genome on disk and in the journal, once, before anything is made of it."""
+    if bench.run.candidate(genome.candidate) is not None:
+        return
+    bench.run.save_candidate(Candidate(genome=genome))
+    bench.emit(
+        Bred(
+            generation=genome.generation,
+            candidate=genome.candidate,
+            operator=genome.operator,
+            parents=genome.parents,
+            merge_weights=genome.merge_weights,
+            genome=genome.model_dump(mode="json"),
+        )
+    )
+
+
+def _blend(bench: Bench, generation: int, genomes: Sequence[Genome]) -> list[Genome]:
+    """The generation's two best newcomers merged, as a candidate of its own; empty for founders."""
+    newcomers = _rank(bench.run, [g.candidate for g in genomes if _is_evaluated(bench.run, g.candidate)])
+    genome = breeding.blend(bench.run.settings, generation, newcomers)
+    if genome is None:
+        return []
+    _announce(bench, genome)
+    _learn(bench, genome)
+    _score(bench, genome)
+    return [genome]
+
+
 def _learn(bench: Bench, genome: Genome) -> None:
-    """Founders: a fresh LoRA; children: merge the parents, add noise. Then a short SFT. A failure is a result."""
+    """Founders: a fresh LoRA; children: merge the parents, add noise. Then a short SFT. A failure is a result.
+
+    A blend is its parents' merge as it is: no steps.
+    """
     candidate = bench.run.candidate(genome.candidate) or Candidate(genome=genome)
     if candidate.state != "bred":
         return
-    settings = bench.run.settings
-    bench.emit(
-        TrainingStarted(
-            candidate=genome.candidate, steps=genome.steps, learning_rate=genome.learning_rate, rank=genome.rank
-        )
-    )
     try:
         start = _inherit(bench, genome) if genome.parents else None
-        items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
-        lora, training = train(
-            bench.engine,
-            genome,
-            start,
-            [encode(bench.engine, bench.suite, item) for item in items],
-            warmup_steps=settings.training.warmup_steps,
-            max_length=settings.training.max_length,
-            max_remedies=settings.training.max_remedies,
-            emit=bench.emit,
-            should_stop=bench.should_stop,
-        )
+        if start is not None and genome.steps == 0:
+            lora, training = start, Training(train_seconds=0.0, train_tokens=0, losses=[])
+        else:
+            lora, training = _fine_tune(bench, genome, start)
     except (TrainingFailed, AdapterError) as error:
         _fail(bench, candidate, str(error))
         return
@@ -171,8 +178,29 @@ def _learn(bench: Bench, genome: Genome) -> None:
             candidate=genome.candidate,
             train_seconds=training.train_seconds,
             train_tokens=training.train_tokens,
-            loss=training.losses[-1] if training.losses else 0.0,
+            loss=training.losses[-1] if training.losses else None,
         )
+    )
+
+
+def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[adapters.Lora, Training]:
+    settings = bench.run.settings.training
+    bench.emit(
+        TrainingStarted(
+            candidate=genome.candidate, steps=genome.steps, learning_rate=genome.learning_rate, rank=genome.rank
+        )
+    )
+    items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
+    return train(
+        bench.engine,
+        genome,
+        start,
+        [encode(bench.engine, bench.suite, item) for item in items],
+        warmup_steps=settings.warmup_steps,
+        max_length=settings.max_length,
+        max_remedies=settings.max_remedies,
+        emit=bench.emit,
+        should_stop=bench.should_stop,
     )
 
 

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agentlab.config import TrainingSettings
 from agentlab.tasks import Item, Suite
+
+_MEASURED_ITEMS = 64
 
 if TYPE_CHECKING:
     from agentlab.inference.transformers_engine import TransformersEngine
@@ -37,6 +40,18 @@ def sample(items: Sequence[Item], count: int, mix: Mapping[str, float], seed: in
         keys = rng.random(len(usable)) ** (1.0 / weights[usable])
         chosen += usable[np.argsort(-keys)][: count - len(chosen)].tolist()
     return [items[i] for i in chosen]
+
+
+def steps_of(engine: "TransformersEngine", suite: Suite, training: TrainingSettings) -> int:
+    """Optimiser steps of one candidate: the setting or, without one, what `training.tokens` pays for; at least 1.
+
+    An item's cost is the mean over the training split's first ones.
+    """
+    if training.steps is not None:
+        return training.steps
+    some = suite.split("train")[:_MEASURED_ITEMS]
+    mean = sum(len(encode(engine, suite, item).input_ids) for item in some) / len(some)
+    return max(1, round(training.tokens / (mean * training.batch_size)))
 
 
 def encode(engine: "TransformersEngine", suite: Suite, item: Item) -> Example:

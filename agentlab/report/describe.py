@@ -46,6 +46,8 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
             change = f"learning rate {event.learning_rate:.2g}, batch {event.batch_size} × {event.accumulation}"
             problem = _PROBLEMS.get(event.problem, event.problem)
             return f"{event.candidate}: {problem}; {event.action} ({change})".replace("_", " ")
+        case events.Trained() if event.loss is None:
+            return f"{event.candidate} merged, without training"
         case events.Trained():
             return (f"{event.candidate} trained in {words.duration(event.train_seconds)}, "
                     f"{event.train_tokens:,} tokens, loss {event.loss:.3f}")  # fmt: skip

@@ -173,7 +173,7 @@ class Progress:
         row = self._row(event.candidate)
         row.operator, row.parents = event.operator, tuple(event.parents)
         steps = event.genome.get("steps")
-        if row.steps is None and isinstance(steps, int) and steps > 0:
+        if row.steps is None and isinstance(steps, int):
             row.steps = steps
         self._stage = f"breeding generation {event.generation}"
 
@@ -247,10 +247,12 @@ class Progress:
         return max(0, expected - len(known))
 
     def _steps_left(self, generation: int) -> float:
-        told = [row.steps for row in self.candidates.values() if row.steps]
+        told = [row.steps for row in self.candidates.values() if row.steps]  # a blend has none
         typical = sum(told) / len(told) if told else 1.0
         rows = self.rows(generation)
-        known = sum(max(0.0, (row.steps or typical) - row.step) for row in rows if not row.trained)
+        known = sum(
+            max(0.0, (typical if row.steps is None else row.steps) - row.step) for row in rows if not row.trained
+        )
         return known + self._unknown(generation) * typical
 
     def _items_left(self, todo: list[int]) -> float:

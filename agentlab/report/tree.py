@@ -59,6 +59,8 @@ def _line(candidate: Candidate, star: str) -> str:
 def origin(candidate: Candidate) -> str:
     """Who bred a candidate, short: "g000-c01 62 % × g000-c04 38 %"."""
     genome = candidate.genome
+    if genome.operator == "blend":
+        return f"blend of {' and '.join(genome.parents)}"
     if len(genome.parents) > 1:
         weights = genome.merge_weights or [1 / len(genome.parents)] * len(genome.parents)
         pairs = zip(genome.parents, weights, strict=False)

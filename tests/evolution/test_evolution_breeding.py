@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlab import config
-from agentlab.evolution.breeding import FOUNDER_RATES, breed
+from agentlab.evolution.breeding import FOUNDER_RATES, blend, breed
 from agentlab.evolution.selection import Ranked, ranked
 
 GROUPS = ["add", "multiply", "none"]
+STEPS = 8  # of a founder
 GENES = ("learning_rate", "steps", "rank", "dropout", "data_mix", "merge_weights", "weight_noise")
 
 
@@ -27,7 +28,7 @@ def settings_of(seed=7, size=4, elites=1, crossover_rate=0.7, mutation_rate=0.1,
 def pool_of(chosen, fitnesses=(0.9, 0.4, 0.6, 0.2)):
     """Founders with made-up scores, best first."""
     founders = breed(
-        chosen.model_copy(update={"population": config.PopulationSettings(size=len(fitnesses))}), 0, [], []
+        chosen.model_copy(update={"population": config.PopulationSettings(size=len(fitnesses))}), 0, [], [], STEPS
     )
     return ranked(Ranked(g.candidate, f, g) for g, f in zip(founders, fitnesses, strict=True))
 
@@ -77,8 +78,8 @@ all_settings = st.builds(
 @given(all_settings, st.integers(1, 120))
 def test_every_child_is_well_formed(chosen, generation):
     pool = pool_of(chosen)
-    genomes = breed(chosen, generation, pool, GROUPS)
-    assert genomes == breed(chosen, generation, pool, GROUPS)  # pure
+    genomes = breed(chosen, generation, pool, GROUPS, STEPS)
+    assert genomes == breed(chosen, generation, pool, GROUPS, STEPS)  # pure
     assert len(genomes) == chosen.population.size - chosen.population.elites
     by_id = {member.adapter: member.genome for member in pool}
     ids = [genome.candidate for genome in genomes]
@@ -109,10 +110,10 @@ def test_breeding_depends_on_seed_generation_and_index():
     chosen = settings_of(size=6, mutation_rate=1.0)
     pool = pool_of(chosen)
     told_apart = [
-        breed(chosen, 1, pool, GROUPS)[0],
-        breed(chosen, 1, pool, GROUPS)[1],
-        breed(chosen, 2, pool, GROUPS)[0],
-        breed(settings_of(seed=8, size=6, mutation_rate=1.0), 1, pool, GROUPS)[0],
+        breed(chosen, 1, pool, GROUPS, STEPS)[0],
+        breed(chosen, 1, pool, GROUPS, STEPS)[1],
+        breed(chosen, 2, pool, GROUPS, STEPS)[0],
+        breed(settings_of(seed=8, size=6, mutation_rate=1.0), 1, pool, GROUPS, STEPS)[0],
     ]
     for one, other in itertools.combinations(told_apart, 2):
         assert one.seed != other.seed
@@ -121,21 +122,21 @@ def test_breeding_depends_on_seed_generation_and_index():
 
 def test_a_candidate_is_the_same_in_a_larger_population():
     pool = pool_of(settings_of())
-    few, many = (breed(settings_of(size=size), 3, pool, GROUPS) for size in (3, 9))
+    few, many = (breed(settings_of(size=size), 3, pool, GROUPS, STEPS) for size in (3, 9))
     assert many[: len(few)] == few
 
 
 def test_training_seeds_of_a_long_run_are_all_different():
     chosen = settings_of(size=10)
     pool = pool_of(chosen)
-    seeds = [genome.seed for k in range(1, 40) for genome in breed(chosen, k, pool, GROUPS)]
-    seeds += [genome.seed for genome in breed(chosen, 0, [], GROUPS)]
+    seeds = [genome.seed for k in range(1, 40) for genome in breed(chosen, k, pool, GROUPS, STEPS)]
+    seeds += [genome.seed for genome in breed(chosen, 0, [], GROUPS, STEPS)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
 def test_founders_spread_the_learning_rate_around_the_settings_own():
-    founders = breed(settings_of(size=12), 0, [], GROUPS)
+    founders = breed(settings_of(size=12), 0, [], GROUPS, STEPS)
     rate = settings_of().training.learning_rate
     assert len(founders) == 12  # elites are nobody's yet
     assert founders[0].learning_rate == rate
@@ -146,14 +147,14 @@ def test_founders_spread_the_learning_rate_around_the_settings_own():
 
 
 def test_founders_never_exceed_the_largest_learning_rate():
-    founders = breed(settings_of(size=8, training={"learning_rate": 0.9}), 0, [], GROUPS)
+    founders = breed(settings_of(size=8, training={"learning_rate": 0.9}), 0, [], GROUPS, STEPS)
     assert max(founder.learning_rate for founder in founders) == 1.0
 
 
 def children(generations=30, **changes):
     chosen = settings_of(size=5, **changes)
     pool = pool_of(chosen)
-    return [genome for k in range(1, generations) for genome in breed(chosen, k, pool, GROUPS)]
+    return [genome for k in range(1, generations) for genome in breed(chosen, k, pool, GROUPS, STEPS)]
 
 
 def test_crossover_rate_is_honoured():
@@ -180,39 +181,65 @@ def test_merge_weights_follow_fitness_and_mutate_within_reason():
     chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=9)
     shares = {"g000-c00": 0.9, "g000-c01": 0.3}
     pool = pool_of(chosen, tuple(shares.values()))
-    for genome in breed(chosen, 1, pool, GROUPS):
+    for genome in breed(chosen, 1, pool, GROUPS, STEPS):
         assert genome.merge_weights == pytest.approx([shares[parent] / 1.2 for parent in genome.parents])
     for luckless in ((0.0, 0.0), (-0.1, -0.3)):  # no fitness at all: half and half
-        assert {tuple(g.merge_weights) for g in breed(chosen, 1, pool_of(chosen, luckless), GROUPS)} == {(0.5, 0.5)}
+        assert {tuple(g.merge_weights) for g in breed(chosen, 1, pool_of(chosen, luckless), GROUPS, STEPS)} == {
+            (0.5, 0.5)
+        }
     mutants = children(mutation_rate=1.0, crossover_rate=1.0)
     assert all(0.2 <= weight <= 0.8 for genome in mutants for weight in genome.merge_weights)
 
 
 def test_one_group_leaves_nothing_to_mix():
     chosen = settings_of(size=8, mutation_rate=1.0)
-    assert all("data_mix" not in genome.mutated for genome in breed(chosen, 1, pool_of(chosen), ["all"]))
+    assert all("data_mix" not in genome.mutated for genome in breed(chosen, 1, pool_of(chosen), ["all"], STEPS))
 
 
 def test_a_pool_of_one_breeds_by_mutation():
     chosen = settings_of(crossover_rate=1.0)
-    genomes = breed(chosen, 1, pool_of(chosen)[:1], GROUPS)
+    genomes = breed(chosen, 1, pool_of(chosen)[:1], GROUPS, STEPS)
     assert {genome.operator for genome in genomes} == {"mutation"}
 
 
 def test_children_of_founders_take_a_lower_rate_and_their_children_inherit_it():
     chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=3)
     pool = pool_of(chosen, (0.9,) + (0.1,) * 3)
-    child = next(genome for genome in breed(chosen, 1, pool, GROUPS) if "g000-c00" in genome.parents)
+    child = next(genome for genome in breed(chosen, 1, pool, GROUPS, STEPS) if "g000-c00" in genome.parents)
     assert child.learning_rate == pytest.approx(chosen.training.learning_rate * chosen.training.child_rate)
     family = ranked([Ranked(child.candidate, 1.0, child), *pool[:1]])
-    assert {genome.learning_rate for genome in breed(chosen, 2, family, GROUPS)} == {child.learning_rate}
+    assert {genome.learning_rate for genome in breed(chosen, 2, family, GROUPS, STEPS)} == {child.learning_rate}
+
+
+def test_a_blend_is_the_two_best_newcomers_half_and_half_without_training():
+    chosen = settings_of(size=5, crossover_rate=1.0)
+    family = breed(chosen, 3, pool_of(chosen), GROUPS, STEPS)
+    newcomers = ranked(Ranked(g.candidate, f, g) for g, f in zip(family, (0.2, 0.9, 0.5, 0.7), strict=True))
+    mixed = blend(chosen, 3, newcomers)
+    assert (mixed.operator, mixed.parents, mixed.merge_weights) == ("blend", ["g003-c01", "g003-c03"], [0.5, 0.5])
+    assert (mixed.candidate, mixed.steps, mixed.generation) == ("g003-c04", 0, 3)
+    assert mixed == blend(chosen, 3, newcomers)
+    # its children are trained again
+    pool = ranked([Ranked(mixed.candidate, 1.0, mixed), *newcomers])
+    heirs = [genome for genome in breed(chosen, 4, pool, GROUPS, STEPS) if mixed.candidate in genome.parents]
+    assert heirs
+    assert all(genome.steps > 0 for genome in heirs)
+
+
+def test_founders_and_single_children_are_not_blended():
+    chosen = settings_of(size=4)
+    assert blend(chosen, 0, pool_of(chosen)) is None
+    child = breed(chosen, 1, pool_of(chosen), GROUPS, STEPS)[0]
+    assert blend(chosen, 1, [Ranked(child.candidate, 1.0, child)]) is None
+    off = chosen.model_copy(update={"population": chosen.population.model_copy(update={"blend": False})})
+    assert blend(off, 1, [Ranked(g.candidate, 0.5, g) for g in breed(off, 1, pool_of(off), GROUPS, STEPS)]) is None
 
 
 def test_genes_stay_in_bounds_over_many_generations():
     chosen = settings_of(size=6, mutation_rate=1.0, mutation={"max_rank": 24})
     pool = pool_of(chosen)
     for k in range(1, 60):
-        genomes = breed(chosen, k, pool, GROUPS)
+        genomes = breed(chosen, k, pool, GROUPS, STEPS)
         assert all(1 <= genome.rank <= 24 and 1e-6 <= genome.learning_rate <= 1e-2 for genome in genomes)
         assert all(0.05 <= weight <= 20 for genome in genomes for weight in genome.data_mix.values())
         pool = ranked(Ranked(genome.candidate, index / 10, genome) for index, genome in enumerate(genomes))

@@ -58,7 +58,7 @@ def test_breeding_and_selection_follow_the_golden_lineage():
     settings = config.from_mapping(values, "test")
     pool, record = [], []
     for generation in range(4):
-        genomes = breed(settings, generation, pool, ["add", "multiply", "none"])
+        genomes = breed(settings, generation, pool, ["add", "multiply", "none"], 8)
         scored = [Ranked(g.candidate, (g.seed % 97) / 97 + generation / 10, g) for g in genomes]
         everybody = ranked([*pool, *scored])
         kept, culled = prune(everybody, 6, "g000-c00")
@@ -101,7 +101,7 @@ def test_structure_of_the_lineage(finished):
         k = result.generation
         genomes = run.population(k)
         pool = ranked(Ranked(a, run.candidate(a).fitness, run.candidate(a).genome) for a in alive)
-        assert genomes == breed(run.settings, k, pool, finished.suite.groups())
+        assert genomes == breed(run.settings, k, pool, finished.suite.groups(), run.settings.training.steps)
         assert result.members == alive[: population.elites] + [genome.candidate for genome in genomes]
         new = [genome.candidate for genome in genomes]
         assert sorted(result.pool + result.culled) == sorted(alive + new)

@@ -6,7 +6,7 @@ from agentlab import config
 from agentlab.evolution.breeding import breed
 from agentlab.evolution.selection import Ranked, prune, ranked, tournament
 
-GENOME = breed(config.Settings(name="x"), 0, [], [])[0]
+GENOME = breed(config.Settings(name="x"), 0, [], [], 8)[0]
 fitnesses = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(-1, 1), min_size=1, max_size=12)
 
 

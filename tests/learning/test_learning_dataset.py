@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentlab.learning import encode, sample
+from agentlab.config import TrainingSettings
+from agentlab.learning import encode, sample, steps_of
 from agentlab.tasks import Item
 
 
@@ -79,3 +80,12 @@ def test_other_templates_end_in_one_end_of_turn_too(engine, suite, monkeypatch, 
     assert example.input_ids[: len(prompt)] == prompt
     assert example.input_ids[len(prompt) :] == [*engine.encode(item.answer), engine.tokenizer.eos_token_id]
     assert sum(example.completion_mask) == len(example.input_ids) - len(prompt)
+
+
+def test_a_token_budget_pays_for_steps(engine, suite):
+    lengths = [len(encode(engine, suite, item).input_ids) for item in suite.split("train")]
+    batch = sum(lengths) / len(lengths) * 4
+    budget = {"batch_size": 4, "tokens": round(6 * batch)}
+    assert steps_of(engine, suite, TrainingSettings(**budget)) == 6
+    assert steps_of(engine, suite, TrainingSettings(**budget, steps=2)) == 2
+    assert steps_of(engine, suite, TrainingSettings(batch_size=4, tokens=1)) == 1

@@ -30,10 +30,11 @@ _SHARE_TOKENS = 16
 
 
 class TransformersEngine(Engine):
-    """A base model in fp32 on the CPU or bf16/fp16 on a GPU; adapters stay unmerged beside it.
+    """A base model in fp32 on the CPU or bf16/fp16 on a GPU, and adapters beside it.
 
     Requests are grouped by adapter (one adapter after another decodes faster than a mixed batch) and, within a group,
-    sorted by prompt length so that little of a batch is padding.
+    sorted by prompt length so that little of a batch is padding. In fp32 a group's adapter is added to the weights
+    while the group is answered.
     """
 
     name = "transformers"
@@ -195,9 +196,31 @@ class TransformersEngine(Engine):
         elif adapter is None:
             with self._peft.disable_adapter():
                 yield
-        else:
+        elif self._base.dtype == torch.float32 and not getattr(self._base, "is_quantized", False):
+            with self._added_to_weights(adapter), self._peft.disable_adapter():
+                yield
+        else:  # in 16 bits the sum would round small changes away
             self._peft.set_adapter(adapter, inference_mode=True)
             yield
+
+    @contextlib.contextmanager
+    def _added_to_weights(self, adapter: str) -> Iterator[None]:
+        """The base with the adapter's deltas in its weights: a token costs what it costs without an adapter.
+
+        The base's own tensors are kept and put back, bit for bit; nothing is subtracted again.
+        """
+        own: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        try:
+            with torch.no_grad():
+                for module in self._base.modules():
+                    if adapter in getattr(module, "lora_A", ()):
+                        weight = module.base_layer.weight
+                        own.append((weight, weight.data))
+                        weight.data = weight.data + module.get_delta_weight(adapter)
+            yield
+        finally:
+            for weight, data in own:
+                weight.data = data
 
     # -- answering ----------------------------------------------------------------------------------------------
 

@@ -60,6 +60,30 @@ class TestOnTinyModel(EngineConformance):
             assert torch.equal(back.modules[name][0], a)
             assert torch.equal(back.modules[name][1], b)
 
+    def test_an_adapter_in_the_weights_answers_as_beside_them_and_leaves_no_trace(self, engine, adapters):
+        before = {name: weight.clone() for name, weight in engine.base.state_dict().items()}
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        ids = torch.tensor([engine.encode(engine.render(CHAT))])
+        with torch.inference_mode():
+            with engine.using(None):
+                plain = engine.model(ids).logits
+            for adapter in adapters:
+                engine.model.set_adapter(adapter, inference_mode=True)
+                beside = engine.model(ids).logits
+                with engine.using(adapter):
+                    inside = engine.model(ids).logits
+                torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
+                assert not torch.allclose(inside, plain, atol=1e-2)
+            with engine.using(None):
+                assert torch.equal(engine.model(ids).logits, plain)
+        with pytest.raises(RuntimeError, match="in the middle"), engine.using(next(iter(adapters))):
+            raise RuntimeError("in the middle")
+        for adapter in adapters:
+            engine.unload_adapter(adapter)
+        after = engine.base.state_dict()
+        assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
     def test_out_of_memory_halves_the_batch(self, engine, monkeypatch):
         real, sizes = TransformersEngine._batch, []
 

@@ -49,6 +49,18 @@ def test_training_agrees_with_bare_trl(tiny_model):
     assert result["final_loss_difference"] == abs(losses[0] - losses[1])
 
 
+@pytest.mark.notebook
+@pytest.mark.timeout(300)
+def test_equal_cost(tiny_experiment):
+    result = run("equal_cost.py", "--experiment", tiny_experiment, "--suite", tiny_experiment.parent.parent / "suite")
+    (row,) = result["seeds"]
+    assert row["items"] == 20
+    assert row["gain"][0] == pytest.approx(row["champion"] - row["base"])
+    assert row["over_sft"][0] == pytest.approx(row["champion"] - row["sft"])
+    assert row["sft_train_tokens"] == pytest.approx(row["train_tokens"], rel=0.1)
+    assert result["not_below_sft"] == (row["over_sft"][2] >= 0)
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in BENCHMARKS.glob("*.py")))
 def test_help_needs_no_model(script):
     done = subprocess.run([sys.executable, str(BENCHMARKS / script), "--help"], capture_output=True, timeout=60)

@@ -102,14 +102,16 @@ class LoraSettings(_Section):
 class TrainingSettings(_Section):
     """One candidate's training: about `tokens` of prompts and answers, in steps of `batch_size` items.
 
-    So a suite of short items gets more steps in the same time; `steps` sets their number instead. `max_length` is in
-    tokens of prompt and answer together. Founders spread around `learning_rate`. A child of founders starts from
-    trained weights and takes `child_rate` of its parent's rate; later generations inherit that.
+    So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
+    `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
+    to selection. A child of founders takes `child_rate` of its parent's rate; later generations inherit that.
+    `max_length` is in tokens of prompt and answer together.
     """
 
     method: Literal["sft"] = "sft"
-    tokens: int = Field(13_000, ge=1)
+    tokens: int = Field(16_000, ge=1)
     steps: int | None = Field(None, ge=1)
+    founder_share: Number = Field(0.5, gt=0, le=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
     child_rate: Number = Field(0.5, gt=0, le=1)

@@ -32,7 +32,7 @@ class Bench:
     pool: Pool
     rates: Rates
     limit: int  # most tokens of an answer
-    steps: int  # optimiser steps of a founder
+    steps: int  # optimiser steps of a candidate that is not a founder
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
 

@@ -33,10 +33,11 @@ def breed(
     """The new candidates of a generation: `size` founders, or `size - elites` children of the pool.
 
     pool: the adapters that may become parents, best first (empty: founders are bred). groups: of the training items.
-    steps: optimiser steps of a founder; children inherit theirs.
+    steps: optimiser steps of a candidate; founders get their share of them.
     """
     if not pool:
-        return [founder(settings, generation, index, steps) for index in range(settings.population.size)]
+        share = max(1, round(settings.training.founder_share * steps))
+        return [founder(settings, generation, index, share) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
     return [_child(settings, generation, index, pool, groups, steps) for index in range(new)]
 
@@ -126,7 +127,7 @@ def _child(
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
         learning_rate=_inherited_rate(fitter, settings),
-        steps=fitter.steps or steps,
+        steps=(fitter.steps if fitter.parents else 0) or steps,  # founders and blends have another number
         rank=fitter.rank,
         dropout=fitter.dropout,
         data_mix=dict(fitter.data_mix),

@@ -10,7 +10,7 @@ from agentlab.evolution.breeding import FOUNDER_RATES, blend, breed
 from agentlab.evolution.selection import Ranked, ranked
 
 GROUPS = ["add", "multiply", "none"]
-STEPS = 8  # of a founder
+STEPS = 8
 GENES = ("learning_rate", "steps", "rank", "dropout", "data_mix", "merge_weights", "weight_noise")
 
 
@@ -40,7 +40,7 @@ def inherited(genome, pool, chosen):
     fitter = max(parents, key=lambda member: member.fitness).genome
     return {
         "learning_rate": fitter.learning_rate * (1.0 if fitter.parents else chosen.training.child_rate),
-        "steps": fitter.steps,
+        "steps": fitter.steps if fitter.parents else STEPS,
         "rank": fitter.rank,
         "dropout": fitter.dropout,
         "data_mix": fitter.data_mix,

@@ -14,7 +14,7 @@ import transformers
 from evolution_helpers import LEARNING, evolve, genome_summary, lineage, open_copy, weight_hashes
 
 from agentlab import config, files
-from agentlab.evolution.breeding import breed
+from agentlab.evolution.breeding import blend, breed
 from agentlab.evolution.selection import Ranked, prune, ranked
 from agentlab.lab import Lab
 
@@ -102,8 +102,14 @@ def test_structure_of_the_lineage(finished):
         genomes = run.population(k)
         pool = ranked(Ranked(a, run.candidate(a).fitness, run.candidate(a).genome) for a in alive)
         assert genomes == breed(run.settings, k, pool, finished.suite.groups(), run.settings.training.steps)
-        assert result.members == alive[: population.elites] + [genome.candidate for genome in genomes]
         new = [genome.candidate for genome in genomes]
+        if k:  # the two best children merged
+            children = ranked(Ranked(a, run.candidate(a).fitness, run.candidate(a).genome) for a in new)
+            mixed = blend(run.settings, k, children)
+            assert mixed == run.candidate(mixed.candidate).genome
+            assert run.candidate(mixed.candidate).training.train_tokens == 0
+            new.append(mixed.candidate)
+        assert result.members == alive[: population.elites] + new
         assert sorted(result.pool + result.culled) == sorted(alive + new)
         assert len(result.pool) <= population.pool
         if result.verdict:
@@ -128,7 +134,10 @@ def test_parents_lived_when_their_child_was_bred(finished):
     pools = {result.generation: result.pool for result in finished.run.results()}
     for candidate in finished.run.candidates():
         if candidate.genome.parents:
-            assert set(candidate.genome.parents) <= set(pools[candidate.genome.generation - 1])
+            lived = pools[candidate.genome.generation - 1]
+            if candidate.genome.operator == "blend":
+                lived = [genome.candidate for genome in finished.run.population(candidate.genome.generation)]
+            assert set(candidate.genome.parents) <= set(lived)
 
 
 def test_same_experiment_in_another_folder_gives_the_same_bytes(finished, tmp_path):

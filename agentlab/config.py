@@ -104,7 +104,7 @@ class TrainingSettings(_Section):
 
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
-    to selection. A child of founders takes `child_rate` of its parent's rate; later generations inherit that.
+    to selection. Children spread around the rate of their fitter parent.
     `max_length` is in tokens of prompt and answer together.
     """
 
@@ -114,7 +114,6 @@ class TrainingSettings(_Section):
     founder_share: Number = Field(0.5, gt=0, le=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
-    child_rate: Number = Field(0.5, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)
     max_length: int = Field(1024, ge=16)
     max_remedies: int = Field(3, ge=0)

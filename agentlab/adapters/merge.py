@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Singular values below these are rounding, not content: relative to the factors' norms and to the largest one.
 _ROUNDING = 1e-13
 _NEGLIGIBLE = 1e-9
+_FRESH_ROW = 3**-0.5  # root mean square length of a fresh A's rows: in entries, uniform within ±1/√in
 
 
 def crossover(
@@ -52,10 +53,9 @@ def crossover(
         if len(parents) == 1 or not method.endswith("svd"):  # these combine factors, row by row, and need equal ranks
             parents = [_at_rank(parent, rank) for parent in parents]
         merged = merge_with_peft(parents, weights, rank, method, density=density, seed=seed)
-    root = math.sqrt(rank / alpha)  # the factors above are for scaling 1; half of alpha/rank goes into each
     modules = {}
-    for name, (a, b) in merged.items():
-        modules[name] = _revived(_float32(a * root, name), _float32(b * root, name), seed, name)
+    for name, (a, b) in merged.items():  # the factors are for scaling 1
+        modules[name] = _revived(_float32(a, name), _float32(b * (rank / alpha), name), seed, name)
     return Lora(
         modules,
         rank,
@@ -128,7 +128,10 @@ def _exact(parents: list[Lora], weights: list[float], rank: int, name: str) -> "
 
 
 def _truncated(a: "Tensor", b: "Tensor", rank: int) -> "Factors":
-    """The best approximation of b·a, a (R, in), b (out, R), as balanced factors (rank, in), (out, rank).
+    """The best approximation of b·a, a (R, in), b (out, R), as factors (rank, in), (out, rank).
+
+    A's rows are orthogonal and as long as those of a fresh LoRA, and B holds the singular values, so that training goes
+    on as from a fresh LoRA: balanced factors (√s in each) start most directions with a short A and learn slower there.
 
     With b = Q_b·R_b and aᵀ = Q_a·R_a, the singular values of b·a are those of the small R_b·R_aᵀ (Eckart-Young on an
     orthogonal change of basis), so nothing of size (out, in) is ever made. Unused rank is zero in both factors.
@@ -145,10 +148,9 @@ def _truncated(a: "Tensor", b: "Tensor", rank: int) -> "Factors":
         largest = left.abs().argmax(dim=0)
         sign = torch.sign(left[largest, torch.arange(used)])
         left, right = left * sign, right * sign[:, None]
-    root = s[:used].sqrt()
     new_a, new_b = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
-    new_a[:used] = root[:, None] * right
-    new_b[:, :used] = left * root
+    new_a[:used] = _FRESH_ROW * right
+    new_b[:, :used] = left * (s[:used] / _FRESH_ROW)
     return new_a, new_b
 
 

@@ -12,6 +12,8 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
+# Children spread around their fitter parent's: later on a lower one is often better, and selection finds out.
+CHILD_RATES = (1.0, 0.5)
 
 
 @dataclasses.dataclass
@@ -111,11 +113,6 @@ def founder(settings: Settings, generation: int, index: int, steps: int) -> Geno
     )
 
 
-def _inherited_rate(parent: Genome, settings: Settings) -> float:
-    """A merge of trained parents begins at a low loss, which a founder's rate would throw away."""
-    return parent.learning_rate * (1.0 if parent.parents else settings.training.child_rate)
-
-
 def _child(
     settings: Settings, generation: int, index: int, pool: Sequence[Ranked], groups: Sequence[str], steps: int
 ) -> Genome:
@@ -126,7 +123,7 @@ def _child(
     parents = [first, tournament(rng, others, settings.population.tournament)] if crossed else [first]
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
-        learning_rate=_inherited_rate(fitter, settings),
+        learning_rate=fitter.learning_rate * CHILD_RATES[index % len(CHILD_RATES)],
         steps=(fitter.steps if fitter.parents else 0) or steps,  # founders and blends have another number
         rank=fitter.rank,
         dropout=fitter.dropout,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlab import config
-from agentlab.evolution.breeding import FOUNDER_RATES, blend, breed
+from agentlab.evolution.breeding import CHILD_RATES, FOUNDER_RATES, blend, breed
 from agentlab.evolution.selection import Ranked, ranked
 
 GROUPS = ["add", "multiply", "none"]
@@ -39,7 +39,7 @@ def inherited(genome, pool, chosen):
     parents = [by_id[parent] for parent in genome.parents]
     fitter = max(parents, key=lambda member: member.fitness).genome
     return {
-        "learning_rate": fitter.learning_rate * (1.0 if fitter.parents else chosen.training.child_rate),
+        "learning_rate": fitter.learning_rate * CHILD_RATES[int(genome.candidate[-2:]) % len(CHILD_RATES)],
         "steps": fitter.steps if fitter.parents else STEPS,
         "rank": fitter.rank,
         "dropout": fitter.dropout,
@@ -202,13 +202,12 @@ def test_a_pool_of_one_breeds_by_mutation():
     assert {genome.operator for genome in genomes} == {"mutation"}
 
 
-def test_children_of_founders_take_a_lower_rate_and_their_children_inherit_it():
-    chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=3)
-    pool = pool_of(chosen, (0.9,) + (0.1,) * 3)
-    child = next(genome for genome in breed(chosen, 1, pool, GROUPS, STEPS) if "g000-c00" in genome.parents)
-    assert child.learning_rate == pytest.approx(chosen.training.learning_rate * chosen.training.child_rate)
-    family = ranked([Ranked(child.candidate, 1.0, child), *pool[:1]])
-    assert {genome.learning_rate for genome in breed(chosen, 2, family, GROUPS, STEPS)} == {child.learning_rate}
+def test_children_spread_around_their_fitter_parents_rate():
+    chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=5)
+    pool = pool_of(chosen, (0.9, 0.1))
+    rate = pool[0].genome.learning_rate
+    found = [genome.learning_rate for genome in breed(chosen, 1, pool, GROUPS, STEPS)]
+    assert found == pytest.approx([rate, rate / 2, rate, rate / 2])
 
 
 def test_a_blend_is_the_two_best_newcomers_half_and_half_without_training():

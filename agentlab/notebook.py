@@ -93,7 +93,7 @@ def genomes_table(lab: Lab, generation: int) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for genome in lab.run.population(generation) or []:
+    for genome in (c.genome for c in lab.run.candidates() if c.genome.generation == generation):
         rows.append(
             {
                 "candidate": genome.candidate,

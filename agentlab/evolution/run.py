@@ -89,11 +89,15 @@ class Run:
         return self.generation_folder(generation_of(adapter)) / f"{adapter}.json"
 
     def candidates(self) -> list[Candidate]:
-        """All candidates ever bred in this run, in breeding order."""
+        """All candidates ever bred in this run, in breeding order; a generation's blend comes last."""
         found: list[Candidate] = []
         for generation in range(self.settings.population.generations):
-            for genome in self.population(generation) or []:
-                found.append(self.candidate(genome.candidate) or Candidate(genome=genome))
+            genomes = self.population(generation) or []
+            found += [self.candidate(genome.candidate) or Candidate(genome=genome) for genome in genomes]
+            bred = {genome.candidate for genome in genomes}
+            files_there = sorted(self.generation_folder(generation).glob(f"g{generation:03d}-c*.json"))
+            later = [self.candidate(path.stem) for path in files_there if path.stem not in bred]
+            found += [candidate for candidate in later if candidate is not None]
         return found
 
     def result(self, generation: int) -> GenerationResult | None:

@@ -129,7 +129,7 @@ def resource_lines(run: Run) -> list[str]:
 def cost_lines(run: Run) -> list[str]:
     """What training and evaluating took, over all candidates."""
     candidates = run.candidates()
-    trainings = [c.training for c in candidates if c.training]
+    trainings = [c.training for c in candidates if c.training and c.genome.operator != "blend"]
     train_s = sum(training.train_seconds for training in trainings)
     tokens = sum(training.train_tokens for training in trainings)
     eval_s = sum(c.score.eval_seconds for c in candidates if c.score)

@@ -51,7 +51,7 @@ def test_results_have_one_row_per_candidate(finished):
     lab, _ = finished
     table = lab.results()
     assert list(table["candidate"]) == [c.genome.candidate for c in lab.run.candidates()]
-    assert len(table) == 3 + 2 + 2
+    assert len(table) == 3 + 3 + 3  # two children and their blend
     assert table["fitness"].notna().all()
 
 
@@ -92,7 +92,7 @@ def test_pool_keeps_its_size_and_cards_stay(finished):
     weights = sorted(path.parent.name for path in lab.run.folder.glob("adapters/*/adapter_model.safetensors"))
     assert weights == sorted(lab.run.result(2).pool)
     assert len(weights) == 3
-    assert len(list(lab.run.folder.glob("adapters/*/card.json"))) == 7
+    assert len(list(lab.run.folder.glob("adapters/*/card.json"))) == 9
 
 
 def test_sealed_numbers_come_back_from_the_adapter_on_disk(finished):
@@ -129,7 +129,7 @@ def test_evolving_a_finished_run_does_nothing_again(finished):
     events = list(Lab.open(lab.experiment).evolve())
     assert [type(event) for event in events] == [EvolutionStarted, EvolutionFinished]
     assert before == {path: path.stat().st_mtime_ns for path in lab.run.folder.rglob("*.safetensors")}
-    assert len(mlflow_runs(lab, "candidate")) == 7
+    assert len(mlflow_runs(lab, "candidate")) == 9
 
 
 def test_the_newest_run_is_found_without_its_overrides(finished):

@@ -66,7 +66,7 @@ def test_runs_are_nested_and_finished(finished: Story, shown: Shown) -> None:
     assert gate.tags["agentlab.champion"] == "g001-c00"
     best = shown.client.get_metric_history(evolution.info.run_id, "best_fitness")
     assert [(point.step, point.value) for point in best] == [(0, 0.5), (1, 0.75)]
-    assert evolution.data.params["training.steps"] == "8"
+    assert evolution.data.params["training.tokens"] == "16000"
     config = Path(evolution.info.artifact_uri) / "config.yaml"
     assert "name: tiny" in config.read_text()
 

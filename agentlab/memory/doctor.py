@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.files import sync_folder
+from agentlab.files import disk_errors, sync_folder
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Embedder, chunk
-from agentlab.memory.schema import CHUNK_BITS
+from agentlab.memory.schema import CHUNK_BITS, missing_bytes
 from agentlab.memory.store import Chunk, Store, chunk_checksum, is_damage, pack
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
@@ -130,11 +132,34 @@ def repair(path: Path, model: str | None, embedder: Embedder | None) -> Report:
 
     A memory whose vector is damaged is embedded anew; one whose text is damaged is left out and named in `problems`.
     """
-    core = Core(path, model, embedder, create=False)
+    with _whole_length(path) as source:
+        return _repair(path, source, model, embedder)
+
+
+@contextlib.contextmanager
+def _whole_length(path: Path) -> Iterator[Path]:
+    """`path`, or where its end is missing a copy with zeros instead, because SQLite reads nothing of a short file."""
+    if not path.exists() or not missing_bytes(path):
+        yield path
+        return
+    padded = path.with_name(f"{path.name}.padded-{os.getpid()}")
+    try:
+        with disk_errors(padded):
+            shutil.copyfile(path, padded)
+            with open(padded, "r+b") as file:
+                file.truncate(path.stat().st_size + missing_bytes(path))
+        yield padded
+    finally:
+        for leftover in path.parent.glob(f"{padded.name}*"):
+            leftover.unlink()
+
+
+def _repair(path: Path, source: Path, model: str | None, embedder: Embedder | None) -> Report:
+    core = Core(source, model, embedder, create=False)
     copy = path.with_name(f"{path.name}.repair-{os.getpid()}")
     try:
         found = examine(core)
-        if found.clean:
+        if found.clean and source == path:
             return found
         for leftover in path.parent.glob(f"{copy.name}*"):
             leftover.unlink()

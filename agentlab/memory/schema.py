@@ -108,17 +108,25 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     The file is only touched when it is a memory of this or an older version; everything else is an error first.
     """
     _check_file(path, create)
+    if path.exists() and (missing := missing_bytes(path)):
+        raise damaged(path, f"it ends {missing} bytes too early")  # SQLite would not read any of it
     if not path.exists():
         with disk_access(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     with sqlite_errors(path):
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        # damaged text is told by its checksum, not by an exception in the middle of a result
+        connection.text_factory = _text
         try:
             _prepare(connection, path)
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+def _text(raw: bytes) -> str:
+    return str(raw, "utf-8", "replace")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -228,7 +236,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {_why(path, str(error))}; nothing of this step was stored and what was there "
                 "before is kept; free space and do it again"
             ) from error
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in str(error):
+        # the statements are fixed, so a table or column that is missing was damaged away
+        gone = name == "SQLITE_ERROR" and "no such" in str(error)
+        if gone or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in str(error):
             raise damaged(path, str(error)) from error
         if name.startswith("SQLITE_CONSTRAINT"):
             raise MemoryStoreError(f"{path} has a record with that id already, or one does not fit: {error}") from error
@@ -237,6 +247,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
             raise StorageError(f"cannot open {path} for writing: {error}; choose another path") from error
         raise
+    except UnicodeDecodeError as error:
+        raise damaged(path, "text that is not UTF-8") from error
 
 
 def damaged(path: Path, what: str) -> MemoryStoreError:

@@ -14,7 +14,7 @@ import numpy as np
 
 from agentlab.errors import MemoryStoreError
 from agentlab.memory.records import MemoryItem, Tombstone
-from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, missing_bytes, sqlite_errors
+from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
 
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
 MAX_CHUNKS = 1 << CHUNK_BITS
@@ -71,8 +71,6 @@ class Store:
         self.damage: dict[str, None] = {}  # what was found wrong while reading, one sentence each
         self.db = connect(path, create=create)
         self._inode = path.stat().st_ino
-        if missing := missing_bytes(path):
-            self.damage[f"the file ends {missing} bytes too early"] = None
 
     def close(self) -> None:
         with self.lock, sqlite_errors(self.path):
@@ -210,12 +208,22 @@ class Store:
     def items_of(self, rows: Iterable[int]) -> dict[int, MemoryItem]:
         """Memories by row id; ids that are no longer there are left out."""
         wanted = [int(row) for row in rows]
-        return self.items(f"id IN ({', '.join('?' * len(wanted))})", wanted)
+        with self.reading() as db:
+            try:
+                query = f"SELECT {COLUMNS} FROM memories WHERE id IN ({', '.join('?' * len(wanted))}) ORDER BY id"
+                return self._items(db.execute(query, wanted).fetchall())
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self.damage[str(error)] = None
+                return self._items(self.one_by_one(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (), wanted))
 
-    def one_by_one(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def one_by_one(
+        self, query: str, values: Sequence[Any] = (), rows: Iterable[int] | None = None
+    ) -> list[tuple[Any, ...]]:
         """What `query` finds for each row id as its last value, leaving out the ids whose pages cannot be read."""
         found = []
-        for row in range(1, self._last_row() + 1):
+        for row in range(1, self._last_row() + 1) if rows is None else rows:
             try:
                 found += self.db.execute(query, (*values, row)).fetchall()
             except sqlite3.DatabaseError as error:
@@ -336,7 +344,7 @@ class Store:
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether SQLite says that the file's content is wrong, and not that it is locked, full or misused."""
     name = getattr(error, "sqlite_errorname", None) or ""
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ")) or "decode" in str(error)
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"))
 
 
 def unknown(path: Path, memory_id: str) -> MemoryStoreError:

@@ -10,7 +10,7 @@ from agentlab.memory.core import Core
 from agentlab.memory.echo import repeats
 from agentlab.memory.records import KnowledgeItem, MemoryItem
 from agentlab.memory.store import Chunk
-from agentlab.memory.words import signature, terms
+from agentlab.memory.words import overlap, signature, terms
 from agentlab.memory.writing import add_to_index, new_id
 
 ALIKE = 0.75  # cosine from which on two memories may tell the same; their words decide
@@ -25,8 +25,12 @@ def confidence(told: int) -> float:
 
 
 def same_fact(one: str, other: str) -> bool:
-    """Whether two texts tell the same: what one says the other says too, in either direction, numbers and all."""
-    return repeats(one, other) and (repeats(other, one) or len(set(terms(one))) >= 3)
+    """Whether two texts tell the same: all content words of one are in the other, which adds nearly nothing.
+
+    What it adds is neither a name nor a number, and both deny or neither does.
+    """
+    short, long = sorted((one, other), key=lambda text: len(set(terms(text))))
+    return overlap(terms(short), terms(long)) == 1.0 and repeats(long, short)
 
 
 def consolidate(core: Core) -> list[KnowledgeItem]:
@@ -60,7 +64,7 @@ def _consolidate_one(core: Core, row: int, item: MemoryItem) -> str | None:
         others = {
             other: twin for other, twin in core.store.items_of(near).items()
             if twin.source == "person" and twin.memory_type == "conversation"
-            and (same_fact(item.content, twin.content) or same_fact(twin.content, item.content))
+            and same_fact(item.content, twin.content)
         }  # fmt: skip
         family = {row: item, **others}
         told = sum(member.validation_count for member in family.values())

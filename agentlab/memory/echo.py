@@ -13,8 +13,13 @@ from agentlab.memory.words import overlap, sentences, signature, terms, tokens
 
 _SAME = 0.8  # share of a sentence's content words that an older memory must have; a new name or number is news
 _LOOKED_AT = 8
-# words that only report that something is known; they do not make it news
-_REPORTING = frozenset(terms("told said says mentioned remember recall noted according memory earlier previously user"))
+# words that only report or confirm that something is known; they do not make it news
+_REPORTING = frozenset(
+    terms(
+        "told said says mentioned remember recall noted according memory earlier previously user understood okay ok "
+        "sure certainly indeed right course see thanks correct"
+    )
+)
 _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
 
 

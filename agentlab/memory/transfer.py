@@ -70,7 +70,7 @@ def lines(core: Core) -> Iterator[str]:
 
 
 def _line(kind: str, value: dict[str, Any]) -> str:
-    return json.dumps({"kind": kind, **value}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"record": kind, **value}, ensure_ascii=False, allow_nan=False)
 
 
 def export(core: Core, path: Path) -> int:
@@ -83,7 +83,7 @@ def export(core: Core, path: Path) -> int:
             with open(scratch, "w", encoding="utf-8") as file:
                 for line in lines(core):
                     file.write(line + "\n")
-                    count += line.startswith('{"kind": "memory"')
+                    count += line.startswith('{"record": "memory"')
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, path)
@@ -130,13 +130,13 @@ def _read(path: Path) -> Records:
                     continue
                 try:
                     value = json.loads(line)
-                    kind = value.pop("kind")
+                    kind = value.pop("record")
                 except (ValueError, AttributeError, KeyError, TypeError):
                     raise MemoryStoreError(
                         f"{path}, line {number} is not a record of a memory; nothing was imported"
                     ) from None
                 if kind not in ("header", "memory", *_TABLES):
-                    raise MemoryStoreError(f"{path}, line {number}: unknown kind {kind!r}; nothing was imported")
+                    raise MemoryStoreError(f"{path}, line {number}: unknown record {kind!r}; nothing was imported")
                 found.setdefault(kind, []).append((number, value))
     except FileNotFoundError:
         raise MemoryStoreError(f"no file at {path}") from None

@@ -1,4 +1,4 @@
-"""Text → what an index can find: stemmed words, bigrams for scripts without spaces, sentences, sameness of wording.
+"""Text → what an index can find: stems, bigrams and characters of scripts without spaces; sameness of wording.
 
 The same terms feed SQLite's FTS5 and the text index in RAM, so both find the same memories.
 """
@@ -15,6 +15,7 @@ from agentlab.memory.stemmer import stem
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _PIECE = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:['’][^\W\d_{_UNSPACED}]+)?")
+_HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # words of one character
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
 _CONTRACTION = {"n't": " not", "'re": "", "'ve": "", "'ll": "", "'s": "", "'m": "", "'d": ""}
@@ -59,7 +60,8 @@ def tokens(text: str) -> list[str]:
 
 
 def terms(text: str) -> list[str]:
-    """What the text index holds of `text`, in order: stems without stop words; bigrams of unspaced scripts.
+    """What the text index holds of `text`, in order: stems without stop words; for unspaced scripts bigrams and
+    each Han character, which is often a word (犬, 妹).
 
     A text of stop words only keeps them, so that it can be found at all.
     """
@@ -71,6 +73,7 @@ def terms(text: str) -> list[str]:
         for token in found:
             if _IS_UNSPACED.match(token):
                 kept += [token] if len(token) == 1 else [token[i : i + 2] for i in range(len(token) - 1)]
+                kept += _HAN.findall(token) if len(token) > 1 else []
             elif token not in STOP_WORDS:
                 kept.append(stem(token))
     return kept or found

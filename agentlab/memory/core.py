@@ -14,8 +14,9 @@ from agentlab.errors import MemoryStoreError
 from agentlab.memory.embedding import DEFAULT, Embedder, SentenceEmbedder
 from agentlab.memory.index import Index
 from agentlab.memory.store import Store
+from agentlab.memory.words import sentences, signature
 
-_USES_KEPT = 64  # recalled memories whose uses are counted in RAM before they are written
+_USES_KEPT = 512  # recalled memories whose uses are counted in RAM before they are written
 _RECALLED_KEPT = 2_048  # sentences of recalled memories that the echo guard knows
 
 
@@ -30,7 +31,8 @@ class Core:
         self._loading = threading.Lock()
         self._index: Index | None = None
         self._uses: dict[int, int] = {}
-        self.recalled: OrderedDict[bytes, int] = OrderedDict()  # signature of a recalled sentence → row id
+        self._heard: OrderedDict[int, str] = OrderedDict()
+        self._recalled: OrderedDict[bytes, int] = OrderedDict()
         self.closed = False
         try:
             self.model = self._agreed_model(model if embedder is None else embedder.model_id)
@@ -169,13 +171,31 @@ class Core:
         """`write_uses` at this moment."""
         self.write_uses(time.time())
 
-    def note_recalled(self, signatures: Sequence[bytes], row: int) -> None:
-        """Tell the echo guard what was recalled."""
-        for signature in signatures:
-            self.recalled[signature] = row
-            self.recalled.move_to_end(signature)
-        while len(self.recalled) > _RECALLED_KEPT:
-            self.recalled.popitem(last=False)
+    def note_recalled(self, row: int, content: str) -> None:
+        """Tell the echo guard what was recalled; it is cut into sentences when the guard asks."""
+        self._heard[row] = content
+        self._heard.move_to_end(row)
+        while len(self._heard) > _RECALLED_KEPT:
+            self._heard.popitem(last=False)
+
+    def recalled(self) -> dict[bytes, int]:
+        """Signature of each recently recalled sentence → the row id of the memory that says it."""
+        with self.store.lock:
+            while self._heard:
+                row, content = self._heard.popitem(last=False)
+                for sentence in sentences(content):
+                    mark = signature(sentence)
+                    self._recalled[mark] = row
+                    self._recalled.move_to_end(mark)
+            while len(self._recalled) > _RECALLED_KEPT:
+                self._recalled.popitem(last=False)
+            return self._recalled
+
+    def unhear(self, rows: set[int]) -> None:
+        """Let the echo guard forget memories."""
+        with self.store.lock:
+            for mark in [mark for mark, row in self.recalled().items() if row in rows]:
+                del self._recalled[mark]
 
     def close(self) -> None:
         with self.store.lock:

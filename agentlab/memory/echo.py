@@ -41,7 +41,7 @@ def _echoed(core: Core, sentence: str, item: MemoryItem) -> str | None:
     mark = signature(sentence)
     with core.view() as index:
         if item.source == "person":
-            row = core.recalled.get(mark)
+            row = core.recalled().get(mark)
             rows = [] if row is None else [row]
         else:
             rows = index.wordings(terms(sentence), _LOOKED_AT)

@@ -40,9 +40,7 @@ def forget(core: Core, memory_ids: Iterable[str], reason: str) -> list[str]:
         core.store.db.execute("UPDATE meta SET value = '1' WHERE key = 'purge'")
         for row in rows:
             index.bury(row)
-    gone_rows = set(rows)
-    for mark in [mark for mark, row in core.recalled.items() if row in gone_rows]:
-        del core.recalled[mark]
+    core.unhear(set(rows))
     try:
         core.store.purge()
     except StorageError as error:

@@ -180,7 +180,7 @@ class Memory:
             if count:
                 core.count_uses([one.row for one in ranked])
             for one in ranked:
-                core.note_recalled(writing.sentence_signatures(items[one.row].content), one.row)
+                core.note_recalled(one.row, items[one.row].content)
         if core.uses_due():
             core.write_uses(now)
         return [to_hit(one, items[one.row], explain=explain) for one in ranked]

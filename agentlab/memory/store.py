@@ -155,15 +155,15 @@ class Store:
         first = (int(last[0]) if last else 0) + 1
         rows, chunks, texts, sources = [], [], [], []
         for row, (item, signature, parts) in enumerate(items, start=first):
-            metadata = json.dumps(item.metadata, ensure_ascii=False, sort_keys=True)
+            metadata = json.dumps(item.metadata, ensure_ascii=False, sort_keys=True) if item.metadata else "{}"
             checksum = row_checksum(
                 item.memory_id, item.memory_type, item.content, item.session_id, item.source, item.created_at, metadata
             )
             rows.append(
                 (row, item.memory_id, generation, item.memory_type, item.content, signature, item.importance,
                  item.created_at, item.session_id, item.source, item.source_name,
-                 json.dumps(item.tags, ensure_ascii=False), metadata, checksum, item.validation_count,
-                 item.access_count, item.last_accessed)
+                 json.dumps(item.tags, ensure_ascii=False) if item.tags else "[]", metadata, checksum,
+                 item.validation_count, item.access_count, item.last_accessed)
             )  # fmt: skip
             for number, part in enumerate(parts):
                 key = (row << CHUNK_BITS) + number
@@ -238,8 +238,9 @@ class Store:
                     return int(last[0])
         return 1 << 20
 
-    def _items(self, rows: Iterable[tuple[Any, ...]]) -> dict[int, MemoryItem]:
+    def _items(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, MemoryItem]:
         found = {}
+        sources = self._sources([row[1] for row in rows])
         for (row, memory_id, kind, content, importance, created, session, source, name, tags, metadata, checksum, told,
              uses, accessed) in rows:  # fmt: skip
             try:
@@ -248,7 +249,7 @@ class Store:
                     memory_id=memory_id, content=content, memory_type=kind, importance=importance, access_count=uses,
                     last_accessed=accessed, created_at=created, tags=json.loads(tags), session_id=session,
                     source=source, source_name=name, validation_count=told, metadata=json.loads(metadata),
-                    derived_from=self.sources_of(memory_id),
+                    derived_from=sources.get(memory_id, []),
                 )  # fmt: skip
             except (TypeError, ValueError, AttributeError, sqlite3.DatabaseError):
                 intact = False
@@ -272,6 +273,15 @@ class Store:
         ).fetchone()
         return None if found is None else int(found[0])
 
+    def wordings_there(self, signatures: Sequence[bytes]) -> set[bytes]:
+        """Which of `signatures` some memory has."""
+        found: set[bytes] = set()
+        for start in range(0, len(signatures), 500):
+            part = signatures[start : start + 500]
+            query = f"SELECT signature FROM memories WHERE signature IN ({', '.join('?' * len(part))})"
+            found.update(mark for (mark,) in self.db.execute(query, part))
+        return found
+
     def retell(self, row: int, times: int, tags: Sequence[str], importance: float, generation: int) -> None:
         """Count that a memory was told again."""
         self.db.execute(
@@ -279,6 +289,20 @@ class Store:
             "WHERE id = ?",
             (times, json.dumps(tags, ensure_ascii=False), importance, generation, row),
         )
+
+    def _sources(self, memory_ids: Sequence[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        try:
+            for start in range(0, len(memory_ids), 500):
+                part = memory_ids[start : start + 500]
+                query = f"SELECT derived, source FROM sources WHERE derived IN ({', '.join('?' * len(part))})"
+                for derived, source in self.db.execute(f"{query} ORDER BY source", part):
+                    found.setdefault(derived, []).append(source)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self.damage[str(error)] = None
+        return found
 
     def sources_of(self, memory_id: str) -> list[str]:
         cursor = self.db.execute("SELECT source FROM sources WHERE derived = ? ORDER BY source", (memory_id,))

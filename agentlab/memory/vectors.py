@@ -10,8 +10,8 @@ import numpy as np
 
 EXACT_LIMIT = 8_192  # up to here comparing all vectors takes less than a millisecond
 REFINE = 500  # scanned candidates that are compared exactly
-_TRAIN = 16_384
-_MANY_ADDED = 4_096  # vectors outside the scan before they are added to it
+_TRAIN = 4_096  # vectors that the scan's 16 centroids per pair of dimensions are found from
+_MANY_ADDED = 1_024  # vectors outside the scan before they are added to it
 
 
 class Vectors:
@@ -58,7 +58,7 @@ class Vectors:
             possible = int(np.count_nonzero(allowed))
             if possible <= EXACT_LIMIT:
                 return self._best(query, np.flatnonzero(allowed), count)
-        wide = max(REFINE, 20 * count)
+        wide = max(REFINE, 2 * count)
         slots = self._scan_for(query, wide)
         if allowed is not None:
             # the share that a filter lets through is not known to be even, so the scan widens until enough came
@@ -89,6 +89,7 @@ class Vectors:
 
         if self._scan is None or self.size > 4 * self._trained_on:
             self._scan = faiss.IndexPQFastScan(self.dimension, self.dimension // 2, 4, faiss.METRIC_INNER_PRODUCT)
+            self._scan.pq.cp.niter = 10
             step = max(1, self.size // _TRAIN)
             self._scan.train(self._matrix[: self.size : step])
             self._trained_on, self._scanned = self.size, 0

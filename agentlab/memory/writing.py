@@ -1,6 +1,8 @@
 """Remembering: check, guard against echoes, embed, merge duplicates, judge novelty, store; no language model."""
 
+import base64
 import dataclasses
+import itertools
 import secrets
 import time
 from collections.abc import Sequence
@@ -16,20 +18,18 @@ from agentlab.memory.index import Index
 from agentlab.memory.ranking import novelty_importance
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, check_choice, check_share, check_tags, check_text
 from agentlab.memory.store import MAX_CHUNKS, Chunk, pack, unpack
-from agentlab.memory.words import date_terms, sentences, signature, terms
+from agentlab.memory.words import date_terms, signature, terms
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+# ids of one process never meet, those of two meet in the same millisecond with a chance of one in four billion
+_start = secrets.randbits(32)
+_count = itertools.count()
 UNJUDGED = -1.0  # importance of an item that novelty is to decide
 
 
 def new_id(prefix: str = "m") -> str:
-    """A short unique id that sorts by time: 9 characters of milliseconds, 8 of chance."""
-    number = (int(time.time() * 1000) << 40) | secrets.randbits(40)
-    text = ""
-    for _ in range(17):
-        number, digit = divmod(number, 32)
-        text = _ALPHABET[digit] + text
-    return f"{prefix}-{text}"
+    """A short unique id that sorts by time: 48 bits of milliseconds, 32 of chance and a counter."""
+    number = (int(time.time() * 1000) << 32) | (_start + next(_count)) & 0xFFFFFFFF
+    return f"{prefix}-{base64.b32hexencode(number.to_bytes(10)).decode().lower()}"
 
 
 def checked(item: MemoryItem) -> MemoryItem:
@@ -91,21 +91,22 @@ def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray |
     fresh: list[tuple[MemoryItem, bytes, list[Chunk]]] = []
     at = 0
     known: dict[tuple[bytes, str, str | None], int] = {}
+    marks = [signature(item.content) for item in items]
     with core.changing(vectors.shape[1]) as (index, generation):
-        for item, cuts in zip(items, spans, strict=True):
+        told = core.store.wordings_there(marks)
+        for item, cuts, mark in zip(items, spans, marks, strict=True):
             parts = [
                 Chunk(start, end, index_terms(item.content[start:end], item.created_at), packed[at + number])
                 for number, (start, end) in enumerate(cuts)
             ]
             at += len(cuts)
-            mark = signature(item.content)
             key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
             if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
                 twin = fresh[place][0]
                 fresh[place] = (replaced(twin, validation_count=twin.validation_count + 1), *fresh[place][1:])
                 ids.append(twin.memory_id)
                 continue
-            if (found := core.store.same_wording(mark, item)) is not None:
+            if mark in told and (found := core.store.same_wording(mark, item)) is not None:
                 ids.append(_merge(core, index, found, item, generation))
                 continue
             if item.importance == UNJUDGED:
@@ -165,8 +166,3 @@ def add_to_index(index: Index, added: Sequence[tuple[int, MemoryItem, Sequence[C
     blobs = [part.vector for _, _, parts in added for part in parts]
     # the rounded vectors, as every other process reads them
     index.add(slots, unpack(blobs, dimension), [part.terms for _, _, parts in added for part in parts])
-
-
-def sentence_signatures(text: str) -> list[bytes]:
-    """What the echo guard compares: the signature of each sentence."""
-    return [signature(sentence) for sentence in sentences(text)]

@@ -29,7 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     source = Path(options.data or ".") / "locomo" / options.file
     if not source.is_file():
-        parser.error(f"no {source}; give the folder that holds locomo/ with --data or in AGENTLAB_DATA")
+        print(f"skipped: no {source}; give the folder that holds locomo/ with --data or in AGENTLAB_DATA")
+        print(json.dumps({"benchmark": "locomo", "skipped": True}))
+        return
     from agentlab.memory.embedding import SentenceEmbedder
 
     embedder = SentenceEmbedder()

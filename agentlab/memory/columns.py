@@ -124,11 +124,23 @@ class Columns:
             for tag in tags:
                 self._tagged.setdefault(tag, set()).add(row)
 
+    def use(self, where: slice, uses: int, accessed: float) -> None:
+        """Set how often and when last a memory was recalled."""
+        self.uses[where], self.accessed[where] = uses, accessed
+
     def bury(self, where: slice) -> None:
         """Forget a memory's slots; their places stay until the index is rebuilt."""
         row = int(self.row[where.start]) if where.start < where.stop else -1
         self.dead += int(self.alive[where].sum())
         self.alive[where] = False
+        for slot in range(where.start, where.stop):  # its neighbours become each other's, as in a view loaded anew
+            before, after = int(self.previous[slot]), int(self.next[slot])
+            if before >= 0:
+                self.next[before] = after
+            if after >= 0:
+                self.previous[after] = before
+            elif self.session[slot] >= 0:
+                self._last[int(self.session[slot])] = before
         for rows in self._tagged.values():
             rows.discard(row)
 

@@ -142,10 +142,12 @@ class Core:
 
     # -- uses ---------------------------------------------------------------------------------------------------------
 
-    def count_uses(self, rows: Sequence[int]) -> None:
-        """Remember that memories were recalled; written when enough came together, with the next write, or at close."""
+    def count_uses(self, index: Index, rows: Sequence[int], now: float) -> None:
+        """Count that memories were recalled, in the view at once, in the file when enough came together or at close."""
         for row in rows:
             self._uses[row] = self._uses.get(row, 0) + 1
+            where = index.columns.slots(row)
+            index.columns.use(where, int(index.columns.uses[where.start]) + 1, now)
 
     def uncounted(self, row: int) -> int:
         """Uses of a memory that are not written yet."""
@@ -160,12 +162,14 @@ class Core:
             if not self._uses or self.store.damage:
                 return
             counted, self._uses = self._uses, {}
-            with self.changing() as (_, generation):
+            with self.changing() as (index, generation):
                 self.store.db.executemany(
                     "UPDATE memories SET access_count = access_count + ?, last_accessed = max(?, "
                     "coalesce(last_accessed, 0)), generation = ? WHERE id = ?",
                     [(count, now, generation, row) for row, count in counted.items()],
                 )
+                for row, uses, accessed in self.store.uses_of(counted):
+                    index.columns.use(index.columns.slots(row), uses, accessed)
 
     def write_uses_now(self) -> None:
         """`write_uses` at this moment."""

@@ -178,7 +178,7 @@ class Memory:
             items = core.store.items_of(one.row for one in ranked)
             ranked = [one for one in ranked if one.row in items]
             if count:
-                core.count_uses([one.row for one in ranked])
+                core.count_uses(index, [one.row for one in ranked], now)
             for one in ranked:
                 core.note_recalled(one.row, items[one.row].content)
         if core.uses_due():

@@ -30,8 +30,10 @@ class Postings:
         self._tail_slots = 0
         self._lengths = np.zeros(1024, dtype=np.float32)
         self._scratch = np.zeros(1024, dtype=np.float32)
+        self._dead = np.zeros(1024, dtype=np.bool_)
         self._total_length = 0.0
         self.size = 0
+        self.dead = 0
 
     def append(self, texts: Iterable[str]) -> None:
         """Add slots, each given by its terms with spaces between."""
@@ -57,13 +59,16 @@ class Postings:
             self._merge(terms, slots, counts)
 
     def forget(self, slot: int) -> None:
-        """Take a slot's length out of the average; its postings stay until the index is rebuilt, callers skip them."""
+        """Leave a slot out of every score and count; its postings stay until the index is rebuilt."""
         self._total_length -= float(self._lengths[slot])
+        self._dead[slot] = True
+        self.dead += 1
 
     def _grow(self, needed: int) -> None:
         if needed > len(self._lengths):
             more = np.zeros(len(self._lengths), dtype=np.float32)
             self._lengths = np.concatenate([self._lengths, more])
+            self._dead = np.concatenate([self._dead, np.zeros(len(more), dtype=np.bool_)])
             self._scratch = np.zeros(len(self._lengths), dtype=np.float32)
 
     def _merge(self, terms: list[int], slots: list[int], counts: list[int]) -> None:
@@ -101,16 +106,19 @@ class Postings:
     def scored(self, weights: Mapping[str, float]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
         """BM25 of every slot for a query: slots that share a term with it, scores by slot, the score none can exceed.
 
-        weights: how much each query term counts. The slots come in no order, some twice, forgotten ones among them; the
-        scores are an array over all slots that is valid inside the block only.
+        weights: how much each query term counts. The slots come in no order, some twice; the scores are an array over
+        all slots that is valid inside the block only.
         """
-        found = []
+        found, alive = [], self.size - self.dead
         for term, weight in weights.items():
             slots, counts = self._postings(term)
-            idf = float(np.log1p((self.size - len(slots) + 0.5) / (len(slots) + 0.5)))
+            if self.dead:
+                living = ~self._dead[slots]
+                slots, counts = slots[living], counts[living]
+            idf = float(np.log1p((alive - len(slots) + 0.5) / (len(slots) + 0.5)))
             found.append((weight * idf, slots, counts))
         found.sort(key=lambda part: len(part[1]))
-        average = max(self._total_length / max(self.size, 1), 1.0)
+        average = max(self._total_length / max(alive, 1), 1.0)
         scores = self._scratch
         touched, matches = [self._slots[:0]], 0
         for weight, slots, counts in found:

@@ -259,6 +259,14 @@ class Store:
                 self.damage[f"memory {memory_id} does not match its checksum"] = None
         return found
 
+    def uses_of(self, rows: Iterable[int]) -> list[tuple[int, int, float]]:
+        """(row id, times recalled, when last) of memories that were."""
+        found = []
+        for row in rows:
+            query = "SELECT id, access_count, last_accessed FROM memories WHERE id = ?"
+            found += self.db.execute(query, (row,)).fetchall()
+        return found
+
     def row_of(self, memory_id: str) -> int | None:
         with self.lock, sqlite_errors(self.path):
             found = self.db.execute("SELECT id FROM memories WHERE memory_id = ?", (memory_id,)).fetchone()

@@ -1,5 +1,6 @@
 """Remembering and recalling on a real file: merging, echoes, filters, explanations, uses, many hands at once."""
 
+import random
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from agentlab import Memory
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import MemoryItem
+from agentlab.memory import MemoryItem, Weights
 
 from .helpers import HashingEmbedder, contents, open_memory
 
@@ -181,6 +182,14 @@ def test_long_text_is_found_by_any_part_of_it(memory):
     assert len(vectors) > 5
 
 
+def test_text_of_too_many_windows_is_refused(path):
+    with Memory.open(path, embedder=HashingEmbedder(window=2)) as memory:
+        with pytest.raises(MemoryStoreError, match="4097 windows of the embedding model; allowed: 4096"):
+            memory.remember(" ".join(["word"] * 8193))
+        memory.remember(" ".join(["word"] * 8192))
+        assert len(memory) == 1
+
+
 def test_search_by_words_needs_no_vectors(path):
     with open_memory(path) as memory:
         memory.remember(CAT)
@@ -266,6 +275,45 @@ def test_two_openings_see_each_other(path):
         assert [hit.memory_id for hit in two.recall("lamp")] == [first]
         third = two.remember("the lamp is new")
         assert {hit.memory_id for hit in one.recall("lamp")} == {first, third}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_view_that_was_caught_up_is_the_one_that_is_loaded_anew(path, seed):
+    """Random steps through three openings; then each of them ranks as a fourth does that has just been opened."""
+    chance = random.Random(seed)
+    words = [f"topic{i}" for i in range(30)]
+    openings = [open_memory(path, weights=Weights(recency=0.0)) for _ in range(3)]
+    ids = []
+    for _ in range(150):
+        memory = chance.choice(openings)
+        step = chance.random()
+        text = " ".join(chance.choices(words, k=chance.randint(2, 90)))
+        session = chance.choice([None, "a", "b"])
+        if step < 0.6 or not ids:
+            ids.append(memory.remember(text, session_id=session, tags=chance.sample(["x", "y", "z"], 2)))
+        elif step < 0.7:
+            again = memory.peek(chance.choice(ids))
+            assert memory.remember(again.content, session_id=again.session_id, tags=["told"]) == again.memory_id
+        elif step < 0.8:
+            gone = memory.forget(chance.choice(ids))
+            ids = [memory_id for memory_id in ids if memory_id not in gone]
+        elif step < 0.9:
+            ids += memory.remember_many([f"{text} {number}" for number in range(3)])
+        else:
+            memory.recall(text, k=3)
+    for memory in openings:
+        memory._core.write_uses_now()
+    with open_memory(path, weights=Weights(recency=0.0)) as fresh:
+        assert fresh.doctor().clean
+        for query in [" ".join(chance.choices(words, k=3)) for _ in range(12)]:
+            for filters in ({}, {"session_id": "a"}, {"tags": ["x"]}, {"tags": ["told"]}):
+                hits = fresh.recall(query, count=False, **filters)
+                expected = [(hit.memory_id, pytest.approx(hit.score, rel=1e-4)) for hit in hits]
+                for memory in openings:
+                    hits = memory.recall(query, count=False, **filters)
+                    assert [(hit.memory_id, hit.score) for hit in hits] == expected
+    for memory in openings:
+        memory.close()
 
 
 def test_threads_share_one_memory(memory):

@@ -8,6 +8,7 @@ import numpy as np
 
 from agentlab.memory.core import Core
 from agentlab.memory.echo import repeats
+from agentlab.memory.index import Index
 from agentlab.memory.records import KnowledgeItem, MemoryItem
 from agentlab.memory.store import Chunk
 from agentlab.memory.words import overlap, signature, terms
@@ -111,7 +112,10 @@ def _knowledge_of(core: Core, sources: Iterable[str]) -> str | None:
     return None
 
 
-def _make(core, index, generation, family, sources, told, dimension) -> str:  # type: ignore[no-untyped-def]
+def _make(
+    core: Core, index: Index, generation: int, family: dict[int, MemoryItem], sources: list[str], told: int,
+    dimension: int,
+) -> str:  # fmt: skip
     """A new KnowledgeItem from the member that the others are nearest to, in its own words and with its own vector."""
     rows = sorted(family)
     vectors = np.stack([core.store.vectors_of(row, dimension)[0] for row in rows])
@@ -142,7 +146,7 @@ def _make(core, index, generation, family, sources, told, dimension) -> str:  # 
     )  # fmt: skip
     row = core.store.insert([(item, signature(item.content), parts)], generation)[0]
     add_to_index(index, [(row, item, parts)], dimension)
-    return str(item.memory_id)
+    return item.memory_id
 
 
 def _is_knowledge(core: Core, row: int) -> bool:

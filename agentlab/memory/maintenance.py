@@ -6,6 +6,7 @@ from typing import Any
 from agentlab.errors import MemoryStoreError
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Embedder, chunk
+from agentlab.memory.records import MemoryItem
 from agentlab.memory.schema import CHUNK_BITS
 from agentlab.memory.store import chunk_checksum, pack
 from agentlab.memory.writing import index_terms
@@ -68,7 +69,9 @@ def reembed(core: Core, embedder: Embedder) -> int:
     return len(there)
 
 
-def _embed(items, into, embedder) -> None:  # type: ignore[no-untyped-def]
+def _embed(
+    items: dict[int, MemoryItem], into: dict[int, list[tuple[int, int, str, bytes]]], embedder: Embedder
+) -> None:
     rows = list(items)
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]

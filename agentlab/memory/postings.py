@@ -5,7 +5,8 @@ millisecond, so recall ranks here.
 """
 
 import contextlib
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -22,7 +23,8 @@ class Postings:
     """Which slots hold which term, how often. Slots are 0, 1, 2, … in the order of `append`."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
+        self._ids: defaultdict[str, int] = defaultdict()
+        self._ids.default_factory = self._ids.__len__  # a new term gets the next number
         self._starts = np.zeros(1, dtype=np.int64)  # (n_terms + 1,): where each term's postings begin
         self._slots = np.zeros(0, dtype=np.int32)
         self._counts = np.zeros(0, dtype=np.float32)
@@ -37,26 +39,21 @@ class Postings:
 
     def append(self, texts: Iterable[str]) -> None:
         """Add slots, each given by its terms with spaces between."""
-        terms: list[int] = []
-        slots: list[int] = []
-        counts: list[int] = []
-        ids = self._ids
-        for text in texts:
-            words = text.split(" ") if text else []
-            self._grow(self.size + 1)
-            self._lengths[self.size] = len(words)
-            self._total_length += len(words)
-            tally = Counter(words)
-            terms += [ids.setdefault(word, len(ids)) for word in tally]
-            slots += [self.size] * len(tally)
-            counts += tally.values()
-            self.size += 1
-            self._tail_slots += 1
-        if self._tail_slots <= _TAIL:
-            for term, slot, count in zip(terms, slots, counts, strict=True):
-                self._tail.setdefault(term, []).append((slot, count))
-        else:
-            self._merge(terms, slots, counts)
+        words = [text.split(" ") if text else [] for text in texts]
+        lengths = np.array([len(part) for part in words], dtype=np.int64)
+        first, self.size = self.size, self.size + len(words)
+        self._grow(self.size)
+        self._lengths[first : self.size] = lengths
+        self._total_length += float(lengths.sum())
+        if self._tail_slots + len(words) <= _TAIL:
+            self._tail_slots += len(words)
+            for slot, part in enumerate(words, start=first):
+                for word, count in Counter(part).items():
+                    self._tail.setdefault(self._ids[word], []).append((slot, count))
+            return
+        terms = np.fromiter(map(self._ids.__getitem__, itertools.chain.from_iterable(words)), dtype=np.int64)
+        keys, counts = np.unique(terms << 32 | np.repeat(np.arange(first, self.size), lengths), return_counts=True)
+        self._merge(keys >> 32, keys & 0xFFFFFFFF, counts)
 
     def forget(self, slot: int) -> None:
         """Leave a slot out of every score and count; its postings stay until the index is rebuilt."""
@@ -66,25 +63,25 @@ class Postings:
 
     def _grow(self, needed: int) -> None:
         if needed > len(self._lengths):
-            more = np.zeros(len(self._lengths), dtype=np.float32)
+            more = np.zeros(max(needed, 2 * len(self._lengths)) - len(self._lengths), dtype=np.float32)
             self._lengths = np.concatenate([self._lengths, more])
-            self._dead = np.concatenate([self._dead, np.zeros(len(more), dtype=np.bool_)])
+            self._dead = np.concatenate([self._dead, more > 0])
             self._scratch = np.zeros(len(self._lengths), dtype=np.float32)
 
-    def _merge(self, terms: list[int], slots: list[int], counts: list[int]) -> None:
+    def _merge(self, terms: np.ndarray, slots: np.ndarray, counts: np.ndarray) -> None:
         """Move the tail and what was just added into the arrays; slots only grow, so each term's go to its end."""
         late = [(term, slot, count) for term, rows in self._tail.items() for slot, count in rows]
         added = np.array(late, dtype=np.int64).reshape(-1, 3)
-        new_terms = np.concatenate([added[:, 0], np.array(terms, dtype=np.int64)])
-        new_slots = np.concatenate([added[:, 1], np.array(slots, dtype=np.int64)]).astype(np.int32)
-        new_counts = np.concatenate([added[:, 2], np.array(counts, dtype=np.int64)]).astype(np.float32)
-        order = np.argsort(new_terms, kind="stable")
-        new_terms, new_slots, new_counts = new_terms[order], new_slots[order], new_counts[order]
-        ends = self._starts[np.minimum(new_terms + 1, len(self._starts) - 1)]
-        grown = np.bincount(new_terms, minlength=len(self._ids))
+        terms = np.concatenate([added[:, 0], terms])
+        order = np.argsort(terms, kind="stable")
+        terms = terms[order]
+        slots = np.concatenate([added[:, 1], slots])[order].astype(np.int32)
+        counts = np.concatenate([added[:, 2], counts])[order].astype(np.float32)
+        ends = self._starts[np.minimum(terms + 1, len(self._starts) - 1)]
+        grown = np.bincount(terms, minlength=len(self._ids))
         grown[: len(self._starts) - 1] += np.diff(self._starts)
-        self._slots = np.insert(self._slots, ends, new_slots)
-        self._counts = np.insert(self._counts, ends, new_counts)
+        self._slots = np.insert(self._slots, ends, slots)
+        self._counts = np.insert(self._counts, ends, counts)
         self._starts = np.concatenate([[0], np.cumsum(grown)])
         self._tail, self._tail_slots = {}, 0
 

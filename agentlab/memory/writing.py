@@ -55,9 +55,11 @@ def index_terms(text: str, created_at: float) -> str:
 def remember(core: Core, item: MemoryItem, vector: np.ndarray | None) -> str:
     """Store one checked item; the id under which it is found, an older one's if it merged or was an echo."""
     if heard := echo.guard(core, item):
-        known, item = heard
+        known, rest = heard
         if known is not None:
             return known
+        if vector is None:  # a vector from outside is of the whole text
+            item = rest
     spans, vectors = _embedded(core, item.content, vector)
     chunks = _chunks(item, spans, vectors)
     mark = signature(item.content)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentlab.lab import Lab
+    from agentlab.memory import Memory
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "Memory"]
 __version__ = "0.1.0"
 
 # bitsandbytes warns at import about an optional CPU kernel that it would download
@@ -14,9 +15,13 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Lab` when it is asked for, so that `import agentlab` stays cheap."""
+    """Import `Lab` and `Memory` when they are asked for, so that `import agentlab` stays cheap."""
     if name == "Lab":
         from agentlab.lab import Lab
 
         return Lab
+    if name == "Memory":
+        from agentlab.memory import Memory
+
+        return Memory
     raise AttributeError(f"module 'agentlab' has no attribute {name!r}")

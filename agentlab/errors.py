@@ -57,3 +57,9 @@ class EvolutionStopped(AgentlabError):
     """Somebody asked the run to stop; what was finished is kept and can be continued."""
 
     exit_code = 8
+
+
+class MemoryStoreError(AgentlabError):
+    """The memory's file is damaged, of another embedding model, too new, or the request does not fit what it holds."""
+
+    exit_code = 9

@@ -61,6 +61,43 @@ def test_equal_cost(tiny_experiment):
     assert result["not_below_sft"] == (row["over_sft"][2] >= 0)
 
 
+def test_memory():
+    size = ("--size", 400, "--queries", 10, "--writes", 5)
+    result = run("memory.py", "--vectors", "random", *size)
+    assert result["benchmark"] == "memory"
+    assert set(result["random"]) == {"flat faiss", "memory"}
+    ours = result["random"]["memory"]
+    assert ours["of_exact_top10"] == 1.0
+    assert all(value > 0 for value in ours.values())
+    assert result["met"]["recall_p50_ms<=2.3"] == (ours["recall_p50_ms"] <= 2.3)
+    assert result["ratios"]["recall_to_flat_faiss"] > 0
+
+
+@pytest.mark.model
+def test_locomo_counts_evidence_turns(tmp_path):
+    turns = ["I adopted a beagle called Biscuit.", "How sweet!", "We went sailing on the lake.", "The soup was cold."]
+    speakers = ["Ana", "Ben", "Ana", "Ben"]
+    session = [
+        {"speaker": speaker, "dia_id": f"D1:{i}", "text": text}
+        for i, (speaker, text) in enumerate(zip(speakers, turns, strict=True))
+    ]
+    questions = [
+        {"question": "What pet does Ana have?", "answer": "a beagle", "evidence": ["D1:0"], "category": 4},
+        {"question": "Where did they sail?", "answer": "on the lake", "evidence": ["D1:2; D9:9"], "category": 1},
+        {"question": "no evidence here", "answer": "", "evidence": ["D9:9"], "category": 1},
+        {"question": "adversarial", "answer": "", "evidence": ["D1:1"], "category": 5},
+    ]
+    talk = {"session_1": session, "session_1_date_time": "1:56 pm on 8 May, 2023", "speaker_a": "Ana"}
+    (tmp_path / "locomo").mkdir()
+    conversations = [{"sample_id": "conv-0", "conversation": talk, "qa": questions}]
+    (tmp_path / "locomo" / "locomo5.json").write_text(json.dumps(conversations))
+    result = run("locomo.py", "--data", tmp_path)
+    assert result["questions"] == 2
+    assert result["recall_percent"]["memory"] == [100, 100, 100]
+    assert set(result["recall_percent"]) == {"memory", "vectors", "words", "fusion"}
+    assert run("locomo.py", "--data", tmp_path / "none") == {"benchmark": "locomo", "skipped": True}
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in BENCHMARKS.glob("*.py")))
 def test_help_needs_no_model(script):
     done = subprocess.run([sys.executable, str(BENCHMARKS / script), "--help"], capture_output=True, timeout=60)

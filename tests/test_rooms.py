@@ -18,6 +18,7 @@ FLOORS = [
     ["tracking", "report"],
     ["evolution"],
     ["learning"],
+    ["memory"],
     ["inference"],
     ["adapters"],
     ["tasks", "models"],

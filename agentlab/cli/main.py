@@ -247,9 +247,9 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, models, suites
+    from agentlab.cli import adapters, memory, models, suites
 
-    for group in (adapters.adapters, models.models, suites.suite):
+    for group in (adapters.adapters, memory.memory, models.models, suites.suite):
         add(group)
 
 

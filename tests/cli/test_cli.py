@@ -10,7 +10,7 @@ from support import write_suite
 
 from agentlab.cli import main
 
-HEAVY = ("torch", "transformers", "mlflow", "pandas", "plotly", "evaluate", "datasets", "peft", "trl", "numpy")
+HEAVY = ("torch", "transformers", "mlflow", "pandas", "plotly", "evaluate", "datasets", "peft", "trl", "numpy", "faiss")
 
 
 def run(*arguments):

@@ -1,0 +1,178 @@
+"""`agentlab memory …`: add, search, show, forget, move, check and re-embed what is remembered."""
+
+import datetime
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agentlab.errors import MemoryStoreError
+
+if TYPE_CHECKING:
+    from agentlab.memory import Memory
+
+where = click.option(
+    "--file", "file", type=click.Path(path_type=Path), help="The memory's file. Default: your own, under AGENTLAB_HOME."
+)
+TYPES = ("conversation", "knowledge", "pattern", "preference")
+
+
+@contextmanager
+def _open(file: Path | None, *, create: bool = False, model: str | None = None) -> "Iterator[Memory]":
+    from agentlab.memory import Memory
+
+    memory = Memory.open(file, create=create, embedding_model=model)
+    try:
+        yield memory
+        for problem in memory.damage():
+            click.echo(f"agentlab: {memory.path} is damaged: {problem}; see: agentlab memory doctor", err=True)
+    finally:
+        memory.close()
+
+
+@click.group()
+def memory() -> None:
+    """Add to the memory, search it, forget, export, import, check it."""
+
+
+@memory.command()
+@click.argument("text")
+@where
+@click.option("--type", "kind", type=click.Choice(TYPES), default="knowledge", show_default=True)
+@click.option("--session", help="The session that it belongs to.")
+@click.option("--tag", "tags", multiple=True, help="May be given several times.")
+@click.option("--importance", type=click.FloatRange(0, 1), help="Default: judged by novelty.")
+@click.option("--model", help="Embedding model of a new memory. Default: all-MiniLM-L6-v2, which comes along.")
+def add(
+    text: str, file: Path | None, kind: str, session: str | None, tags: tuple[str, ...], importance: float | None,
+    model: str | None,
+) -> None:  # fmt: skip
+    """Remember TEXT; prints its id. The same words again count as a confirmation of the old id."""
+    with _open(file, create=True, model=model) as memory:
+        click.echo(memory.remember(text, memory_type=kind, session_id=session, tags=list(tags), importance=importance))
+
+
+@memory.command()
+@click.argument("query")
+@where
+@click.option("-k", "count", type=click.IntRange(min=1), default=5, show_default=True, help="How many at most.")
+@click.option("--type", "kind", type=click.Choice(TYPES))
+@click.option("--session", help="Only of this session.")
+@click.option("--tag", "tags", multiple=True, help="Only with this tag; several: with all of them.")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="Only what was told on this day or later.")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Only what was told on this day or before.")
+@click.option("--words", is_flag=True, help="By its words alone: quick, without the embedding model.")
+@click.option("--explain", is_flag=True, help="What made each score.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def search(
+    query: str, file: Path | None, count: int, kind: str | None, session: str | None, tags: tuple[str, ...],
+    since: datetime.datetime | None, until: datetime.datetime | None, words: bool, explain: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Recall what answers QUERY best."""
+    day_s = 86_400
+    with _open(file) as memory:
+        hits = memory.recall(
+            query, count, memory_type=kind, session_id=session, tags=list(tags), words_only=words, explain=explain,
+            since=since.timestamp() if since else None, until=until.timestamp() + day_s if until else None,
+        )  # fmt: skip
+    for hit in hits:
+        if as_json:
+            click.echo(json.dumps(hit.__dict__, ensure_ascii=False))
+            continue
+        told = datetime.datetime.fromtimestamp(hit.created_at).strftime("%Y-%m-%d")
+        click.echo(f"{hit.score:.3f}  {hit.memory_id}  {told}  {' '.join(hit.content.split())}")
+        if explain:
+            click.echo("       " + "  ".join(f"{name} {value:.3f}" for name, value in hit.parts.items()))
+    if not hits and not as_json:
+        click.echo("nothing found")
+
+
+@memory.command()
+@click.argument("memory_id")
+@where
+def show(memory_id: str, file: Path | None) -> None:
+    """A memory with its related ones, as JSON without the vectors."""
+    with _open(file) as memory:
+        item = memory.get(memory_id)
+    values = {key: value for key, value in item.__dict__.items() if key != "embedding"}
+    click.echo(json.dumps(values, ensure_ascii=False, indent=1))
+
+
+@memory.command()
+@click.argument("memory_ids", nargs=-1)
+@where
+@click.option("--session", help="Forget a whole session with its turns and summary.")
+@click.option("--reason", default="", help="Kept with the tombstone; do not repeat what is forgotten.")
+def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, reason: str) -> None:
+    """Forget memories, and what was derived from them, in every byte of the file."""
+    if not memory_ids and session is None:
+        raise MemoryStoreError("nothing to forget was named; give ids or --session")
+    with _open(file) as memory:
+        gone = memory.forget(*memory_ids, session_id=session, reason=reason)
+    click.echo(f"forgotten: {' '.join(gone) or 'nothing was there'}")
+
+
+@memory.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@where
+def export(out: Path, file: Path | None) -> None:
+    """Write everything to OUT as JSON lines, vectors included."""
+    with _open(file) as memory:
+        click.echo(f"{memory.export(out)} memories written to {out}")
+
+
+@memory.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@where
+def import_(source: Path, file: Path | None) -> None:
+    """Take in an export, all of it or nothing. What was forgotten here stays forgotten."""
+    with _open(file, create=True) as memory:
+        click.echo(f"{memory.import_(source)} new memories")
+
+
+@memory.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--repair", is_flag=True, help="Make a new file of what is intact; the damaged one is kept beside it.")
+def doctor(file: Path | None, repair: bool) -> None:
+    """Read and check every row; exit code 9 when something is wrong."""
+    from agentlab.config import home
+    from agentlab.memory import Memory
+
+    path = file or home() / "memory.db"
+    if repair:
+        report = Memory.repair(path)
+    else:
+        with Memory.open(path, create=False) as memory:
+            report = memory.doctor()
+    for line in report.repaired:
+        click.echo(f"repaired: {line}")
+    if report.problems:
+        raise MemoryStoreError("; ".join(report.problems))
+    click.echo(f"{path} is whole: {report.memories} memories, {report.chunks} vectors")
+
+
+@memory.command()
+@where
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def stats(file: Path | None, as_json: bool) -> None:
+    """How much is remembered, of what kind, in how many MB."""
+    with _open(file) as memory:
+        values = memory.stats()
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
+    for name, value in values.items():
+        shown = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name.replace('_', ' '):16} {shown}")
+
+
+@memory.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--model", required=True, help="A sentence-transformers name or folder that is on this machine.")
+def reembed(file: Path | None, model: str) -> None:
+    """Change all vectors to another embedding model's."""
+    with _open(file) as memory:
+        click.echo(f"{memory.reembed(model)} memories now have vectors of {memory.embedding_model}")

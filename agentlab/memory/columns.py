@@ -1,0 +1,171 @@
+"""What ranking and filters need of every slot, as arrays in RAM. A slot is one chunk; most memories have one."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from agentlab.memory.records import MEMORY_TYPES, SOURCES
+
+_FIELDS = {
+    "row": np.int64,
+    "alive": np.bool_,
+    "start": np.int32,
+    "end": np.int32,
+    "kind": np.int8,
+    "source": np.int8,
+    "session": np.int32,
+    "importance": np.float32,
+    "created": np.float64,
+    "accessed": np.float64,  # 0: never
+    "uses": np.float32,
+    "told": np.float32,
+    "previous": np.int32,  # the slot before in the same session, -1: none
+    "next": np.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which memories may be recalled: all that match every part given. Times in seconds since the epoch."""
+
+    session_id: str | None = None
+    memory_type: str | None = None
+    source: str | None = None
+    tags: Sequence[str] = ()
+    since: float | None = None
+    until: float | None = None
+
+
+class Slot(NamedTuple):
+    """One slot as it comes from the file."""
+
+    row: int
+    start: int
+    end: int
+    memory_type: str
+    source: str
+    session_id: str | None
+    importance: float
+    created: float
+    accessed: float | None
+    uses: int
+    told: int
+    tags: Sequence[str]
+
+
+class Columns:
+    """Growing arrays, one entry per slot. Slots of one memory stand beside each other, memories by row id."""
+
+    row: np.ndarray
+    alive: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    kind: np.ndarray
+    source: np.ndarray
+    session: np.ndarray
+    importance: np.ndarray
+    created: np.ndarray
+    accessed: np.ndarray
+    uses: np.ndarray
+    told: np.ndarray
+    previous: np.ndarray
+    next: np.ndarray
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.dead = 0
+        self._capacity = 1024
+        for name, kind in _FIELDS.items():
+            setattr(self, name, np.zeros(self._capacity, dtype=kind))
+        self._sessions: dict[str, int] = {}
+        self._last: dict[int, int] = {}  # session → its newest slot
+        self._tagged: dict[str, set[int]] = {}  # tag → row ids
+
+    def slots(self, row: int) -> slice:
+        """Where the memory with this row id stands; an empty slice when it is not here."""
+        rows = self.row[: self.size]
+        return slice(int(np.searchsorted(rows, row)), int(np.searchsorted(rows, row, side="right")))
+
+    def extend(self, slots: Sequence["Slot"]) -> None:
+        """Add slots; row ids must not fall, and a memory's slots come together."""
+        first, last = self.size, self.size + len(slots)
+        while last > self._capacity:
+            self._grow()
+        where = slice(first, last)
+        for name in ("row", "start", "end", "importance", "created", "uses", "told"):
+            getattr(self, name)[where] = [getattr(slot, name) for slot in slots]
+        self.accessed[where] = [slot.accessed or 0.0 for slot in slots]
+        self.kind[where] = [MEMORY_TYPES.index(slot.memory_type) for slot in slots]
+        self.source[where] = [SOURCES.index(slot.source) for slot in slots]
+        self.alive[where] = True
+        self.session[where], self.previous[where], self.next[where] = -1, -1, -1
+        for number, slot in enumerate(slots, start=first):
+            for tag in slot.tags:
+                self._tagged.setdefault(tag, set()).add(slot.row)
+            if slot.session_id is not None:
+                session = self._sessions.setdefault(slot.session_id, len(self._sessions))
+                before = self._last.get(session, -1)
+                self.session[number], self.previous[number] = session, before
+                if before >= 0:
+                    self.next[before] = number
+                self._last[session] = number
+        self.size = last
+
+    def update(
+        self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Iterable[str]
+    ) -> None:
+        """Set what may change after a memory was made."""
+        self.importance[where], self.told[where], self.uses[where] = importance, told, uses
+        self.accessed[where] = accessed or 0.0
+        if where.start < where.stop:
+            row = int(self.row[where.start])
+            for tag in tags:
+                self._tagged.setdefault(tag, set()).add(row)
+
+    def use(self, where: slice, uses: int, accessed: float) -> None:
+        """Set how often and when last a memory was recalled."""
+        self.uses[where], self.accessed[where] = uses, accessed
+
+    def bury(self, where: slice) -> None:
+        """Forget a memory's slots; their places stay until the index is rebuilt."""
+        row = int(self.row[where.start]) if where.start < where.stop else -1
+        self.dead += int(self.alive[where].sum())
+        self.alive[where] = False
+        for slot in range(where.start, where.stop):  # its neighbours become each other's, as in a view loaded anew
+            before, after = int(self.previous[slot]), int(self.next[slot])
+            if before >= 0:
+                self.next[before] = after
+            if after >= 0:
+                self.previous[after] = before
+            elif self.session[slot] >= 0:
+                self._last[int(self.session[slot])] = before
+        for rows in self._tagged.values():
+            rows.discard(row)
+
+    def allowed(self, wanted: Filter) -> np.ndarray | None:
+        """Which slots match, as a mask (size,); None when all that are alive do."""
+        n = self.size
+        mask = self.alive[:n].copy()
+        if wanted.session_id is not None:
+            mask &= self.session[:n] == self._sessions.get(wanted.session_id, -2)
+        if wanted.memory_type is not None:
+            mask &= self.kind[:n] == MEMORY_TYPES.index(wanted.memory_type)
+        if wanted.source is not None:
+            mask &= self.source[:n] == SOURCES.index(wanted.source)
+        if wanted.since is not None:
+            mask &= self.created[:n] >= wanted.since
+        if wanted.until is not None:
+            mask &= self.created[:n] <= wanted.until
+        for tag in wanted.tags:
+            flags = np.zeros(int(self.row[n - 1]) + 1 if n else 1, dtype=np.bool_)
+            flags[list(self._tagged.get(tag, ()))] = True
+            mask &= flags[self.row[:n]]
+        return None if not self.dead and wanted == Filter() else mask
+
+    def _grow(self) -> None:
+        for name in _FIELDS:
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self._capacity *= 2

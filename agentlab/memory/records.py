@@ -1,0 +1,144 @@
+"""What the memory holds, as plain records. Times are seconds since the epoch; scores lie in [0, 1]."""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from agentlab.errors import MemoryStoreError
+
+MemoryType = Literal["conversation", "knowledge", "pattern", "preference"]
+Source = Literal["person", "agent", "tool"]
+MEMORY_TYPES: tuple[str, ...] = get_args(MemoryType)
+SOURCES: tuple[str, ...] = get_args(Source)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryItem:
+    """One thing remembered. `embedding` is float32 (n_chunks, dim), only filled where it was asked for."""
+
+    memory_id: str
+    content: str
+    memory_type: str = "conversation"
+    importance: float = 0.5
+    access_count: int = 0
+    last_accessed: float | None = None
+    created_at: float = 0.0
+    embedding: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    related_memories: list[str] = dataclasses.field(default_factory=list)
+    tags: list[str] = dataclasses.field(default_factory=list)
+    session_id: str | None = None
+    source: str = "person"
+    source_name: str = ""  # which agent or tool, where that is known
+    validation_count: int = 1  # how often it was told; duplicates merge and count here
+    derived_from: list[str] = dataclasses.field(default_factory=list)  # memory ids; they take this one along
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnowledgeItem:
+    """A fact that several memories tell; its text is found by `recall` as the memory `knowledge_id`."""
+
+    knowledge_id: str
+    title: str
+    content: str
+    domain: str = ""
+    confidence: float = 0.5
+    source_conversations: list[str] = dataclasses.field(default_factory=list)  # memory ids
+    validation_count: int = 1
+    last_updated: float = 0.0
+    embedding: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    relationships: list[str] = dataclasses.field(default_factory=list)  # knowledge ids that say something close
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversationItem:
+    """One turn: what the person said and what the agent answered. `context_used` are the ids it was answered with."""
+
+    conversation_id: str
+    session_id: str
+    timestamp: float
+    user_input: str
+    agent_response: str
+    context_used: list[str] = dataclasses.field(default_factory=list)
+    importance_score: float = 0.5
+    tags: list[str] = dataclasses.field(default_factory=list)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionContext:
+    """A session as it was left. `summary` is of the turns that no longer stand in the window."""
+
+    session_id: str
+    user_id: str = ""
+    start_time: float = 0.0
+    last_activity: float = 0.0
+    conversation_count: int = 0
+    active_memories: list[str] = dataclasses.field(default_factory=list)  # ids last answered with, newest last
+    preferences: dict[str, Any] = dataclasses.field(default_factory=dict)
+    summary: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One recalled memory, best first. `parts` says what made the score, filled with `explain=True`.
+
+    `start` and `end` are the characters of `content` that matched best: the whole text unless it was chunked.
+    """
+
+    memory_id: str
+    content: str
+    score: float
+    memory_type: str
+    session_id: str | None
+    source: str
+    created_at: float
+    tags: list[str]
+    start: int
+    end: int
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tombstone:
+    """What stays of a forgotten memory: its id and when, never a word of it."""
+
+    memory_id: str
+    kind: str
+    forgotten_at: float
+    reason: str = ""
+
+
+def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    """`value` if it is one of `allowed`; raises MemoryStoreError that lists them."""
+    if value not in allowed:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: {', '.join(allowed)}")
+    return value
+
+
+def check_share(what: str, value: float) -> float:
+    """`value` as a float in [0, 1]; raises MemoryStoreError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a number from 0 to 1")
+    return float(value)
+
+
+def check_text(what: str, value: str) -> str:
+    """`value` if it is text that SQLite and JSON can hold and that is not empty; raises MemoryStoreError."""
+    if not isinstance(value, str) or not value.strip():
+        raise MemoryStoreError(f"{what} is empty; allowed: text with at least one visible character")
+    if "\x00" in value:
+        raise MemoryStoreError(f"{what} contains a NUL character, which text cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise MemoryStoreError(f"{what} contains half a surrogate pair, which UTF-8 cannot hold") from None
+    return value
+
+
+def check_tags(tags: Any) -> list[str]:
+    """Distinct tags in their order; a plain string is refused, because it would become its letters."""
+    if isinstance(tags, str):
+        raise MemoryStoreError(f"tags: {tags!r}; allowed: a list of texts, like ['work']")
+    return list(dict.fromkeys(check_text("a tag", tag) for tag in tags))

@@ -1,0 +1,384 @@
+"""The rows in SQLite: one transaction per step, generations for whoever keeps a view, a checksum on each row."""
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentlab.errors import MemoryStoreError
+from agentlab.memory.records import MemoryItem, Tombstone
+from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
+
+_READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
+MAX_CHUNKS = 1 << CHUNK_BITS
+COLUMNS = (
+    "id, memory_id, memory_type, content, importance, created_at, session_id, source, source_name, tags, metadata, "
+    "checksum, validation_count, access_count, last_accessed"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A piece of a memory: its characters, its terms with spaces between, its vector as float16 bytes."""
+
+    start: int
+    end: int
+    terms: str
+    vector: bytes
+
+    @property
+    def checksum(self) -> int:
+        return chunk_checksum(self.start, self.end, self.terms, self.vector)
+
+
+def chunk_checksum(start: int, end: int, terms: str, vector: bytes) -> int:
+    return zlib.crc32(f"{start}\x1f{end}\x1f{terms}".encode(), zlib.crc32(vector))
+
+
+def row_checksum(memory_id: str, memory_type: str, content: str, session_id: str | None, source: str,
+                 created_at: float, metadata: str) -> int:  # fmt: skip
+    """CRC-32 of what never changes in a memory's row."""
+    parts = (memory_id, memory_type, content, session_id or "", source, repr(created_at), metadata)
+    return zlib.crc32("\x1f".join(parts).encode())
+
+
+def pack(vectors: np.ndarray) -> list[bytes]:
+    """Each row as float16 bytes: half the file, and the exact top 10 stays what it was (docs/MEMORY.md)."""
+    half = np.ascontiguousarray(vectors, dtype="<f2")
+    return [row.tobytes() for row in half]
+
+
+def unpack(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
+    """float32 (n, dimension) unit rows of packed vectors."""
+    vectors = np.frombuffer(b"".join(blobs), dtype="<f2").reshape(len(blobs), dimension).astype(np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return np.asarray(vectors / np.maximum(norms, 1e-12)[:, None])
+
+
+class Store:
+    """One memory's file, open in this process. Threads take turns with its connection; processes may be many."""
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.damage: dict[str, None] = {}  # what was found wrong while reading, one sentence each
+        self.db = connect(path, create=create)
+        self._inode = path.stat().st_ino
+
+    def close(self) -> None:
+        with self.lock, sqlite_errors(self.path):
+            self.db.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One consistent state for several queries."""
+        with self.lock, sqlite_errors(self.path):
+            if self.db.in_transaction:
+                yield self.db
+                return
+            self.db.execute("BEGIN")
+            try:
+                yield self.db
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    self.db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is durable when the block ends and never was when it raises."""
+        with self.lock, sqlite_errors(self.path):
+            if self.damage:
+                raise damaged(self.path, next(iter(self.damage)))  # writing could make it worse
+            if self.db.in_transaction:
+                yield self.db
+                return
+            self._check_place()
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite rolled back by itself where the disk was full
+                    self.db.execute("ROLLBACK")
+                raise
+
+    def _check_place(self) -> None:
+        """Refuse to write into a file that was moved away, as a repair does: nobody would find it again."""
+        try:
+            same = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise MemoryStoreError(f"{self.path} was replaced or deleted while it was open; open it again")
+
+    # -- facts about the file ---------------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        with self.lock, sqlite_errors(self.path):
+            found = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        with self.lock, sqlite_errors(self.path):
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the vectors in the file; raises MemoryStoreError before the first memory."""
+        stored = self.meta("dimension")
+        if stored is None:
+            raise MemoryStoreError(f"{self.path} holds no memory yet")
+        return int(stored)
+
+    def next_generation(self) -> int:
+        """The number of this transaction; every row it touches carries it. Only inside `writing`."""
+        self.db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+        return int(self.db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
+
+    def changed_elsewhere(self) -> int:
+        """A number that changes when another connection committed; costs microseconds."""
+        with self.lock, sqlite_errors(self.path):
+            return int(self.db.execute("PRAGMA data_version").fetchone()[0])
+
+    # -- memories -----------------------------------------------------------------------------------------------------
+
+    def insert(self, items: Sequence[tuple[MemoryItem, bytes, Sequence[Chunk]]], generation: int) -> list[int]:
+        """Add rows, chunks and text index entries: (item, signature, chunks) each; their row ids."""
+        last = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'memories'").fetchone()
+        first = (int(last[0]) if last else 0) + 1
+        rows, chunks, texts, sources = [], [], [], []
+        for row, (item, signature, parts) in enumerate(items, start=first):
+            metadata = json.dumps(item.metadata, ensure_ascii=False, sort_keys=True) if item.metadata else "{}"
+            checksum = row_checksum(
+                item.memory_id, item.memory_type, item.content, item.session_id, item.source, item.created_at, metadata
+            )
+            rows.append(
+                (row, item.memory_id, generation, item.memory_type, item.content, signature, item.importance,
+                 item.created_at, item.session_id, item.source, item.source_name,
+                 json.dumps(item.tags, ensure_ascii=False) if item.tags else "[]", metadata, checksum,
+                 item.validation_count, item.access_count, item.last_accessed)
+            )  # fmt: skip
+            for number, part in enumerate(parts):
+                key = (row << CHUNK_BITS) + number
+                chunks.append((key, part.start, part.end, part.terms, part.vector, part.checksum))
+                texts.append((key, part.terms))
+            sources += [(item.memory_id, source) for source in item.derived_from]
+        self.db.executemany(f"INSERT INTO memories VALUES ({', '.join('?' * 17)})", rows)
+        self.db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunks)
+        self.db.executemany("INSERT INTO text_index(rowid, terms) VALUES (?, ?)", texts)
+        if sources:
+            self.db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", sources)
+        return list(range(first, first + len(rows)))
+
+    def delete(self, rows: Sequence[int]) -> None:
+        """Remove rows, chunks and text index entries; what derives from them is the caller's to decide."""
+        for row in rows:
+            low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS
+            parts = self.db.execute("SELECT id, terms FROM chunks WHERE id >= ? AND id < ?", (low, high)).fetchall()
+            self.db.executemany("INSERT INTO text_index(text_index, rowid, terms) VALUES ('delete', ?, ?)", parts)
+            self.db.execute("DELETE FROM chunks WHERE id >= ? AND id < ?", (low, high))
+            self.db.execute("DELETE FROM memories WHERE id = ?", (row,))
+
+    def bury(self, memory_id: str, row: int, generation: int, kind: str, forgotten_at: float, reason: str) -> None:
+        """Leave a tombstone."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?, ?, ?)",
+            (memory_id, row, generation, kind, forgotten_at, reason),
+        )
+
+    def items(self, where: str = "1", values: Sequence[Any] = ()) -> dict[int, MemoryItem]:
+        """Memories by row id, oldest first, without embeddings; damaged ones are left out and noted in `damage`."""
+        with self.reading() as db:
+            try:
+                found = db.execute(f"SELECT {COLUMNS} FROM memories WHERE {where} ORDER BY id", values).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self.damage[str(error)] = None
+                found = self.one_by_one(f"SELECT {COLUMNS} FROM memories WHERE ({where}) AND id = ?", values)
+            return self._items(found)
+
+    def items_of(self, rows: Iterable[int]) -> dict[int, MemoryItem]:
+        """Memories by row id; ids that are no longer there are left out."""
+        wanted = [int(row) for row in rows]
+        with self.reading() as db:
+            try:
+                query = f"SELECT {COLUMNS} FROM memories WHERE id IN ({', '.join('?' * len(wanted))}) ORDER BY id"
+                return self._items(db.execute(query, wanted).fetchall())
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self.damage[str(error)] = None
+                return self._items(self.one_by_one(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (), wanted))
+
+    def one_by_one(
+        self, query: str, values: Sequence[Any] = (), rows: Iterable[int] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """What `query` finds for each row id as its last value, leaving out the ids whose pages cannot be read."""
+        found = []
+        for row in range(1, self._last_row() + 1) if rows is None else rows:
+            try:
+                found += self.db.execute(query, (*values, row)).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+        return found
+
+    def _last_row(self) -> int:
+        for query in ("SELECT seq FROM sqlite_sequence WHERE name = 'memories'", "SELECT max(id) FROM memories"):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                if (last := self.db.execute(query).fetchone()) and last[0]:
+                    return int(last[0])
+        return 1 << 20
+
+    def _items(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, MemoryItem]:
+        found = {}
+        sources = self._sources([row[1] for row in rows])
+        for (row, memory_id, kind, content, importance, created, session, source, name, tags, metadata, checksum, told,
+             uses, accessed) in rows:  # fmt: skip
+            try:
+                intact = row_checksum(memory_id, kind, content, session, source, created, metadata) == checksum
+                item = MemoryItem(
+                    memory_id=memory_id, content=content, memory_type=kind, importance=importance, access_count=uses,
+                    last_accessed=accessed, created_at=created, tags=json.loads(tags), session_id=session,
+                    source=source, source_name=name, validation_count=told, metadata=json.loads(metadata),
+                    derived_from=sources.get(memory_id, []),
+                )  # fmt: skip
+            except (TypeError, ValueError, AttributeError, sqlite3.DatabaseError):
+                intact = False
+            if intact:
+                found[row] = item
+            else:
+                self.damage[f"memory {memory_id} does not match its checksum"] = None
+        return found
+
+    def uses_of(self, rows: Iterable[int]) -> list[tuple[int, int, float]]:
+        """(row id, times recalled, when last) of memories that were."""
+        found = []
+        for row in rows:
+            query = "SELECT id, access_count, last_accessed FROM memories WHERE id = ?"
+            found += self.db.execute(query, (row,)).fetchall()
+        return found
+
+    def row_of(self, memory_id: str) -> int | None:
+        with self.lock, sqlite_errors(self.path):
+            found = self.db.execute("SELECT id FROM memories WHERE memory_id = ?", (memory_id,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def same_wording(self, signature: bytes, item: MemoryItem) -> int | None:
+        """The row id of a memory of the same words and type; of a conversation also of the same session."""
+        found = self.db.execute(
+            "SELECT id FROM memories WHERE signature = ? AND memory_type = ? AND (? OR session_id IS ?) "
+            "ORDER BY id LIMIT 1",
+            (signature, item.memory_type, item.memory_type != "conversation", item.session_id),
+        ).fetchone()
+        return None if found is None else int(found[0])
+
+    def wordings_there(self, signatures: Sequence[bytes]) -> set[bytes]:
+        """Which of `signatures` some memory has."""
+        found: set[bytes] = set()
+        for start in range(0, len(signatures), 500):
+            part = signatures[start : start + 500]
+            query = f"SELECT signature FROM memories WHERE signature IN ({', '.join('?' * len(part))})"
+            found.update(mark for (mark,) in self.db.execute(query, part))
+        return found
+
+    def retell(self, row: int, times: int, tags: Sequence[str], importance: float, generation: int) -> None:
+        """Count that a memory was told again."""
+        self.db.execute(
+            "UPDATE memories SET validation_count = validation_count + ?, tags = ?, importance = ?, generation = ? "
+            "WHERE id = ?",
+            (times, json.dumps(tags, ensure_ascii=False), importance, generation, row),
+        )
+
+    def _sources(self, memory_ids: Sequence[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        try:
+            for start in range(0, len(memory_ids), 500):
+                part = memory_ids[start : start + 500]
+                query = f"SELECT derived, source FROM sources WHERE derived IN ({', '.join('?' * len(part))})"
+                for derived, source in self.db.execute(f"{query} ORDER BY source", part):
+                    found.setdefault(derived, []).append(source)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self.damage[str(error)] = None
+        return found
+
+    def sources_of(self, memory_id: str) -> list[str]:
+        cursor = self.db.execute("SELECT source FROM sources WHERE derived = ? ORDER BY source", (memory_id,))
+        return [row[0] for row in cursor]
+
+    def derived_of(self, memory_id: str) -> list[str]:
+        cursor = self.db.execute("SELECT derived FROM sources WHERE source = ? ORDER BY derived", (memory_id,))
+        return [row[0] for row in cursor]
+
+    def vectors_of(self, row: int, dimension: int) -> np.ndarray:
+        """float32 (n_chunks, dimension) of one memory."""
+        low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS
+        with self.lock, sqlite_errors(self.path):
+            cursor = self.db.execute("SELECT vector FROM chunks WHERE id >= ? AND id < ? ORDER BY id", (low, high))
+            return unpack([blob for (blob,) in cursor], dimension)
+
+    def chunks_of(self, row: int) -> list[tuple[int, int, str, bytes]]:
+        """(start, end, terms, packed vector) of one memory's chunks, in order."""
+        low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS
+        with self.lock, sqlite_errors(self.path):
+            return self.db.execute(
+                'SELECT start, "end", terms, vector FROM chunks WHERE id >= ? AND id < ? ORDER BY id', (low, high)
+            ).fetchall()
+
+    def matching(self, expression: str, count: int) -> list[tuple[int, int, int, float]]:
+        """(row id, start, end, BM25 score) of the chunks that FTS5 finds for an expression, best first."""
+        with self.reading() as db:
+            cursor = db.execute(
+                'SELECT c.id, c.start, c."end", -f.rank FROM text_index f JOIN chunks c ON c.id = f.rowid '
+                "WHERE text_index MATCH ? ORDER BY f.rank LIMIT ?",
+                (expression, count),
+            )
+            return [(key >> CHUNK_BITS, start, end, score) for key, start, end, score in cursor]
+
+    def tombstones(self) -> list[Tombstone]:
+        with self.reading() as db:
+            cursor = db.execute(
+                "SELECT memory_id, kind, forgotten_at, reason FROM tombstones ORDER BY forgotten_at, memory_id"
+            )
+            return [Tombstone(memory_id=m, kind=k, forgotten_at=t, reason=r) for m, k, t, r in cursor]
+
+    # -- leaving nothing behind ---------------------------------------------------------------------------------------
+
+    def purge(self) -> bool:
+        """Rewrite the file and cut the log, so that deleted bytes are nowhere; False while readers hold the log.
+
+        `secure_delete` zeroes what is deleted, but copies that SQLite left when it moved cells between pages stay in
+        unused parts of pages: only VACUUM is certain.
+        """
+        with self.lock, sqlite_errors(self.path):
+            self.db.execute("VACUUM")
+            self.db.execute("UPDATE meta SET value = '0' WHERE key = 'purge'")
+            self.db.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+            try:
+                busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self.db.execute(f"PRAGMA busy_timeout = {1000 * BUSY_S}")
+            if busy:
+                self.db.execute("UPDATE meta SET value = '1' WHERE key = 'purge'")
+            return not busy
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether SQLite says that the file's content is wrong, and not that it is locked, full or misused."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"))
+
+
+def unknown(path: Path, memory_id: str) -> MemoryStoreError:
+    """The error for an id that is not there."""
+    return MemoryStoreError(f"no memory {memory_id} in {path}; `agentlab memory search` shows the ids")

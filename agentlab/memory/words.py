@@ -1,0 +1,105 @@
+"""Text → what an index can find: stems, bigrams and characters of scripts without spaces; sameness of wording.
+
+The same terms feed SQLite's FTS5 and the text index in RAM, so both find the same memories.
+"""
+
+import datetime
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from agentlab.memory.stemmer import stem
+
+# Scripts written without spaces: kana with the long-vowel mark, Han with 々 and 〆, Thai, Lao, Khmer, Burmese.
+_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_PIECE = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:['’][^\W\d_{_UNSPACED}]+)?")
+_HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # words of one character
+_IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+_SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
+_CONTRACTION = {"n't": " not", "'re": "", "'ve": "", "'ll": "", "'s": "", "'m": "", "'d": ""}
+_CONTRACTIONS = re.compile(r"(n't|'re|'ve|'ll|'s|'m|'d)\b")
+
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
+
+# Function words of English that say nothing about what a text is about; negations are not among them.
+STOP_WORDS = frozenset(
+    """
+    a about above after again against all also am an and any are as at be because been before being below between
+    both but by can could did do does doing down during each few for from further get got had has have having he her
+    here hers herself him himself his how i if in into is it its itself just let like me might more most much must
+    my myself of off on once only or other our ours ourselves out over own please really shall she should so some such
+    than that the their theirs them themselves then there these they this those through to too under until up upon us
+    very was we were what when where which while who whom whose why will with would yes you your yours yourself
+    yourselves
+    """.split()  # noqa: SIM905 - a list of 150 strings is unreadable
+)
+
+
+def fold(text: str) -> str:
+    """`text` in one form for comparing: NFKC, case folded, typographic apostrophes plain, accents off Latin letters."""
+    if text.isascii():
+        return text.lower()
+    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    if text.isascii():
+        return text
+    # decomposing everything would tear が into か and a mark, so only letters below U+0250 lose theirs
+    return "".join(unicodedata.normalize("NFD", char)[0] if "\u00c0" <= char < "\u0250" else char for char in text)
+
+
+def tokens(text: str) -> list[str]:
+    """Words in order, folded, contractions opened; a run of an unspaced script is one token."""
+    folded = fold(text)
+    if "'" in folded:
+        folded = _CONTRACTIONS.sub(lambda match: _CONTRACTION[match.group()], folded)
+    return _PIECE.findall(folded)
+
+
+def terms(text: str) -> list[str]:
+    """What the text index holds of `text`, in order: stems without stop words; for unspaced scripts bigrams and
+    each Han character, which is often a word (犬, 妹).
+
+    A text of stop words only keeps them, so that it can be found at all.
+    """
+    found = tokens(text)
+    if text.isascii():
+        kept = [stem(token) for token in found if token not in STOP_WORDS]
+    else:
+        kept = []
+        for token in found:
+            if _IS_UNSPACED.match(token):
+                kept += [token] if len(token) == 1 else [token[i : i + 2] for i in range(len(token) - 1)]
+                kept += _HAN.findall(token) if len(token) > 1 else []
+            elif token not in STOP_WORDS:
+                kept.append(stem(token))
+    return kept or found
+
+
+def date_terms(time_s: float) -> list[str]:
+    """Day, month and year of a moment (UTC) as terms, so that "in May 2023" finds what was told then."""
+    moment = datetime.datetime.fromtimestamp(time_s, datetime.UTC)
+    return [str(moment.day), stem(_MONTHS[moment.month - 1]), str(moment.year)]
+
+
+def signature(text: str) -> bytes:
+    """16 bytes that are equal for texts of the same words in the same order, up to case, punctuation and articles.
+
+    Prepositions and negations stay: "from Rome to Paris" is not "from Paris to Rome".
+    """
+    words = [token for token in tokens(text) if token not in ("a", "an", "the")]
+    return hashlib.blake2b(" ".join(words or [text]).encode(), digest_size=16).digest()
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text` in order, stripped, empty ones left out."""
+    return [piece for piece in (part.strip() for part in _SENTENCE.split(text)) if piece]
+
+
+def overlap(part: Iterable[str], whole: Iterable[str]) -> float:
+    """Share of the distinct terms of `part` that `whole` has too; 0 for an empty part."""
+    wanted = set(part)
+    return len(wanted & set(whole)) / len(wanted) if wanted else 0.0

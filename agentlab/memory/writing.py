@@ -1,0 +1,170 @@
+"""Remembering: check, guard against echoes, embed, merge duplicates, judge novelty, store; no language model."""
+
+import base64
+import dataclasses
+import itertools
+import secrets
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentlab.errors import MemoryStoreError
+from agentlab.memory import echo
+from agentlab.memory.columns import Slot
+from agentlab.memory.core import Core
+from agentlab.memory.embedding import Span, chunk
+from agentlab.memory.index import Index
+from agentlab.memory.ranking import novelty_importance
+from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, check_choice, check_share, check_tags, check_text
+from agentlab.memory.store import MAX_CHUNKS, Chunk, pack, unpack
+from agentlab.memory.words import date_terms, signature, terms
+
+# ids of one process never meet, those of two meet in the same millisecond with a chance of one in four billion
+_start = secrets.randbits(32)
+_count = itertools.count()
+UNJUDGED = -1.0  # importance of an item that novelty is to decide
+
+
+def new_id(prefix: str = "m") -> str:
+    """A short unique id that sorts by time: 48 bits of milliseconds, 32 of chance and a counter."""
+    number = (int(time.time() * 1000) << 32) | (_start + next(_count)) & 0xFFFFFFFF
+    return f"{prefix}-{base64.b32hexencode(number.to_bytes(10)).decode().lower()}"
+
+
+def checked(item: MemoryItem) -> MemoryItem:
+    """`item` if every field is one that the file can hold; raises MemoryStoreError that names the field."""
+    check_text("content", item.content)
+    check_choice("memory_type", item.memory_type, MEMORY_TYPES)
+    check_choice("source", item.source, SOURCES)
+    check_tags(item.tags)
+    if item.session_id is not None:
+        check_text("session_id", item.session_id)
+    if item.importance != UNJUDGED:
+        check_share("importance", item.importance)
+    if not np.isfinite(item.created_at):
+        raise MemoryStoreError(f"created_at: {item.created_at}; allowed: seconds since 1970")
+    return item
+
+
+def index_terms(text: str, created_at: float) -> str:
+    """What the text index holds of a chunk: its terms and the date it was told, with spaces between."""
+    return " ".join([*terms(text), *date_terms(created_at)])
+
+
+def remember(core: Core, item: MemoryItem, vector: np.ndarray | None) -> str:
+    """Store one checked item; the id under which it is found, an older one's if it merged or was an echo."""
+    if heard := echo.guard(core, item):
+        known, rest = heard
+        if known is not None:
+            return known
+        if vector is None:  # a vector from outside is of the whole text
+            item = rest
+    spans, vectors = _embedded(core, item.content, vector)
+    chunks = _chunks(item, spans, vectors)
+    mark = signature(item.content)
+    with core.changing(vectors.shape[1]) as (index, generation):
+        found = core.store.same_wording(mark, item)
+        if found is not None:
+            return _merge(core, index, found, item, generation)
+        if item.importance == UNJUDGED:
+            nearest = max((index.nearest(row, 1) for row in vectors), key=lambda hit: hit[0][1] if hit else 0.0)
+            item = replaced(item, importance=novelty_importance(nearest[0][1] if nearest else 0.0))
+        row = core.store.insert([(item, mark, chunks)], generation)[0]
+        add_to_index(index, [(row, item, chunks)], core.store.dimension)
+    return item.memory_id
+
+
+def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray | None) -> list[str]:
+    """Store checked items in one transaction; their ids. Duplicates merge; novelty is not looked up (importance 0.5).
+
+    vectors: unit float32 (n, dimension), one per item, or None to embed.
+    """
+    if not items:
+        return []
+    if vectors is None:
+        spans = [chunk(item.content, core.embedder) for item in items]
+        pieces = [item.content[start:end] for item, cuts in zip(items, spans, strict=True) for start, end in cuts]
+        vectors = core.embedder.embed(pieces)
+    else:
+        spans = [[(0, len(item.content))] for item in items]
+    packed = pack(vectors)
+    ids: list[str] = []
+    fresh: list[tuple[MemoryItem, bytes, list[Chunk]]] = []
+    at = 0
+    known: dict[tuple[bytes, str, str | None], int] = {}
+    marks = [signature(item.content) for item in items]
+    with core.changing(vectors.shape[1]) as (index, generation):
+        told = core.store.wordings_there(marks)
+        for item, cuts, mark in zip(items, spans, marks, strict=True):
+            parts = [
+                Chunk(start, end, index_terms(item.content[start:end], item.created_at), packed[at + number])
+                for number, (start, end) in enumerate(cuts)
+            ]
+            at += len(cuts)
+            key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
+            if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
+                twin = fresh[place][0]
+                fresh[place] = (replaced(twin, validation_count=twin.validation_count + 1), *fresh[place][1:])
+                ids.append(twin.memory_id)
+                continue
+            if mark in told and (found := core.store.same_wording(mark, item)) is not None:
+                ids.append(_merge(core, index, found, item, generation))
+                continue
+            if item.importance == UNJUDGED:
+                item = replaced(item, importance=0.5)  # noqa: PLW2901
+            known[key] = len(fresh)
+            fresh.append((item, mark, parts))
+            ids.append(item.memory_id)
+        rows = core.store.insert(fresh, generation)
+        added = [(row, item, parts) for row, (item, _, parts) in zip(rows, fresh, strict=True)]
+        add_to_index(index, added, core.store.dimension)
+    return ids
+
+
+def replaced(item: MemoryItem, **changes: object) -> MemoryItem:
+    return dataclasses.replace(item, **changes)  # type: ignore[arg-type]
+
+
+def _embedded(core: Core, content: str, vector: np.ndarray | None) -> tuple[list[Span], np.ndarray]:
+    if vector is not None:
+        return [(0, len(content))], vector.reshape(1, -1)
+    spans = chunk(content, core.embedder)
+    if len(spans) > MAX_CHUNKS:
+        raise MemoryStoreError(
+            f"content has {len(content)} characters, {len(spans)} windows of the embedding model; allowed: "
+            f"{MAX_CHUNKS} windows; remember it in parts"
+        )
+    return spans, core.embedder.embed([content[start:end] for start, end in spans])
+
+
+def _chunks(item: MemoryItem, spans: Sequence[Span], vectors: np.ndarray) -> list[Chunk]:
+    return [
+        Chunk(start, end, index_terms(item.content[start:end], item.created_at), blob)
+        for (start, end), blob in zip(spans, pack(vectors), strict=True)
+    ]
+
+
+def _merge(core: Core, index: Index, row: int, item: MemoryItem, generation: int) -> str:
+    """Count `item` as one more telling of the memory at `row`, and give that its tags."""
+    old = core.store.items_of([row])[row]
+    tags = list(dict.fromkeys([*old.tags, *item.tags]))
+    importance = max(old.importance, item.importance)
+    core.store.retell(row, item.validation_count, tags, importance, generation)
+    index.columns.update(
+        index.columns.slots(row), importance=importance, told=old.validation_count + item.validation_count,
+        uses=old.access_count, accessed=old.last_accessed, tags=tags,
+    )  # fmt: skip
+    return old.memory_id
+
+
+def add_to_index(index: Index, added: Sequence[tuple[int, MemoryItem, Sequence[Chunk]]], dimension: int) -> None:
+    """Bring new rows into the view, after they were inserted."""
+    slots = [
+        Slot(row, part.start, part.end, item.memory_type, item.source, item.session_id, item.importance,
+             item.created_at, item.last_accessed, item.access_count, item.validation_count, item.tags)
+        for row, item, parts in added for part in parts
+    ]  # fmt: skip
+    blobs = [part.vector for _, _, parts in added for part in parts]
+    # the rounded vectors, as every other process reads them
+    index.add(slots, unpack(blobs, dimension), [part.terms for _, _, parts in added for part in parts])

@@ -1,0 +1,89 @@
+"""`agentlab memory …` from end to end, with the embedding model where a command needs it."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from agentlab.cli import main
+
+from .helpers import open_memory
+
+pytestmark = pytest.mark.model
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["memory", *map(str, arguments)])
+
+
+def ok(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def filled(path):
+    first = ok("add", "The report is due on Friday.", "--file", path, "--tag", "work").strip()
+    second = ok("add", "祖母は金沢に住んでいます。", "--file", path, "--type", "preference", "--session", "s1").strip()
+    return path, first, second
+
+
+def test_add_search_show_forget(filled):
+    path, first, second = filled
+    assert ok("add", "The report is due on Friday", "--file", path).strip() == first, "told again"
+    assert first in ok("search", "when must the report be ready?", "--file", path).splitlines()[0]
+    explained = ok("search", "report", "--file", path, "--explain")
+    assert "vector" in explained
+    assert "recency" in explained
+    assert second in ok("search", "祖母", "--file", path, "--words")
+    assert "nothing found" in ok("search", "report", "--file", path, "--session", "none")
+    assert "nothing found" in ok("search", "report", "--file", path, "--until", "2001-01-01")
+    hits = [json.loads(line) for line in ok("search", "report", "--file", path, "--json", "--tag", "work").splitlines()]
+    assert [hit["memory_id"] for hit in hits] == [first]
+    shown = json.loads(ok("show", first, "--file", path))
+    assert (shown["validation_count"], shown["tags"]) == (2, ["work"])
+    assert first in ok("forget", first, "--file", path)
+    assert run("show", first, "--file", path).exit_code == 9
+    assert run("forget", "--file", path).exit_code == 9
+    ok("forget", "--session", "s1", "--file", path)
+    assert json.loads(ok("stats", "--json", "--file", path))["memories"] == 0
+
+
+def test_export_import_stats_doctor(filled, tmp_path):
+    path, *_ = filled
+    assert "2 memories" in ok("export", tmp_path / "out.jsonl", "--file", path)
+    assert "2 new" in ok("import", tmp_path / "out.jsonl", "--file", tmp_path / "copy.db")
+    assert "is whole: 2 memories, 2 vectors" in ok("doctor", tmp_path / "copy.db")
+    assert "knowledge 1, preference 1" in ok("stats", "--file", path)
+
+
+def test_damage_is_said_and_repaired(filled):
+    path, first, _ = filled
+    data = bytearray(path.read_bytes())
+    data[data.index(b"due on Friday.") + 5] ^= 1
+    path.write_bytes(data)
+    found = run("search", "report", "--file", path)
+    assert "is damaged" in found.output
+    assert run("doctor", path).exit_code == 9
+    assert first in run("doctor", path, "--repair").output
+    assert "is whole: 1 memories" in ok("doctor", path)
+
+
+def test_the_wrong_file_is_one_sentence(tmp_path, path):
+    result = run("search", "x", "--file", path)
+    assert result.exit_code == 9
+    assert "no memory at" in result.output
+    with open_memory(path) as memory:
+        memory.remember("x y z")
+    result = run("add", "text", "--file", path, "--model", "all-MiniLM-L6-v2")
+    assert result.exit_code == 9
+    assert result.output.count("\n") == 1
+
+
+def test_reembed_brings_a_foreign_memory_home(path):
+    with open_memory(path) as memory:
+        memory.remember("The kettle is broken.")
+    assert run("reembed", path, "--model", "org/missing").exit_code == 3
+    assert "1 memories" in ok("reembed", path, "--model", "all-MiniLM-L6-v2")
+    assert "kettle" in ok("search", "what does not work?", "--file", path)

@@ -1,0 +1,80 @@
+"""What the person told more than once becomes knowledge that names its sources."""
+
+import pytest
+
+from agentlab.memory.consolidation import confidence
+
+from .helpers import open_memory
+
+TEA = "I drink green tea every morning."
+
+
+def test_told_twice_becomes_knowledge(memory):
+    one = memory.remember(TEA, session_id="monday", tags=["food"])
+    memory.remember("Completely unrelated remark about turbines", session_id="monday")
+    assert memory.consolidate() == []
+    two = memory.remember("Every morning I drink green tea", session_id="tuesday", tags=["food", "habit"])
+    (item,) = memory.consolidate()
+    assert item.source_conversations == sorted([one, two])
+    assert item.validation_count == 2
+    assert item.confidence == 0.75 == confidence(2)
+    assert item.domain == "food"
+    assert item.content in (TEA, "Every morning I drink green tea")
+    assert item.title == item.content
+    assert item.embedding.shape == (64,)
+    hit = memory.recall("green tea", memory_type="knowledge")[0]
+    assert (hit.memory_id, hit.source) == (item.knowledge_id, "agent")
+    assert memory.consolidate() == [], "nothing was told since"
+    assert memory.peek(one) is not None
+
+
+def test_more_tellings_strengthen_it(path):
+    with open_memory(path) as memory:
+        memory.remember(TEA, session_id="a")
+        memory.remember(TEA, session_id="b")
+        (first,) = memory.consolidate()
+    with open_memory(path) as memory:
+        third = memory.remember("green tea is what I drink every morning", session_id="c")
+        (again,) = memory.consolidate()
+        assert again.knowledge_id == first.knowledge_id
+        assert third in again.source_conversations
+        assert (again.validation_count, again.confidence) == (3, confidence(3))
+        assert again.last_updated >= first.last_updated
+        memory.remember("green tea is what I drink every morning", session_id="c")
+        (merged,) = memory.consolidate()
+        assert merged.validation_count == 4
+        assert len(memory.knowledge()) == 1
+        assert memory.doctor().clean
+
+
+def test_told_twice_in_one_session_counts_too(memory):
+    memory.remember(TEA, session_id="a")
+    memory.remember(TEA, session_id="a")
+    (item,) = memory.consolidate()
+    assert item.validation_count == 2
+    assert len(item.source_conversations) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["I do not drink green tea every morning.", "I drink green tea every evening in Kyoto.", "My train leaves at 8."],
+)
+def test_something_else_is_not_the_same_fact(memory, other):
+    memory.remember("My train leaves at 9." if "train" in other else TEA, session_id="a")
+    memory.remember(other, session_id="b")
+    assert memory.consolidate() == []
+
+
+def test_what_only_an_agent_said_is_no_fact(memory):
+    memory.remember("The archive holds maps of Lisbon", session_id="a", source="agent")
+    memory.remember("The archive holds maps of Lisbon", session_id="b", source="tool")
+    assert memory.consolidate() == []
+
+
+def test_close_knowledge_is_related(memory):
+    for session in "ab":
+        memory.remember("My sister Mila studies physics in Vienna", session_id=session)
+        memory.remember("My sister Mila studies piano in Vienna", session_id=session)
+    made = memory.consolidate()
+    assert len(made) == 2
+    assert made[1].relationships == [made[0].knowledge_id]

@@ -1,0 +1,279 @@
+"""Damage, a wrong model, a full disk: one clear sentence, the file untouched, the rest readable."""
+
+import contextlib
+import hashlib
+import random
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from agentlab import Memory
+from agentlab.errors import AgentlabError, MemoryStoreError, StorageError
+from agentlab.memory import schema
+
+from .helpers import HashingEmbedder, contents, open_memory
+
+
+@pytest.fixture
+def full(path):
+    """A memory of 400 facts, closed, in one file."""
+    with open_memory(path) as memory:
+        memory.remember_many([f"fact {i} about topic{i % 40} and place{i}" for i in range(400)])
+        memory.conversation("s").add("A question about topic1?", "An answer with place900.")
+    assert not path.with_name("memory.db-wal").exists()
+    return path
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def flip(path, offset, count=1):
+    data = bytearray(path.read_bytes())
+    for place in range(offset, offset + count):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def readable(path):
+    """How many of the 400 facts are recalled by their own words, and what was said to be damaged."""
+    with open_memory(path) as memory:
+        found = sum(
+            f"fact {i} about topic{i % 40} and place{i}" in contents(memory.recall(f"place{i}", k=3, count=False))
+            for i in range(0, 400, 10)
+        )
+        return found, memory.damage()
+
+
+def test_a_flipped_byte_of_text_costs_that_memory_and_is_named(full):
+    offset = full.read_bytes().index(b"fact 200 about") + 3
+    flip(full, offset)
+    before = digest(full)
+    with open_memory(full) as memory:
+        assert all("place200" not in text for text in contents(memory.recall("fact place200", k=5)))
+        assert contents(memory.recall("place210"))[0].endswith("place210")
+        assert len(memory.damage()) == 1
+        assert "checksum" in memory.damage()[0]
+        with pytest.raises(MemoryStoreError, match=r"damaged.*--repair"):
+            memory.remember("new")
+        report = memory.doctor()
+        assert not report.clean
+        assert report.memories == 400 + 2 - 1
+    assert digest(full) == before
+
+
+def test_a_flipped_byte_of_a_vector_is_found_and_embedded_anew(full):
+    with sqlite3.connect(full) as db:
+        (vector,) = db.execute("SELECT vector FROM chunks WHERE id = ?", (200 << schema.CHUNK_BITS,)).fetchone()
+    db.close()
+    flip(full, full.read_bytes().index(vector) + 10)
+    with open_memory(full) as memory:
+        assert contents(memory.recall("place210"))[0].endswith("place210")
+        assert any("checksum" in problem for problem in memory.damage())
+    report = Memory.repair(full, embedder=HashingEmbedder())
+    assert report.problems == []
+    assert any("embedded anew" in line for line in report.repaired)
+    with open_memory(full) as memory:
+        assert len(memory) == 402
+        assert contents(memory.recall("place199"))[0].endswith("place199")
+        assert memory.doctor().clean
+        assert memory.remember("writing works again")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flips_anywhere_never_give_wrong_text(full, seed):
+    """Whatever page is hit: what is recalled is a fact as it was told, or the damage is said in one sentence."""
+    chance = random.Random(seed)
+    for _ in range(6):
+        flip(full, chance.randrange(100, full.stat().st_size - 8), chance.choice((1, 8)))
+    before = digest(full)
+    told = {f"fact {i} about topic{i % 40} and place{i}" for i in range(400)}
+    told |= {"A question about topic1?", "An answer with place900."}
+    said = []
+    try:
+        with open_memory(full) as memory:
+            for i in range(0, 400, 25):
+                try:
+                    assert set(contents(memory.recall(f"fact place{i}", count=False))) <= told
+                except AgentlabError as error:
+                    said.append(str(error))
+            said += memory.doctor().problems
+    except AgentlabError as error:
+        said.append(str(error))
+    assert not any("\n" in sentence for sentence in said)
+    assert digest(full) == before
+
+
+@pytest.mark.parametrize("table", ["memories", "chunks", "text_index_data", "memories_generation"])
+def test_a_destroyed_page_leaves_the_rest_readable_and_is_repaired(full, table):
+    with contextlib.closing(sqlite3.connect(full)) as db:
+        try:
+            query = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf'"
+            pages = [number for (number,) in db.execute(query, (table,))]
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite has no dbstat, which finds the pages")
+    flip(full, (pages[len(pages) // 2] - 1) * 4096, 4096)
+    before = digest(full)
+    found, damage = readable(full)
+    assert digest(full) == before
+    assert found >= (20 if table in ("memories", "chunks") else 0)
+    if table in ("memories", "chunks"):
+        assert damage
+    Memory.repair(full, embedder=HashingEmbedder())
+    with open_memory(full) as memory:
+        assert memory.doctor().clean
+        assert len(memory) >= (300 if table == "memories" else 402)
+        assert memory.remember("writing works again")
+    assert readable(full)[0] >= found
+    (kept,) = full.parent.glob("memory.db.damaged-*[0-9]")
+    assert digest(kept) == before
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_truncated_file_is_said_to_be_and_its_rest_is_kept(full, share):
+    size = int(full.stat().st_size * share) // 4096 * 4096
+    with open(full, "r+b") as file:
+        file.truncate(size)
+    before = digest(full)
+    with pytest.raises(MemoryStoreError, match=r"ends [0-9]+ bytes too early.*--repair"):
+        open_memory(full)
+    assert digest(full) == before
+    report = Memory.repair(full, embedder=HashingEmbedder())
+    assert report.repaired
+    with open_memory(full) as memory:
+        assert memory.doctor().clean
+        assert 0 < len(memory) <= 402
+    assert readable(full)[0] > 0
+    (kept,) = full.parent.glob("memory.db.damaged-*[0-9]")
+    assert digest(kept) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"not a database at all, only text that is long enough to be one" * 4, "does not begin as an SQLite file"),
+        (b"SQLite format 3\x00" + b"\x10", "ends after 17 bytes"),
+    ],
+)
+def test_what_is_no_memory_is_left_untouched(path, content, words):
+    path.write_bytes(content)
+    with pytest.raises(MemoryStoreError, match=words):
+        open_memory(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_left_untouched(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE invoices(id)")
+    before = digest(path)
+    with pytest.raises(MemoryStoreError, match="another program"):
+        open_memory(path)
+    assert digest(path) == before
+
+
+def test_a_newer_schema_is_refused_and_an_older_one_migrated(full, monkeypatch):
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE added(x); INSERT INTO added VALUES (7)")
+    )
+    monkeypatch.setattr(schema, "VERSION", len(schema.MIGRATIONS))
+    with open_memory(full) as memory:
+        assert memory.stats()["schema_version"] == 2
+        assert memory._core.store.db.execute("SELECT x FROM added").fetchone() == (7,)
+        assert len(memory) == 402
+    with open_memory(full) as memory:
+        assert memory.stats()["schema_version"] == 2, "migrated once"
+    monkeypatch.undo()
+    before = digest(full)
+    with pytest.raises(MemoryStoreError, match="newer agentlab: schema version 2; allowed: up to 1"):
+        open_memory(full)
+    assert digest(full) == before
+
+
+def test_a_failed_migration_changes_nothing(full, monkeypatch):
+    before = digest(full)
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE added(x); INSERT INTO meta VALUES ('epoch', '1')")
+    )
+    monkeypatch.setattr(schema, "VERSION", len(schema.MIGRATIONS))
+    with pytest.raises(MemoryStoreError):
+        open_memory(full)
+    monkeypatch.undo()
+    assert digest(full) == before
+    assert readable(full) == (40, [])
+
+
+def test_another_model_and_another_dimension_are_refused(full):
+    before = digest(full)
+    with pytest.raises(MemoryStoreError, match=r"holds vectors of hashing-64, not of other-model.*reembed"):
+        Memory.open(full, embedder=HashingEmbedder(model_id="other-model"))
+    with pytest.raises(MemoryStoreError, match="holds vectors of hashing-64"):
+        Memory.open(full, embedding_model="all-MiniLM-L6-v2")
+    with pytest.raises(MemoryStoreError, match="32 dimensions; allowed: 64"):
+        Memory.open(full, embedder=HashingEmbedder(dimension=32))
+    assert digest(full) == before
+
+
+def test_missing_and_impossible_paths(tmp_path):
+    with pytest.raises(MemoryStoreError, match="no memory at"):
+        open_memory(tmp_path / "none.db", create=False)
+    with pytest.raises(MemoryStoreError, match="is a folder"):
+        open_memory(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError):
+        open_memory(tmp_path / "file" / "memory.db")
+
+
+def test_a_replaced_file_is_not_written_into(full):
+    memory = open_memory(full)
+    memory.recall("place1")
+    shutil.copy(full, full.with_name("copy"))
+    full.with_name("copy").rename(full)
+    with pytest.raises(MemoryStoreError, match="replaced"):
+        memory.remember("would be lost")
+    memory._core._uses.clear()
+    memory.close()
+
+
+def _fill_until_full(path):
+    """Runs in a process of its own: files may not grow beyond 300 KB."""
+    with open_memory(path) as memory:
+        memory.remember("the first fact stays")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    memory = open_memory(path)
+    known, error = [], None
+    for number in range(2000):
+        try:
+            known.append((memory.remember(f"fact {number} {'padding ' * 30}{number}"), number))
+        except StorageError as problem:
+            error = problem
+            break
+    assert error is not None
+    assert "\n" not in str(error)
+    assert str(path) in str(error)
+    assert "nothing of this step was stored" in str(error)
+    assert known
+    assert contents(memory.recall("first fact stays", k=1, count=False)) == ["the first fact stays"]
+    with contextlib.suppress(StorageError):
+        memory.close()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with open_memory(path) as memory:
+        assert len(memory) == 1 + len(known), "all that was acknowledged and nothing else"
+        assert {item.memory_id for item in memory.items()} >= {memory_id for memory_id, _ in known}
+        assert memory.doctor().clean
+        memory.remember("there is room again")
+
+
+def test_a_full_disk_stores_all_or_nothing_and_stays_readable(path, request):
+    # SIGXFSZ is ignored by Python, so that writing beyond the limit is an error, as on a full disk
+    code = (
+        "import sys, pathlib\nsys.path.insert(0, sys.argv[1])\n"
+        "from tests.memory.test_memory_faults import _fill_until_full\n_fill_until_full(pathlib.Path(sys.argv[2]))"
+    )
+    root = str(request.config.rootpath)
+    done = subprocess.run([sys.executable, "-c", code, root, str(path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

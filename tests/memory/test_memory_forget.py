@@ -1,0 +1,173 @@
+"""What is forgotten is in no byte of any file; what derives from it goes along; a tombstone stays."""
+
+import random
+
+import pytest
+
+from agentlab.errors import MemoryStoreError
+
+from .helpers import everything, open_memory
+
+SECRET = "Xyloquent-7731-Zebrafinch"
+MARKS = (b"xyloquent", b"7731", b"zebrafinch")
+
+
+def left(path):
+    return [(name, mark) for name, data in everything(path).items() for mark in MARKS if mark in data.lower()]
+
+
+def fill(memory, count=300):
+    for number in range(0, count, 50):
+        memory.remember_many([f"ordinary note {i} about {['rain', 'sun', 'wind', 'snow'][i % 4]}" for i in
+                              range(number, number + 50)])  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_no_byte_is_left(path, place):
+    with open_memory(path) as memory:
+        if place != "first":
+            fill(memory)
+        secret = memory.remember(f"My passphrase is {SECRET}.", tags=["private"], metadata={"hint": SECRET})
+        if place != "last":
+            fill(memory, 600)
+        memory.recall("passphrase")
+        assert left(path), "the test must be able to fail"
+        assert memory.forget(secret, reason="asked") == [secret]
+        assert left(path) == []
+        assert memory.recall("passphrase zebrafinch", words_only=True) == [] or all(
+            SECRET not in hit.content for hit in memory.recall("passphrase")
+        )
+        assert memory.search("zebrafinch") == []
+        assert memory.peek(secret) is None
+        (tombstone,) = memory.tombstones()
+        assert (tombstone.memory_id, tombstone.kind, tombstone.reason) == (secret, "conversation", "asked")
+        assert memory.doctor().clean
+    assert left(path) == []
+
+
+def test_long_memories_leave_nothing_in_overflow_pages(path):
+    with open_memory(path) as memory:
+        fill(memory)
+        text = " ".join(f"{SECRET} paragraph {number}." for number in range(800))
+        secret = memory.remember(text)
+        fill(memory, 600)
+        memory.forget(secret)
+        assert left(path) == []
+        assert memory.doctor().clean
+
+
+def scatter(store, seed):
+    """Rows of many sizes, inserted and grown in random places, those with the secret deleted again."""
+    chance = random.Random(seed)
+    store.db.execute(f"CREATE TABLE keyed{seed}(k TEXT PRIMARY KEY, v TEXT) WITHOUT ROWID")
+    store.db.execute(f"CREATE TABLE indexed{seed}(id INTEGER PRIMARY KEY, v TEXT)")
+    store.db.execute(f"CREATE INDEX by_v{seed} ON indexed{seed}(v)")
+    with store.writing() as db:
+        for number in range(1000):
+            word = f"{SECRET if number % 37 == 5 else 'plain'}-" * chance.randint(1, 30)
+            key = "".join(chance.choices("abcdefgh", k=12))
+            db.execute(f"INSERT OR REPLACE INTO keyed{seed} VALUES (?, ?)", (key, word))
+            db.execute(f"INSERT INTO indexed{seed}(v) VALUES (?)", (key + word,))
+            if number % 3 == 0:
+                place = chance.randint(1, number + 1)
+                db.execute(f"UPDATE indexed{seed} SET v = v || 'more' WHERE id = ?", (place,))
+    for table in ("keyed", "indexed"):
+        store.db.execute(f"DELETE FROM {table}{seed} WHERE instr(v, ?)", (SECRET,))
+    store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def test_purging_reaches_the_copies_that_secure_delete_leaves(path):
+    """Rows that SQLite moves between pages leave copies in unused parts of pages, which secure_delete does not zero."""
+    with open_memory(path) as memory:
+        store = memory._core.store
+        for seed in range(40):
+            scatter(store, seed)
+            if left(path):
+                break
+        assert left(path), "the test must be able to fail"
+        assert store.purge()
+        assert left(path) == []
+
+
+def test_a_reader_elsewhere_delays_and_the_next_opening_finishes(path):
+    memory = open_memory(path)
+    secret = memory.remember(f"It is {SECRET}.")
+    reader = open_memory(path)
+    transaction = reader._core.store.reading()
+    transaction.__enter__().execute("SELECT content FROM memories").fetchone()
+    memory.forget(secret)
+    assert left(path), "a reader still needs the log"
+    transaction.__exit__(None, None, None)
+    reader.close()
+    memory.close()
+    open_memory(path).close()
+    assert left(path) == []
+
+
+def test_forgetting_takes_what_derives_along(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s1", user_id="ana")
+        talk.add(f"My passphrase is {SECRET}.", "Noted.")
+        talk.add("I like tea.", "So do I.")
+        secret = memory.search("passphrase")[0].memory_id
+        talk.add("What is my passphrase?", f"It is {SECRET}.", context_used=[secret])
+        talk.add("What do I drink?", "Tea.", context_used=[secret])
+        other = memory.conversation("s2")
+        other.add("Tell me my passphrase again", f"Your passphrase is {SECRET}.", context_used=[])
+        copied = memory.remember(f"Knows: {SECRET}", memory_type="knowledge", derived_from=[secret])
+        gone = memory.forget(secret)
+        assert {secret, copied} <= set(gone)
+        assert left(path) == []
+        assert [turn.user_input for turn in talk.turns()] == ["I like tea.", "What do I drink?"]
+        assert other.turns() == []
+        assert {session.session_id for session in memory.sessions()} == {"s1", "s2"}
+        assert secret not in talk.session().active_memories
+        assert memory.doctor().clean
+
+
+def test_summaries_lose_the_sentences_of_forgotten_turns(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add(f"The vault code is {SECRET}, and the vault is old.", "I see, the vault is old.")
+        for number in range(60):
+            talk.add(f"The vault in town {number} was painted green.", f"A green vault in town {number} then.")
+        assert any(SECRET in part.text for part in talk.summary()), "the test must be able to fail"
+        memory.forget(memory.search("vault code")[0].memory_id)
+        assert left(path) == []
+        assert talk.summary()
+
+
+def test_knowledge_goes_with_its_source_and_relations_with_it(path):
+    with open_memory(path) as memory:
+        one = memory.remember(f"My locker number is {SECRET}", session_id="a")
+        memory.remember(f"My locker number is {SECRET}", session_id="b")
+        (item,) = memory.consolidate()
+        assert item.source_conversations[0] == one
+        gone = memory.forget(one)
+        assert item.knowledge_id in gone
+        assert memory.knowledge() == []
+        assert {stone.memory_id for stone in memory.tombstones()} == set(gone)
+        assert left(path), "the second telling is a memory of its own and stays"
+        memory.forget(*[hit.memory_id for hit in memory.search("locker")])
+        assert left(path) == []
+
+
+def test_forgetting_a_session_takes_all_of_it(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("private", user_id=SECRET)
+        talk.add(f"I am {SECRET}", "Hello!")
+        talk.prefer(name=SECRET)
+        memory.remember("stays", session_id="other")
+        assert len(memory.forget(session_id="private")) == 2
+        assert left(path) == []
+        assert memory.sessions() == []
+        assert [item.content for item in memory.items()] == ["stays"]
+        assert memory.forget(session_id="private") == []
+
+
+def test_an_unknown_id_forgets_nothing(memory):
+    known = memory.remember("keep me")
+    with pytest.raises(MemoryStoreError, match="no memory m-x"):
+        memory.forget(known, "m-x")
+    assert len(memory) == 1
+    assert memory.forget() == []

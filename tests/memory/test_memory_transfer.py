@@ -1,0 +1,145 @@
+"""Export and import: everything goes round, all or nothing, and what was forgotten stays forgotten."""
+
+import json
+
+import pytest
+
+from agentlab.errors import MemoryStoreError
+
+from .helpers import HashingEmbedder, Memory, contents, open_memory
+
+
+@pytest.fixture
+def rich(path):
+    """A memory with something of every kind."""
+    with open_memory(path) as memory:
+        memory.remember(
+            "The lease ends in June.", memory_type="knowledge", tags=["家", "home"], metadata={"n": [1, None]}
+        )
+        memory.remember(
+            "改行\nとタブ\t「引用」", memory_type="pattern", source="tool", source_name="clock", created_at=12.25
+        )
+        memory.remember(" ".join(f"word{i}." for i in range(300)), importance=1 / 3)
+        talk = memory.conversation("s", user_id="ana")
+        talk.prefer(tone="short", depth={"a": 1})
+        for number in range(60):
+            talk.add(f"Ship {number} arrived in the harbour.", f"I saw ship {number}.", context_used=["m-1"])
+        for session in "ab":
+            memory.remember("I work on Mondays only", session_id=session)
+        memory.consolidate()
+        memory.recall("ship 3", k=3)
+        memory.forget(memory.remember("forget this one"), reason="asked")
+        yield memory
+
+
+def test_round_trip_gives_the_same_lines(rich, tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    count = rich.export(first)
+    assert count == len(rich)
+    with open_memory(tmp_path / "copy.db") as copy:
+        assert copy.import_(first) == count
+        assert copy.doctor().clean
+        copy.export(second)
+        assert second.read_bytes() == first.read_bytes()
+        assert (
+            copy.recall("ship 17 arrived", k=3, explain=True, count=False)[0].content
+            == "Ship 17 arrived in the harbour."
+        )
+        assert copy.conversation("s").session() == rich.conversation("s").session()
+        assert copy.conversation("s").window() == rich.conversation("s").window()
+        assert copy.knowledge()[0].source_conversations == rich.knowledge()[0].source_conversations
+        assert [hit.memory_id for hit in copy.recall("Monday work", k=3, count=False)] == [
+            hit.memory_id for hit in rich.recall("Monday work", k=3, count=False)
+        ]
+        assert copy.import_(first) == 0, "the same again adds nothing"
+        copy.export(second)
+        assert second.read_bytes() == first.read_bytes()
+    kinds = {json.loads(line)["record"] for line in first.read_text().splitlines()}
+    assert kinds == {"header", "memory", "knowledge", "session", "turn", "tombstone"}
+
+
+def test_what_was_forgotten_here_stays_forgotten(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(path) as memory:
+        secret = memory.remember("the secret fact")
+        memory.remember("the open fact")
+        memory.export(out)
+        memory.forget(secret)
+        assert memory.import_(out) == 0
+        assert contents(memory.items()) == ["the open fact"]
+
+
+def test_the_same_words_merge_and_keep_their_relations(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        for session in "ab":
+            other.remember("I work on Mondays only", session_id=session)
+        other.consolidate()
+        other.export(out)
+    with open_memory(path) as memory:
+        mine = memory.remember("I work on Mondays only", session_id="a", tags=["mine"])
+        assert memory.import_(out) == 2
+        assert memory.get(mine).validation_count == 2
+        assert mine in memory.knowledge()[0].source_conversations
+        assert memory.doctor().clean
+
+
+def test_vectors_of_another_model_are_made_anew(rich, tmp_path):
+    out = tmp_path / "out.jsonl"
+    rich.export(out)
+    other = HashingEmbedder(dimension=32, model_id="hashing-32")
+    with Memory.open(tmp_path / "copy.db", embedder=other) as copy:
+        assert copy.import_(out) == len(rich)
+        assert copy.stats()["dimension"] == "32"
+        assert copy.doctor().clean
+        assert copy.recall("ship 17 arrived", k=1)[0].content == "Ship 17 arrived in the harbour."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: [*lines, "{not json"], "line 4 is not a record"),
+        (lambda lines: [*lines, '{"record": "dream"}'], "unknown record 'dream'"),
+        (lambda lines: lines[1:], "first line is not its header"),
+        (lambda lines: [lines[0].replace('"version": 1', '"version": 9'), *lines[1:]], "version 9; allowed: 1"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"importance": ', '"importance": 7')], "line 3: importance"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"content"', '"contents"')], "line 3 lacks or mistypes"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, ', '"chunks": [["x", ')], "line 3: its vectors"),
+        (lambda lines: [*lines, '{"record": "turn", "session_id": "s"}'], "nothing was imported"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_imports_nothing(path, tmp_path, change, words):
+    out = tmp_path / "out.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        other.remember("one fact")
+        other.remember("two facts")
+        other.export(out)
+    out.write_text("\n".join(change(out.read_text().splitlines())) + "\n")
+    with open_memory(path) as memory:
+        memory.remember("mine")
+        with pytest.raises(MemoryStoreError, match=words):
+            memory.import_(out)
+        assert contents(memory.items()) == ["mine"]
+        assert memory.recall("fact", words_only=True) == []
+        with pytest.raises(MemoryStoreError, match="no file at"):
+            memory.import_(tmp_path / "none")
+
+
+def test_reembedding_changes_every_vector_and_nothing_else(rich, path, tmp_path):
+    before = [(item.memory_id, item.content) for item in rich.items()]
+    elsewhere = open_memory(path)
+    elsewhere.recall("ship")
+    assert rich.reembed(embedder=HashingEmbedder(dimension=48, model_id="hashing-48")) == len(before)
+    assert rich.embedding_model == "hashing-48"
+    assert [(item.memory_id, item.content) for item in rich.items()] == before
+    assert rich.recall("ship 17 arrived", k=1)[0].content == "Ship 17 arrived in the harbour."
+    assert rich.get(before[0][0]).embedding.shape == (1, 48)
+    assert rich.doctor().clean
+    with pytest.raises(MemoryStoreError, match="another model; open it again"):
+        elsewhere.recall("ship")
+    with pytest.raises(MemoryStoreError, match=r"another model|dimensions"):
+        elsewhere.remember("with the old model")
+    elsewhere._core._uses.clear()
+    elsewhere.close()
+    with Memory.open(path, embedder=HashingEmbedder(dimension=48, model_id="hashing-48")) as again:
+        assert again.recall("ship 17 arrived", k=1)[0].content == "Ship 17 arrived in the harbour."

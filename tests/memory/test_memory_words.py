@@ -1,0 +1,86 @@
+"""Text → terms: what both text indexes hold, and when two texts are the same."""
+
+import datetime
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from agentlab.memory.stemmer import stem
+from agentlab.memory.words import date_terms, fold, overlap, sentences, signature, terms, tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+# the paper's own examples, one for each rule and its exceptions
+PAPER = """
+    caresses ponies ties caress cats feed agreed plastered bled motoring sing conflated troubled sized hopping
+    tanned falling hissing fizzed failing filing happy sky relational conditional rational valenci hesitanci digitizer
+    conformabli radicalli differentli vileli analogousli vietnamization predication operator feudalism decisiveness
+    hopefulness callousness formaliti sensitiviti sensibiliti triplicate formative formalize electriciti electrical
+    hopeful goodness revival allowance inference airliner gyroscopic adjustable defensible irritant replacement
+    adjustment dependent adoption homologou communism activate angulariti homologous effective bowdlerize probate rate
+    cease controll roll generalizations oscillators apologies yes yard syzygy a be
+""".split()  # noqa: SIM905
+
+
+def test_stemmer_agrees_with_sqlite_on_every_word_of_the_documents():
+    text = " ".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    words = sorted({*re.findall(r"[a-z]+", text.lower()), *PAPER})
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE VIRTUAL TABLE t USING fts5(word, tokenize='porter unicode61')")
+    db.execute("CREATE VIRTUAL TABLE stems USING fts5vocab(t, instance)")
+    db.executemany("INSERT INTO t(rowid, word) VALUES (?, ?)", enumerate(words))
+    theirs = {words[row]: word for word, row in db.execute("SELECT term, doc FROM stems")}
+    assert len(words) > 1000
+    assert {word: stem(word) for word in words} == theirs
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The reports were due on Fridays!", ["report", "due", "fridai"]),
+        ("I don't like it", ["not"]),
+        ("It isn’t João's café", ["not", "joao", "cafe"]),
+        ("model-7B costs 12.50", ["model", "7b", "cost", "12", "50"]),
+        ("What is it?", ["what", "is", "it"]),
+        ("東京に行った", ["東京", "京に", "に行", "行っ", "った", "東", "京", "行"]),
+        ("犬", ["犬"]),
+        ("明日LoRAを学習", ["明日", "明", "日", "lora", "を学", "学習", "学", "習"]),
+        ("ｶﾞｿﾘﾝ", ["ガソ", "ソリ", "リン"]),
+        ("가나다 라마", ["가나다", "라마"]),
+    ],
+)
+def test_terms(text, expected):
+    assert terms(text) == expected
+
+
+def test_folding_keeps_voiced_kana():
+    assert fold("がÉ") == "がe"
+    assert fold("か") != fold("が")
+
+
+def test_signature_ignores_case_punctuation_and_articles_only():
+    one = signature("The report is due on Friday.")
+    assert signature("report is due on friday") == one
+    assert signature("The report is not due on Friday.") != one
+    assert signature("The report was due on Friday.") != one
+    assert signature("from Rome to Paris") != signature("from Paris to Rome")
+    assert signature("!!") != signature("??")
+
+
+def test_sentences_keep_all_text():
+    text = 'He said "Go." Then he left! 今日は晴れ。明日は雨。\nDone'
+    assert sentences(text) == ['He said "Go."', "Then he left!", "今日は晴れ。", "明日は雨。", "Done"]
+    assert sentences("Version 2.5 is out") == ["Version 2.5 is out"]
+
+
+def test_date_terms_are_utc():
+    moment = datetime.datetime(2023, 5, 8, 23, 59, tzinfo=datetime.UTC).timestamp()
+    assert date_terms(moment) == ["8", "mai", "2023"]
+    assert terms("in May 2023") == ["mai", "2023"]
+
+
+def test_overlap_and_tokens():
+    assert overlap(["a", "a", "b"], ["b"]) == 0.5
+    assert overlap([], ["b"]) == 0.0
+    assert tokens("We'll SEE") == ["we", "see"]

@@ -108,7 +108,7 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     The file is only touched when it is a memory of this or an older version; everything else is an error first.
     """
     _check_file(path, create)
-    if path.exists() and (missing := missing_bytes(path)):
+    if path.exists() and (missing := _lastingly_missing(path)):
         raise damaged(path, f"it ends {missing} bytes too early")  # SQLite would not read any of it
     if not path.exists():
         with disk_access(path):
@@ -130,8 +130,10 @@ def _text(raw: bytes) -> str:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN")  # one state of the file: another process may be making it just now
     application, version = _identity(connection)
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    connection.execute("COMMIT")
     if application != APPLICATION_ID and (application or tables):
         raise MemoryStoreError(f"{path} is an SQLite file of another program, not a memory; choose another path")
     if version > VERSION:
@@ -211,6 +213,15 @@ def missing_bytes(path: Path) -> int:
         return 0
     page = int.from_bytes(head[16:18], "big")
     return max(0, int.from_bytes(head[28:32], "big") * (65_536 if page == 1 else page) - path.stat().st_size)
+
+
+def _lastingly_missing(path: Path) -> int:
+    """`missing_bytes` that is not the work of another process that is writing the file just now."""
+    for _ in range(3):
+        if not (missing := missing_bytes(path)):
+            return 0
+        time.sleep(0.05)
+    return missing
 
 
 @contextlib.contextmanager

@@ -63,3 +63,9 @@ class MemoryStoreError(AgentlabError):
     """The memory's file is damaged, of another embedding model, too new, or the request does not fit what it holds."""
 
     exit_code = 9
+
+
+def of_exit_code(code: int) -> type[AgentlabError]:
+    """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
+    found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]
+    return found[0] if len(found) == 1 else ConfigError if code == ConfigError.exit_code else RunError

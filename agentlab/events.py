@@ -195,8 +195,11 @@ class GenerationFinished(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationFailed(Event):
+    """exit_code: that of the error's class, 5 for what no class of the program's own describes."""
+
     generation: int
     error: str
+    exit_code: int = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

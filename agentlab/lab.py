@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import shlex
 import threading
 import time
 import traceback
@@ -22,12 +23,12 @@ from agentlab.events import (
 )
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease, describe, holder
+from agentlab.records import BaselineResult
 from agentlab.tasks import Item, Suite, load
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from agentlab.evolution.baseline import BaselineResult
     from agentlab.tracking import Recorder
 
 
@@ -69,10 +70,17 @@ class Lab:
             return lab
         runs = sorted(lab.run.folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
         if not runs or lab.overrides:
-            raise RunError(f"no run of {experiment} with these settings yet; start one: agentlab evolve {experiment}")
+            raise RunError(f"no run of {experiment} with these settings yet; start one: {lab.command('evolve')}")
         settings = config.load(runs[-1])
         suite = load(settings.suite, lab.run.root)
         return cls(Run(lab.run.root, settings, runs[-1].parent.name, str(suite.folder or "")), suite, lab.experiment)
+
+    def command(self, *words: str) -> str:
+        """The command line that means this run: `agentlab` with these words, the experiment, and every `--set`."""
+        shown = os.path.relpath(self.experiment)
+        name, *rest = words
+        sets = [part for override in self.overrides for part in ("--set", override)]
+        return shlex.join(["agentlab", *name.split(), shown, *sets, *rest])
 
     # -- one generation, in this process ------------------------------------------------------------------------
 
@@ -82,9 +90,10 @@ class Lab:
         A KeyboardInterrupt (the notebook's stop button) stops it cleanly. When it was stopped, the last event is
         `Stopped`; when it failed, `GenerationFailed` comes last and then the error is raised.
         """
-        from agentlab.evolution.generation import run_generation
+        from agentlab.evolution.generation import check_order, run_generation
 
         die_with_launcher()
+        check_order(self.run, generation)  # a mistaken number leaves no trace in a run
         self._acquire(f"generation {generation} of {self.run.id}")
         interrupted = threading.Event()
         events: queue.Queue[Event | BaseException | None] = queue.Queue()
@@ -149,9 +158,10 @@ class Lab:
             recorder.interrupted("stopped", generation)
         else:
             text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
+            code = item.exit_code if isinstance(item, AgentlabError) else RunError.exit_code
             shown = []
             with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
-                shown.append(self._append(GenerationFailed(generation=generation, error=text)))
+                shown.append(self._append(GenerationFailed(generation=generation, error=text, exit_code=code)))
             recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
         while recorder.problems:
             warning = Warned(message=recorder.problems.pop(0))
@@ -209,6 +219,15 @@ class Lab:
                 self.release()
                 raise
 
+    def _wait_for_accelerator(self) -> None:
+        """Refuse before a kernel is started when another run has the accelerator; an ending one is waited for."""
+        path = config.home() / "accelerator.lock"
+        for _ in range(6):
+            if holder(path) is None:
+                return
+            time.sleep(0.5)
+        raise LeaseHeldError(f"{self.run.id} must wait for the accelerator: {describe(path)}")
+
     def release(self) -> None:
         """Give up the run and the accelerator; harmless when nothing is held."""
         while self._leases:
@@ -248,6 +267,7 @@ class Lab:
                 )
             )
             for k in todo:
+                self._wait_for_accelerator()
                 last: Event | None = None
                 for last in run_notebook(self, k):
                     yield last
@@ -332,15 +352,13 @@ class Lab:
         from agentlab import report as reports
         from agentlab.tracking.store import database
 
-        try:
-            shown = str(self.experiment.relative_to(Path.cwd()))
-        except ValueError:
-            shown = str(self.experiment)
-        commands = [
-            f"agentlab ui {shown}              compare runs in MLflow, in the browser",
-            f"agentlab report {shown} --open   the report in the browser",
-            f"agentlab adapters list {shown}   the pool",
-        ]
+        purposes = {
+            self.command("ui"): "compare runs in MLflow, in the browser",
+            self.command("report", "--open"): "the report in the browser",
+            self.command("adapters list"): "the pool",
+        }
+        width = max(map(len, purposes))
+        commands = [f"{command:<{width}}   {purpose}" for command, purpose in purposes.items()]
         store = str(database(self.run.root))
         return reports.summary(self.run, report=report, store=store, commands=commands)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentlab import errors
 from agentlab.errors import AgentlabError, RunError
 from agentlab.events import Event, GenerationFailed, GenerationFinished, Stopped
 
@@ -70,9 +71,10 @@ def run_notebook(lab: "Lab", generation: int) -> Iterator[Event]:
         yield event
         last = event
     if isinstance(last, GenerationFailed):
-        raise RunError(
-            f"generation {generation} of {lab.run.id} failed: {last.error} (the executed notebook: {out}); "
-            "run the same command again to continue"
+        failed = errors.of_exit_code(last.exit_code)
+        raise failed(
+            f"generation {generation} of {lab.run.id} failed: {last.error} (the executed notebook: {out}; what is "
+            "finished is kept, and the same command continues)"
         )
     if not isinstance(last, GenerationFinished | Stopped) and lab.run.result(generation) is None:
         raise RunError(f"the notebook for generation {generation} ended without finishing it; see {out}")

@@ -131,3 +131,18 @@ class SealedResult(_Record):
     gain_ci_low: float
     gain_ci_high: float
     openings: int
+
+
+class BaselineResult(_Record):
+    """One SFT of equal cost beside the champion, on the sealed items; the gain is the champion's over the SFT."""
+
+    steps: int
+    learning_rate: float
+    train_tokens: int
+    population_train_tokens: int
+    score: Score
+    champion: str
+    champion_accuracy: float
+    gain: float
+    gain_ci_low: float
+    gain_ci_high: float

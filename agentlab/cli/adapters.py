@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
+from agentlab.cli.options import existing, experiment, overrides, table
 from agentlab.errors import AdapterError, RunError
 
-experiment = click.argument("experiment", type=click.Path(path_type=Path))
 
-
-def _pool(experiment: Path):  # type: ignore[no-untyped-def]
+def _pool(experiment: Path, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]
     from agentlab.adapters import Pool
-    from agentlab.lab import Lab
 
-    lab = Lab.open_existing(experiment)
+    lab = existing(experiment, overrides)
     return lab, Pool(lab.run.folder / "adapters", lab.run.settings.population.pool)
 
 
@@ -26,12 +24,11 @@ def adapters() -> None:
 
 @adapters.command("list")
 @experiment
+@overrides
 @click.option("--all", "everything", is_flag=True, help="Also those that were culled.")
-def list_(experiment: Path, everything: bool) -> None:
+def list_(experiment: Path, overrides: tuple[str, ...], everything: bool) -> None:
     """The pool, best first."""
-    from agentlab.cli.main import table
-
-    lab, pool = _pool(experiment)
+    lab, pool = _pool(experiment, overrides)
     champion = lab.run.champion()
     cards = pool.members()
     if everything:
@@ -55,22 +52,30 @@ def list_(experiment: Path, everything: bool) -> None:
 
 @adapters.command()
 @experiment
+@overrides
 @click.argument("adapter")
-def show(experiment: Path, adapter: str) -> None:
+def show(experiment: Path, overrides: tuple[str, ...], adapter: str) -> None:
     """An adapter's card as JSON; `champion` names the champion."""
-    lab, pool = _pool(experiment)
+    lab, pool = _pool(experiment, overrides)
     click.echo(json.dumps(pool.card(_named(lab, adapter)).model_dump(mode="json"), indent=1))
 
 
 @adapters.command()
 @experiment
+@overrides
 @click.argument("parents", nargs=-1, required=True)
 @click.option("--weights", help="One number per parent, comma-separated. Default: equal.")
 @click.option("--rank", type=click.IntRange(1, 256), help="Rank of the result. Default: the first parent's.")
 @click.option("--method", default="exact", show_default=True, help="exact, or one of PEFT's: linear, svd, ties, …")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the merged adapter.")
 def merge(
-    experiment: Path, parents: tuple[str, ...], weights: str | None, rank: int | None, method: str, out: Path
+    experiment: Path,
+    overrides: tuple[str, ...],
+    parents: tuple[str, ...],
+    weights: str | None,
+    rank: int | None,
+    method: str,
+    out: Path,
 ) -> None:
     """Merge adapters of the pool into a new PEFT folder; the pool is not changed."""
     from typing import get_args
@@ -82,7 +87,7 @@ def merge(
         raise AdapterError(f"--method {method}; allowed: {', '.join(get_args(MergeMethod))}")
     if out.exists():
         raise AdapterError(f"{out} exists already; choose a new folder")
-    lab, pool = _pool(experiment)
+    lab, pool = _pool(experiment, overrides)
     loras = [load(pool.verify(_named(lab, parent))) for parent in parents]
     try:
         shares = [float(text) for text in weights.split(",")] if weights else [1 / len(loras)] * len(loras)
@@ -90,6 +95,8 @@ def merge(
         raise AdapterError(f"--weights {weights}: write numbers with commas between, like 0.7,0.3") from None
     if len(shares) != len(loras):
         raise AdapterError(f"--weights names {len(shares)} numbers for {len(loras)} adapters")
+    if not any(shares):
+        raise AdapterError(f"--weights {weights}: nothing would be left; allowed: numbers that are not all 0")
     merged = crossover(loras, shares, rank or loras[0].rank, method=method)  # type: ignore[arg-type]
     save(dataclasses.replace(merged, base_model=loras[0].base_model), out)
     click.echo(str(out))
@@ -97,24 +104,26 @@ def merge(
 
 @adapters.command()
 @experiment
+@overrides
 @click.argument("adapter")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
 @click.option("--merged", is_flag=True, help="Write the whole model with the adapter merged in, not the adapter alone.")
-def export(experiment: Path, adapter: str, out: Path, merged: bool) -> None:
+def export(experiment: Path, overrides: tuple[str, ...], adapter: str, out: Path, merged: bool) -> None:
     """Copy an adapter as a plain PEFT folder, or a merged transformers model; `champion` names the champion."""
     from agentlab import models
 
-    lab, pool = _pool(experiment)
+    lab, pool = _pool(experiment, overrides)
     base = models.resolve(lab.run.settings.model.primary, lab.run.root).folder if merged else None
     click.echo(str(pool.export(_named(lab, adapter), out, base)))
 
 
 @adapters.command()
 @experiment
+@overrides
 @click.option("--keep", type=click.IntRange(min=1), required=True, help="How many adapters keep their weights.")
-def prune(experiment: Path, keep: int) -> None:
+def prune(experiment: Path, overrides: tuple[str, ...], keep: int) -> None:
     """Delete the weights of all but the best adapters of a finished run; cards and the champion stay."""
-    lab, pool = _pool(experiment)
+    lab, pool = _pool(experiment, overrides)
     if lab.is_running() or not lab.is_finished():
         raise RunError(f"{lab.run.id} is not finished: the next generation is bred from its pool, so nothing is pruned")
     culled = pool.prune(keep, {lab.run.champion()})

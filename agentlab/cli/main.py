@@ -13,15 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentlab import __version__
+from agentlab.cli.options import existing, experiment, overrides
 from agentlab.errors import AgentlabError
 
 if TYPE_CHECKING:
     from agentlab.lab import Lab
-
-experiment = click.argument("experiment", type=click.Path(path_type=Path))
-overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set training.steps=12."
-)
 
 
 class _Commands(click.Group):
@@ -69,7 +65,7 @@ def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | Non
             display.show(event)
             stopped = isinstance(event, Stopped)
     if stopped:
-        click.echo(f"stopped; continue with: agentlab evolve {experiment}")
+        click.echo(f"stopped; continue with: {lab.command('evolve')}")
         sys.exit(8)
     if lab.is_finished():
         report = lab.report()
@@ -112,7 +108,7 @@ def _stop_on_signals(lab: "Lab") -> None:
 @overrides
 def stop(experiment: Path, overrides: tuple[str, ...]) -> None:
     """Ask a running experiment to stop after its current step, from any terminal."""
-    lab = _existing(experiment, overrides)
+    lab = existing(experiment, overrides)
     if lab.stop():
         click.echo(f"asked {lab.run.id} to stop; it ends after its current training step or evaluation batch")
     else:
@@ -125,7 +121,7 @@ def stop(experiment: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(experiment: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """What is done, what is running, and who holds it."""
-    found = _existing(experiment, overrides).status()
+    found = existing(experiment, overrides).status()
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -145,7 +141,7 @@ def follow(experiment: Path, overrides: tuple[str, ...]) -> None:
     """Watch a run that was started elsewhere; Ctrl-C ends the watching alone."""
     from agentlab.cli.display import Display
 
-    lab = _existing(experiment, overrides)
+    lab = existing(experiment, overrides)
     if not lab.is_running():
         click.echo(f"{lab.run.id} is not running; what has happened so far:")
     try:
@@ -167,7 +163,7 @@ def follow(experiment: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--text", is_flag=True, help="Print the summary as text instead.")
 def report(experiment: Path, overrides: tuple[str, ...], out: Path | None, show: bool, text: bool) -> None:
     """Write one self-contained HTML report of a run."""
-    lab = _existing(experiment, overrides)
+    lab = existing(experiment, overrides)
     if text:
         click.echo(lab.summary())
         return
@@ -195,7 +191,7 @@ def baseline(experiment: Path, overrides: tuple[str, ...]) -> None:
         elif text := describe(event):  # type: ignore[arg-type]
             click.echo(text)
 
-    result = _existing(experiment, overrides).baseline(show)
+    result = existing(experiment, overrides).baseline(show)
     score = result.score
     click.echo(
         f"one SFT of {result.steps} steps ({result.train_tokens:,} tokens; the population trained "
@@ -210,40 +206,20 @@ def baseline(experiment: Path, overrides: tuple[str, ...]) -> None:
 
 @main.command()
 @experiment
-@click.option("--port", default=5000, show_default=True, help="Port on this machine.")
-def ui(experiment: Path, port: int) -> None:
+@overrides
+@click.option("--port", type=click.IntRange(1, 65_535), default=5000, show_default=True, help="Port on this machine.")
+def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
     """Open MLflow's web interface on the experiment's store (this machine only)."""
     from agentlab.config import project_root
     from agentlab.tracking.store import check, ui_command
 
     root = project_root(experiment)
     check(root)
-    lab = _existing(experiment, ())
+    lab = existing(experiment, overrides)
     if not lab.is_running():
         lab.reconcile()  # what a kill left as running
     click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.exit(subprocess.run(ui_command(root, port)).returncode)
-
-
-def _existing(experiment: Path, overrides: tuple[str, ...]) -> "Lab":
-    from agentlab.lab import Lab
-
-    lab = Lab.open_existing(experiment, overrides)
-    wanted = Lab.open(experiment, overrides)
-    if lab.run.id != wanted.run.id:
-        click.echo(f"({wanted.run.id} was never started; showing the newest run, {lab.run.id})", err=True)
-    return lab
-
-
-def table(rows: list[dict[str, Any]]) -> None:
-    """Print dictionaries with the same keys as aligned columns."""
-    if not rows:
-        click.echo("none yet")
-        return
-    cells = [list(rows[0])] + [["" if v is None else str(v) for v in row.values()] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _add_groups(add: Callable[..., None]) -> None:

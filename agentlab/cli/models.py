@@ -14,7 +14,7 @@ def models() -> None:
 @models.command("list")
 def list_() -> None:
     """The embedded model and every converted one."""
-    from agentlab.cli.main import table
+    from agentlab.cli.options import table
 
     table(model_files.listed())
 

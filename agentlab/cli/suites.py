@@ -14,7 +14,7 @@ def suite() -> None:
 @suite.command("list")
 def list_() -> None:
     """The built-in suites."""
-    from agentlab.cli.main import table
+    from agentlab.cli.options import table
     from agentlab.tasks import BUILT_IN, load
 
     rows = []

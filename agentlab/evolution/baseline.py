@@ -1,7 +1,5 @@
 """The honest rival: one plain SFT that may train as many steps as the whole population did."""
 
-from pydantic import BaseModel
-
 from agentlab import adapters, files
 from agentlab.errors import RunError
 from agentlab.evolution import seal
@@ -10,24 +8,9 @@ from agentlab.evolution.breeding import founder
 from agentlab.evolution.stats import paired_gain
 from agentlab.learning import encode, sample
 from agentlab.learning.sft import train
-from agentlab.records import Score, Training
+from agentlab.records import BaselineResult, Score, Training
 
 NAME = "plain-sft"
-
-
-class BaselineResult(BaseModel):
-    """One SFT of equal cost beside the champion, on the sealed items; the gain is the champion's over the SFT."""
-
-    steps: int
-    learning_rate: float
-    train_tokens: int
-    population_train_tokens: int
-    score: Score
-    champion: str
-    champion_accuracy: float
-    gain: float
-    gain_ci_low: float
-    gain_ci_high: float
 
 
 def equal_cost_sft(bench: Bench) -> BaselineResult:
@@ -37,9 +20,8 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
     that were culled. Raises RunError before the run's own sealed comparison was made.
     """
     run, settings = bench.run, bench.run.settings
-    path = run.folder / "baseline.json"
-    if path.exists():
-        return BaselineResult.model_validate(files.read_json(path))
+    if (kept := run.baseline()) is not None:
+        return kept
     sealed = run.sealed()
     if sealed is None:
         raise RunError(f"{run.id} has no sealed comparison yet; finish it first: nothing to compare with")
@@ -73,7 +55,7 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
         gain_ci_low=low,
         gain_ci_high=high,
     )
-    files.write_json(path, result.model_dump(mode="json"))
+    run.save_baseline(result)
     return result
 
 

@@ -47,15 +47,11 @@ def run_generation(
     A generation that is finished already is only tidied up. Raises RunError when an earlier one is missing or no
     candidate survives, EvolutionStopped when asked to stop.
     """
-    planned = run.settings.population.generations
-    if not 0 <= generation < planned:
-        raise RunError(f"generation: {generation}; allowed: 0 to {planned - 1} (population.generations is {planned})")
-    if generation and run.result(generation - 1) is None:
-        raise RunError(f"generation {generation - 1} of {run.id} is not finished; run that one first")
+    check_order(run, generation)
     started = time.monotonic()
     emit(GenerationStarted(generation=generation, pid=os.getpid(), continued=run.population(generation) is not None))
     result = run.result(generation)
-    last = generation == planned - 1
+    last = generation == run.settings.population.generations - 1
     if result is not None and (not last or _is_sealed(run, result)):
         _tidy(run, Pool(run.folder / "adapters"), result)
         emit(GenerationFinished(generation=generation, champion=result.champion, seconds=result.seconds))
@@ -68,6 +64,15 @@ def run_generation(
             _compare_sealed(bench, result.champion)
     emit(GenerationFinished(generation=generation, champion=result.champion, seconds=time.monotonic() - started))
     return result
+
+
+def check_order(run: Run, generation: int) -> None:
+    """Raise RunError unless this generation is planned and the one before it is finished."""
+    planned = run.settings.population.generations
+    if not 0 <= generation < planned:
+        raise RunError(f"generation: {generation}; allowed: 0 to {planned - 1} (population.generations is {planned})")
+    if generation and run.result(generation - 1) is None:
+        raise RunError(f"generation {generation - 1} of {run.id} is not finished; run that one first")
 
 
 def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
@@ -207,6 +212,8 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
 def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:
     """The parents merged at the child's rank, with the child's dropout and weight noise."""
     parents = [adapters.load(bench.pool.verify(parent)) for parent in genome.parents]
+    for parent in genome.parents:
+        bench.pool.count_use(parent)
     merged = adapters.crossover(
         parents,
         genome.merge_weights,

@@ -23,7 +23,7 @@ import pydantic
 from agentlab import config, files
 from agentlab.errors import StorageError
 from agentlab.events import Journal
-from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
+from agentlab.records import BASE, BaselineResult, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
 
 Record = TypeVar("Record", bound=pydantic.BaseModel)
 
@@ -144,6 +144,17 @@ class Run:
 
     def save_sealed(self, result: SealedResult) -> None:
         _write(self.folder / "sealed.json", result)
+
+    def openings(self) -> list[list[str]]:
+        """The frozen list of model hashes of each opening of the sealed split so far."""
+        path = self.folder / "seal-openings.json"
+        return list(files.read_json(path)) if path.exists() else []
+
+    def baseline(self) -> BaselineResult | None:
+        return _read(self.folder / "baseline.json", BaselineResult)
+
+    def save_baseline(self, result: BaselineResult) -> None:
+        _write(self.folder / "baseline.json", result)
 
 
 def adapter_id(generation: int, index: int) -> str:

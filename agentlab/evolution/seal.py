@@ -14,18 +14,12 @@ from agentlab.records import BASE, Score, SealedResult
 from agentlab.tasks import Item, Suite
 
 
-def openings(run: Run) -> list[list[str]]:
-    """The frozen list of model hashes of each opening so far."""
-    path = run.folder / "seal-openings.json"
-    return list(files.read_json(path)) if path.exists() else []
-
-
 def open_for(bench: Bench, models: dict[str, str]) -> int:
     """Write down that these models (name → sha256) are about to answer the sealed split; how often it was opened.
 
     The same list, interrupted before, is the same opening.
     """
-    opened, frozen = openings(bench.run), list(models.values())
+    opened, frozen = bench.run.openings(), list(models.values())
     if frozen not in opened:
         opened.append(frozen)
         files.write_json(bench.run.folder / "seal-openings.json", opened)

@@ -74,7 +74,8 @@ def sealed_lines(run: Run) -> list[str]:
     gain = (
         f"{words.points(sealed.gain)}  (95 % interval {_signed(sealed.gain_ci_low)} to {_signed(sealed.gain_ci_high)})"
     )
-    lines += [_model(f"champion {sealed.champion}", sealed.champion_score), f"{'gain':<22}{gain}", _how(sealed)]
+    lines += [_model(f"champion {sealed.champion}", sealed.champion_score), f"{'gain':<22}{gain}"]
+    lines += [*_rival_lines(run, sealed), _how(run, sealed)]
     if sealed.gain_ci_low <= 0 <= sealed.gain_ci_high:
         lines.append("The interval includes zero: this run does not show that the champion is better.")
     threshold = run.settings.gate.accuracy_threshold
@@ -88,8 +89,20 @@ def sealed_lines(run: Run) -> list[str]:
     return lines
 
 
-def _how(sealed: SealedResult) -> str:
-    times = {1: "once", 2: "twice"}.get(sealed.openings, f"{sealed.openings} times")
+def _rival_lines(run: Run, sealed: SealedResult) -> list[str]:
+    """The plain SFT of equal cost, when `agentlab baseline` measured it beside this champion."""
+    rival = run.baseline()
+    if rival is None or rival.champion != sealed.champion:
+        return []
+    difference = (
+        f"{words.points(rival.gain)}  (95 % interval {_signed(rival.gain_ci_low)} to {_signed(rival.gain_ci_high)})"
+    )
+    return [_model(f"one SFT, {rival.steps} steps", rival.score), f"{'champion over it':<22}{difference}"]
+
+
+def _how(run: Run, sealed: SealedResult) -> str:
+    opened = max(sealed.openings, len(run.openings()))  # a baseline opens it again
+    times = {1: "once", 2: "twice"}.get(opened, f"{opened} times")
     return (
         f"{words.counted(sealed.items, 'item')} that nobody trained on or was chosen by; the seal was opened {times}."
     )

@@ -25,7 +25,7 @@ def compare(lab, emit=lambda event: None, adapter=None):
 def test_only_the_seal_opens_the_test_split(champion):
     with pytest.raises(SuiteError, match="sealed"):
         champion.suite.split("test")
-    assert seal.openings(champion.run) == []
+    assert champion.run.openings() == []
     assert seal.opened_items(champion.run, champion.suite) == []
 
 
@@ -35,21 +35,21 @@ def test_an_opening_is_written_down_before_an_item_is_read_and_finished_not_repe
     def emit(event):
         order.append(event.kind)
         if event.kind == "seal_opened":
-            assert len(seal.openings(lab.run)) == 1
+            assert len(lab.run.openings()) == 1
         if event.kind == "evaluation_progress":
             raise Crash
 
     with pytest.raises(Crash):
         compare(lab, emit)
     assert order[-2:] == ["seal_opened", "evaluation_progress"]
-    assert len(seal.openings(lab.run)) == 1
+    assert len(lab.run.openings()) == 1
     assert lab.run.sealed() is None
     assert seal.opened_items(lab.run, lab.suite) == []  # answers first, then they may be shown
     result = compare(lab)
     assert result.openings == 1
-    assert len(seal.openings(lab.run)) == 1
+    assert len(lab.run.openings()) == 1
     sha256 = lab.run.candidate(lab.run.champion()).weights_sha256
-    assert seal.openings(lab.run)[0][1] == result.champion_sha256 == sha256
+    assert lab.run.openings()[0][1] == result.champion_sha256 == sha256
 
 
 def test_answers_are_kept_and_not_asked_for_again(champion):
@@ -69,4 +69,4 @@ def test_another_champion_is_another_opening(champion):
     compare(champion)
     other = next(adapter for adapter in champion.run.result(0).pool if adapter != champion.run.champion())
     assert compare(champion, adapter=other).openings == 2
-    assert len(seal.openings(champion.run)) == 2
+    assert len(champion.run.openings()) == 2

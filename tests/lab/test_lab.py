@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from agentlab import Lab, files
-from agentlab.errors import LeaseHeldError, RunError, SuiteError
+from agentlab import Lab, errors, files
+from agentlab.errors import ConfigError, LeaseHeldError, ModelError, RunError, StorageError, SuiteError
 from agentlab.events import (
     EvolutionFinished,
     EvolutionStarted,
@@ -145,6 +145,7 @@ def test_generation_out_of_order_is_refused(tiny_experiment):
         list(lab.generation(1))
     with pytest.raises(RunError, match="allowed: 0 to 2"):
         list(lab.generation(7))
+    assert not lab.run.journal.size()  # a mistaken number is no failure of the run
 
 
 def test_stop_from_another_thread_ends_cleanly_and_continues(tiny_experiment):
@@ -190,6 +191,35 @@ def test_second_process_on_the_same_run_is_told_who_holds_it(tiny_experiment):
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_busy_accelerator_is_told_before_a_kernel_is_started(tiny_experiment):
+    code = (
+        "import time; from agentlab import config; from agentlab.hardware.lease import Lease;"
+        "Lease(config.home() / 'accelerator.lock', 'another run').acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        lab = Lab.open(tiny_experiment)
+        with pytest.raises(LeaseHeldError, match=rf"accelerator: process {other.pid} .*another run"):
+            list(lab.evolve())
+        assert not list(lab.run.folder.glob("generations/*/notebook.ipynb"))
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_commands_repeat_the_overrides(tiny_experiment, monkeypatch):
+    monkeypatch.chdir(tiny_experiment.parent)
+    lab = Lab.open(tiny_experiment, ["seed=5", "name=a-b"])
+    assert lab.command("report", "--open") == "agentlab report tiny.yaml --set seed=5 --set name=a-b --open"
+    assert lab.command("adapters list") == "agentlab adapters list tiny.yaml --set seed=5 --set name=a-b"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, ConfigError), (3, ModelError), (5, RunError), (7, StorageError)])
+def test_what_a_kernel_reports_keeps_its_exit_code(code, kind):
+    assert errors.of_exit_code(code) is kind
 
 
 def test_following_shows_what_another_process_does(tiny_experiment):

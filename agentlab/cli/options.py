@@ -1,0 +1,36 @@
+"""What several commands share: the experiment's argument, `--set`, the run they mean, and tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from agentlab.lab import Lab
+
+experiment = click.argument("experiment", type=click.Path(path_type=Path))
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set training.steps=12."
+)
+
+
+def existing(experiment: Path, overrides: tuple[str, ...]) -> "Lab":
+    """The run that these settings name or, said on stderr, the newest one of the experiment."""
+    from agentlab.lab import Lab
+
+    lab = Lab.open_existing(experiment, overrides)
+    wanted = Lab.open(experiment, overrides)
+    if lab.run.id != wanted.run.id:
+        click.echo(f"({wanted.run.id} was never started; showing the newest run, {lab.run.id})", err=True)
+    return lab
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print dictionaries with the same keys as aligned columns."""
+    if not rows:
+        click.echo("none yet")
+        return
+    cells = [list(rows[0])] + [["" if v is None else str(v) for v in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -246,12 +247,16 @@ def _sentence(problem: Any) -> str:
     message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
     if problem["type"] == "missing":
         return f"key {where} is missing"
-    shown = problem["input"]
-    if problem["type"] == "model_type":
-        return f"key {where}: {shown!r}; allowed: a section with keys {', '.join(_keys(problem['loc']))}"
-    if isinstance(shown, dict):
+    if problem["type"] == "invalid_key":
+        return f"key {where} is no name; allowed: a text"
+    shown, allowed_text = problem["input"], message.removeprefix("should be ")
+    if problem["type"] == "string_type":
+        allowed_text = "a text (quote it in YAML)"
+    elif problem["type"] == "model_type":
+        allowed_text = f"a section with keys {', '.join(_keys(problem['loc']))}"
+    elif isinstance(shown, dict):
         return f"key {where}: {message}"
-    return f"key {where}: {shown!r}; allowed: {message.removeprefix('should be ')}"
+    return f"key {where}: {shown if isinstance(shown, date) else repr(shown)}; allowed: {allowed_text}"
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:

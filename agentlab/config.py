@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,15 +13,18 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from agentlab.errors import ConfigError
-from agentlab.files import canonical_digest
+from agentlab.files import canonical_digest, parse_yaml
 
 
 def _number(value: object) -> object:
     # YAML 1.1 reads 5e-4 (no dot) as a string, and pydantic would read true as 1.
     if isinstance(value, bool):
-        raise ValueError("a number is needed, not true/false")
+        raise ValueError("a number, not true/false")
     if isinstance(value, str):
-        return float(value)
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("a number") from None
     return value
 
 
@@ -172,6 +176,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"key {key} in line {key_node.start_mark.line + 1} is no name; allowed: a text")
             if key in seen:
                 raise ConfigError(f"key {key} is written twice, the second time in line {key_node.start_mark.line + 1}")
             seen.add(key)
@@ -191,9 +197,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = parse_yaml(text, _Loader)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
@@ -207,15 +213,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write it as key=value, for example training.steps=12")
-    *sections, last = key.strip().split(".")
+    *sections, last = (part.strip() for part in key.split("."))
+    if not all((*sections, last)):
+        raise ConfigError(f"--set {override}: a name between the dots is empty; allowed: like training.steps=12")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {section} is not a section")
     try:
-        values[last] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
+        values[last] = parse_yaml(text, _Loader)
+    except ValueError:
+        raise ConfigError(f"--set {override}: {text!r} is not a YAML value; put a text in quotes") from None
+    except ConfigError as error:
+        raise ConfigError(f"--set {override}: {error}") from None
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Settings:
@@ -237,10 +247,16 @@ def _sentence(problem: Any) -> str:
     message = re.sub(r"^(Value error, |Input )", "", problem["msg"])
     if problem["type"] == "missing":
         return f"key {where} is missing"
-    shown = problem["input"]
-    if isinstance(shown, dict):
+    if problem["type"] == "invalid_key":
+        return f"key {where} is no name; allowed: a text"
+    shown, allowed_text = problem["input"], message.removeprefix("should be ")
+    if problem["type"] == "string_type":
+        allowed_text = "a text (quote it in YAML)"
+    elif problem["type"] == "model_type":
+        allowed_text = f"a section with keys {', '.join(_keys(problem['loc']))}"
+    elif isinstance(shown, dict):
         return f"key {where}: {message}"
-    return f"key {where}: {shown!r}; allowed: {message.removeprefix('should be ')}"
+    return f"key {where}: {shown if isinstance(shown, date) else repr(shown)}; allowed: {allowed_text}"
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:

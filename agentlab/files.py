@@ -75,6 +75,19 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def parse_yaml(text: str, loader: Any) -> Any:
+    """The YAML value in `text`; whatever is wrong with it is a ValueError of one line."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    # The constructors of dates, numbers and !!tags let the errors of int(), date(), a failed match, … through.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"a date, number or tag in it has no meaning ({' '.join(str(error).split())})") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)

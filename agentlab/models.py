@@ -204,8 +204,16 @@ def _convert(gguf: Path, folder: Path) -> None:
             raise OSError(28, "No space left on device", str(folder.parent))
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            except MemoryError:
+                raise
+            except Exception as error:  # the reader of a damaged file raises many kinds
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ModelError(
+                    f"{gguf} cannot be read as a model: {reason}; allowed: a complete .gguf file of a supported kind"
+                ) from error
             # save_pretrained refuses while quantization_config is on the config, so a plain config is rebuilt
             plain = loaded.config.to_dict()
             plain.pop("quantization_config", None)

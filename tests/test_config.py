@@ -48,7 +48,15 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
         ("name: [x\n", ["not valid YAML"]),
         ("", ["holds no settings"]),
         ("- a\n", ["holds no settings"]),
-        ("name: x\ntraining: 5\n", ["training"]),
+        ("name: x\ntraining: 5\n", ["training: 5; allowed: a section with keys method, tokens, steps"]),
+        ("name: x\ntraining:\n", ["training: None; allowed: a section with keys method"]),
+        ("name: x\ntraining: {learning_rate: abc}\n", ["training.learning_rate: 'abc'; allowed: a number"]),
+        ("name: x\n[1, 2]: 3\n", ["key [1, 2] in line 2 is no name; allowed: a text"]),
+        ("name: x\n1: 3\n", ["key 1 is no name; allowed: a text"]),
+        ("name: 2020-13-45\n", ["not valid YAML", "month must be in 1..12"]),
+        ("name: !!timestamp x\n", ["not valid YAML"]),
+        ("name: !!bool x\n", ["not valid YAML"]),
+        ("name: 2020-12-24\n", ["key name: 2020-12-24; allowed: a text (quote it in YAML)"]),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(tmp_path, text, words):
@@ -75,6 +83,27 @@ def test_overrides_win_and_are_checked(tmp_path):
     for wrong in ("training.steps", "training.steps=x", "training.steps.more=1", "=3", "nothing.here=1"):
         with pytest.raises(ConfigError):
             config.load(path, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("training={{x}}", "key {'x': None} in line 1 is no name"),
+        ("name=2020-13-45", "'2020-13-45' is not a YAML value"),
+        ("lora={rank: 1, rank: 2}", "written twice"),
+        ("..=3", "a name between the dots is empty"),
+        ("training.=3", "a name between the dots is empty"),
+        (".steps=3", "a name between the dots is empty"),
+    ],
+)
+def test_overrides_are_refused_in_one_sentence(tmp_path, override, sentence):
+    path = write(tmp_path, "name: x\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, [override])
+    message = str(caught.value)
+    assert message.startswith(f"--set {override}: ")
+    assert sentence in message
+    assert "\n" not in message
 
 
 def test_every_setting_changes_the_runs_hash(tmp_path):

@@ -56,6 +56,17 @@ def test_incomplete_folders_and_pickles_are_refused(tiny_model, tmp_path):
         models.resolve(str(folder))
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"GGUF\x03\x00\x00\x00" + bytes(7), b"GGUF\x03\x00\x00\x00" + bytes(92), b"x" * 500]
+)
+def test_a_damaged_gguf_is_named(tmp_path, monkeypatch, data):
+    monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / "home"))
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(ModelError, match=r"bad\.gguf cannot be read as a model: ") as caught:
+        models.resolve("bad.gguf", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.model
 def test_the_embedded_model_is_converted_once(embedded):
     stamp = (embedded.folder / "model.safetensors").stat().st_mtime_ns

@@ -26,7 +26,9 @@ def list_() -> None:
 
 @suite.command()
 @click.argument("name")
-@click.option("--items", default=0, help="Also print so many training items as the model sees them.")
+@click.option(
+    "--items", default=0, type=click.IntRange(min=0), help="Also print so many training items as the model sees them."
+)
 def show(name: str, items: int) -> None:
     """Check a suite (a built-in name or a folder) and print what it holds; no item of `test` is shown."""
     from agentlab.tasks import load
@@ -57,7 +59,7 @@ def show(name: str, items: int) -> None:
 @click.option("--system", help="System prompt.")
 @click.option("--license", "license_name", help="License of the data, kept in suite.yaml.")
 @click.option("--sizes", help="Like train=400,fitness=64,gate=100,test=200. Default: from what there is.")
-@click.option("--seed", default=7, show_default=True, help="Decides the split.")
+@click.option("--seed", default=7, type=click.IntRange(min=0), show_default=True, help="Decides the split.")
 @click.option("--test-source", help="A separate file that becomes the test split.")
 def make(
     source: str,

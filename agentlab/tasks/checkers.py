@@ -83,6 +83,18 @@ def numbers_agree(answer: float | str, text: str, tolerance: float) -> bool:
     return math.isclose(given, expected, rel_tol=1e-9, abs_tol=tolerance)
 
 
+def same_answer(metric: str, one: Any, other: Any) -> bool:
+    """Whether two answers to one prompt agree, as far as `metric` can tell."""
+    if metric == "exact":
+        texts = [
+            {plain(str(text)) for text in (given if isinstance(given, list) else [given])} for given in (one, other)
+        ]
+        return bool(texts[0] & texts[1])
+    if metric == "number" and last_number(str(one)) is not None:
+        return numbers_agree(str(one), str(other), DEFAULT_TOLERANCE)
+    return same_json(one, other)
+
+
 def label_key(label: str) -> str:
     """A label as texts are searched for it: without case, with a space for _ and - between its words."""
     folded = unicodedata.normalize("NFKC", label).casefold()

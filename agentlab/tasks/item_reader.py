@@ -1,6 +1,7 @@
 """From one parsed line to one validated item."""
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class ItemReader:
         self._label_set = set(self.labels)
 
     def item(self, where: str, raw: Any) -> Item:
+        _writable(where, raw)
         if not isinstance(raw, dict):
             raise SuiteError(f"{where}: an item is a JSON object with id, prompt or messages, and answer")
         known_keys(raw, ITEM_KEYS, where)
@@ -87,6 +89,15 @@ class ItemReader:
             )
         if self.metric == "tool_call" and (problem := _call_problem(answer, tools)):
             raise SuiteError(f"{where}: {problem}")
+
+
+def _writable(where: str, raw: Any) -> None:
+    try:
+        json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise SuiteError(f"{where}: text that is not valid Unicode: half of a surrogate pair like \\ud800") from None
+    except ValueError:
+        raise SuiteError(f"{where}: NaN or an infinite number; allowed: what JSON has") from None
 
 
 def _messages(where: str, raw: dict[str, Any]) -> list[dict[str, str]]:

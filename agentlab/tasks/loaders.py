@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlab.errors import SuiteError
-from agentlab.tasks.checkers import last_number
+from agentlab.tasks.checkers import label_key, last_number
 from agentlab.tasks.items import SPLITS
 from agentlab.tasks.public import from_bfcl, from_clinc150, from_gsm8k
 from agentlab.tasks.reading import build_suite, read_suite
 from agentlab.tasks.sharing import drop_duplicates, share_out
-from agentlab.tasks.sources import Pools, Row, read_pools
+from agentlab.tasks.sources import PlacedRow, Pools, Row, read_pools
 from agentlab.tasks.suite import Suite
-from agentlab.tasks.writing import write_suite
+from agentlab.tasks.writing import new_folder, write_suite
 
 Format = Literal["auto", "gsm8k", "clinc150", "bfcl", "jsonl", "csv", "hub"]
 FORMATS = ("auto", "gsm8k", "clinc150", "bfcl", "jsonl", "csv", "hub")
@@ -50,22 +50,34 @@ def make_suite(
     """
     if format not in FORMATS:
         raise SuiteError(f"unknown format {format}; allowed: {', '.join(FORMATS)}")
-    if out.exists():
-        raise SuiteError(f"{out} already exists; choose another folder or delete it first")
+    with new_folder(out):
+        pass  # before the work of reading
     config, pools = _read(source, format, labels, metric, prompt_column, answer_column, test_source)
     settings: dict[str, Any] = {"name": out.name, **config}
     settings |= {key: value for key, value in {"system": system, "license": license}.items() if value is not None}
-    pools, dropped = drop_duplicates(pools)
+    pools, dropped, contradictory = drop_duplicates(pools, settings["metric"])
     splits = share_out(pools, settings["metric"], sizes or {}, seed)
-    build_suite(
-        settings, {name: [(f"{source}, item {row['id']}", row) for row in splits[name]] for name in SPLITS}, None
-    )
+    lines = {name: [(_place(row, f"{source}, item {row['id']}"), row) for row in splits[name]] for name in SPLITS}
+    build_suite(settings, lines, None, source)
     counts = {name: len(rows) for name, rows in splits.items()}
-    record = {"source": source, "format": format, "seed": seed, "items": counts, "dropped_duplicates": dropped}
+    record = {
+        "source": source,
+        "format": format,
+        "seed": seed,
+        "items": counts,
+        "dropped_duplicates": dropped,
+        "contradictory_prompts": contradictory,
+    }
     write_suite(settings, splits, out, record)
     suite = read_suite(out)
     if dropped:
-        return replace(suite, warnings=[*suite.warnings, f"{dropped} items dropped: the same prompt occurs twice"])
+        warning = f"{dropped} items dropped: the same prompt occurs twice"
+        if contradictory:
+            warning += (
+                f"; prompts with contradictory answers: {contradictory}, of each the first answer is kept "
+                "(the test split's before validation's before train's)"
+            )
+        return replace(suite, warnings=[*suite.warnings, warning])
     return suite
 
 
@@ -100,7 +112,7 @@ def _read(
     for row in rows:
         for column in (prompt, answer):
             if column not in row:
-                raise SuiteError(f"{source}: a row lacks column {column}; it has {', '.join(map(str, row))}")
+                raise SuiteError(f"{_place(row, source)} lacks column {column}; it has {', '.join(map(str, row))}")
     metric = metric or guess_metric([row[answer] for row in rows])
     result = {
         name: [_line(f"{name}-{n:05d}", row, prompt, answer, metric) for n, row in enumerate(part)]
@@ -108,10 +120,26 @@ def _read(
     }
     config: dict[str, Any] = {"metric": metric}
     if metric == "label":
-        config["labels"] = list(labels or sorted({line["answer"] for part in result.values() for line in part}))
+        config["labels"] = list(labels or _labels([line for part in result.values() for line in part]))
     elif labels is not None:
         raise SuiteError(f"labels belong to metric label, not to {metric}")
     return config, result
+
+
+def _place(row: Row, otherwise: str) -> str:
+    return row.place if isinstance(row, PlacedRow) else otherwise
+
+
+def _labels(lines: Sequence[Row]) -> list[str]:
+    first: dict[str, Row] = {}
+    for line in lines:
+        other = first.setdefault(label_key(line["answer"]), line)
+        if other["answer"] != line["answer"]:
+            raise SuiteError(
+                f"{_place(line, line['id'])}: label {line['answer']} cannot be told apart from {other['answer']} in "
+                f"{_place(other, other['id'])}; write both alike"
+            )
+    return sorted(line["answer"] for line in first.values())
 
 
 def _column(row: Row, given: str | None, usual: Sequence[str], what: str, source: str) -> str:
@@ -135,15 +163,18 @@ def guess_metric(answers: Sequence[Any]) -> str:
 
 
 def _line(identity: str, row: Row, prompt: str, answer: str, metric: str) -> Row:
+    place = _place(row, f"row {identity}")
     if row[answer] is None and metric != "tool_call":
-        raise SuiteError(f"row {identity} has no answer in column {answer}")
+        raise SuiteError(f"{place} has no answer in column {answer}")
+    if metric == "label" and not label_key(str(row[answer])):
+        raise SuiteError(f"{place}: column {answer} is {row[answer]!r}; allowed for a label: a text that is not empty")
     key = "messages" if isinstance(row[prompt], list) else "prompt"
     if key == "prompt" and not isinstance(row[prompt], str):
-        raise SuiteError(f"row {identity}: column {prompt} must be a text or a list of messages: {row[prompt]!r}")
+        raise SuiteError(f"{place}: column {prompt} must be a text or a list of messages: {row[prompt]!r}")
     line: Row = {"id": identity, key: row[prompt], "answer": _answer(row[answer], metric)}
     if metric == "tool_call" and row.get("tools") is not None:
         line["tools"] = _parsed(row["tools"])
-    return line
+    return PlacedRow(line, place)
 
 
 def _answer(value: Any, metric: str) -> Any:

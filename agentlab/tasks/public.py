@@ -28,13 +28,18 @@ def from_gsm8k(folder: Path) -> tuple[Settings, Pools]:
     """
     pools = {}
     for name in ("train", "test"):
-        rows = _jsonl(folder / f"{name}.jsonl")
-        pools[name] = [
-            {"id": f"gsm8k-{name}-{n:04d}", "prompt": row["question"], "answer": re.sub(r"<<.*?>>", "", row["answer"])}
-            for n, row in enumerate(rows)
-        ]
+        file = folder / f"{name}.jsonl"
+        rows = _jsonl(file)
+        try:
+            pools[name] = [_gsm8k_line(f"gsm8k-{name}-{n:04d}", row) for n, row in enumerate(rows)]
+        except (KeyError, TypeError) as error:
+            raise SuiteError(f"{file} is not GSM8K's: {type(error).__name__} {error}") from None
     system = "Solve the problem step by step. End with #### and the answer as a number."
     return {"metric": "number", "system": system, "license": "MIT"}, pools
+
+
+def _gsm8k_line(identity: str, row: Row) -> Row:
+    return {"id": identity, "prompt": row["question"], "answer": re.sub(r"<<.*?>>", "", row["answer"])}
 
 
 def from_clinc150(file: Path, intents: Sequence[str] | None = None) -> tuple[Settings, Pools]:
@@ -67,6 +72,13 @@ def from_bfcl(folder: Path) -> tuple[Settings, Pools]:
     `folder` holds simple_python.jsonl, simple_python_answers.jsonl and irrelevance.jsonl. Each item has its own tools,
     with BFCL's type names turned into JSON schema's; accepted answers that do not fit that schema come last.
     """
+    try:
+        return {"metric": "tool_call", "license": "Apache-2.0"}, {"train": _bfcl_lines(folder)}
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise SuiteError(f"{folder} does not hold BFCL's files: {type(error).__name__} {error}") from None
+
+
+def _bfcl_lines(folder: Path) -> list[Row]:
     answers = {row["id"]: row["ground_truth"] for row in _jsonl(folder / "simple_python_answers.jsonl")}
     cases = [(row, answers.get(row["id"])) for row in _jsonl(folder / "simple_python.jsonl")]
     cases += [(row, None) for row in _jsonl(folder / "irrelevance.jsonl")]
@@ -84,7 +96,7 @@ def from_bfcl(folder: Path) -> tuple[Settings, Pools]:
                 "group": "call" if truth else "none",
             }
         )
-    return {"metric": "tool_call", "license": "Apache-2.0"}, {"train": rows}
+    return rows
 
 
 def _jsonl(path: Path) -> list[Row]:

@@ -9,8 +9,15 @@ from typing import Any
 import yaml
 
 from agentlab.errors import SuiteError
-from agentlab.files import canonical_digest, sha256_file
-from agentlab.tasks.checkers import DEFAULT_TOLERANCE, METRICS, label_key, load_function_module, make_checker
+from agentlab.files import canonical_digest, parse_yaml, sha256_file
+from agentlab.tasks.checkers import (
+    DEFAULT_TOLERANCE,
+    METRICS,
+    label_key,
+    load_function_module,
+    make_checker,
+    same_answer,
+)
 from agentlab.tasks.item_reader import ItemReader, known_keys
 from agentlab.tasks.items import MAX_GROUPS, SPLITS, Item, leak_key
 from agentlab.tasks.suite import Suite
@@ -33,11 +40,11 @@ def read_suite(folder: Path) -> Suite:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = parse_yaml(file.read_text(encoding="utf-8"), yaml.SafeLoader)
     except FileNotFoundError:
         raise SuiteError(f"{file.parent} is no suite: it lacks suite.yaml") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SuiteError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise SuiteError(f"cannot read {file}: {error}") from None
     if not isinstance(config, dict):
         raise SuiteError(f"{file} holds no settings; needed: name and metric")
     return config
@@ -57,9 +64,14 @@ def _read_lines(file: Path) -> Iterator[tuple[str, Any]]:
                 raise SuiteError(f"{where} is not JSON: {error}") from None
 
 
-def build_suite(config: Mapping[str, Any], splits: Mapping[str, Lines], folder: Path | None) -> Suite:
-    """The suite of parsed settings and lines; `folder` is None for a built-in one. Raises SuiteError."""
-    source = str(folder / "suite.yaml") if folder else f"built-in suite {config.get('name')}"
+def build_suite(
+    config: Mapping[str, Any], splits: Mapping[str, Lines], folder: Path | None, source: str | None = None
+) -> Suite:
+    """The suite of parsed settings and lines; errors in the settings name `source`, by default the folder's suite.yaml.
+
+    `folder` is None for a suite that is built in or not written yet. Raises SuiteError.
+    """
+    source = source or (str(folder / "suite.yaml") if folder else f"built-in suite {config.get('name')}")
     _check_config(config, source)
     tolerance = float(config.get("tolerance", DEFAULT_TOLERANCE))
     try:
@@ -79,6 +91,7 @@ def build_suite(config: Mapping[str, Any], splits: Mapping[str, Lines], folder: 
         warnings.append(
             f"split gate has {len(items['gate'])} items: with fewer than {GATE_ITEMS} only large gains can be proved"
         )
+    warnings += [text for name in SPLITS if (text := _repeats(name, items[name], reader.metric))]
     return Suite(
         name=config["name"],
         metric=reader.metric,
@@ -91,6 +104,23 @@ def build_suite(config: Mapping[str, Any], splits: Mapping[str, Lines], folder: 
         warnings=warnings,
         _items=items,
         _checker=checker,
+    )
+
+
+def _repeats(split: str, items: list[Item], metric: str) -> str | None:
+    by_prompt: dict[str, list[Item]] = {}
+    for item in items:
+        by_prompt.setdefault(leak_key(item.messages), []).append(item)
+    repeated = [same for same in by_prompt.values() if len(same) > 1]
+    if not repeated:
+        return None
+    contradictory = sum(
+        any(item.tools == same[0].tools and not same_answer(metric, item.answer, same[0].answer) for item in same[1:])
+        for same in repeated
+    )
+    return (
+        f"prompts that occur more than once in split {split}: {len(repeated)}, "
+        f"of these with contradictory answers: {contradictory}"
     )
 
 
@@ -124,7 +154,21 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
             raise SuiteError(f"{source}: key tolerance belongs to metric number, not to {config['metric']}")
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
             raise SuiteError(f"{source}: key tolerance: {tolerance!r}; allowed: a number of at least 0")
+    _check_writable(config, source)
     _check_labels(config, source)
+    _check_tools(config, source)
+
+
+def _check_writable(config: Mapping[str, Any], source: str) -> None:
+    try:
+        canonical_digest(dict(config))
+    except UnicodeEncodeError:
+        raise SuiteError(f"{source}: text that is not valid Unicode: half of a surrogate pair like \\ud800") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SuiteError(f"{source}: {error}; allowed: what JSON has (quote a date to make it a text)") from None
+
+
+def _check_tools(config: Mapping[str, Any], source: str) -> None:
     names = set()
     for tool in config.get("tools") or []:
         if problem := check_tool(tool):
@@ -138,8 +182,10 @@ def _check_labels(config: Mapping[str, Any], source: str) -> None:
     labels = config.get("labels") or []
     keys: dict[str, str] = {}
     for label in labels:
-        if not isinstance(label, str) or not label_key(label):
+        if not isinstance(label, str):
             raise SuiteError(f"{source}: label {label!r} must be a text (quote it in YAML)")
+        if not label_key(label):
+            raise SuiteError(f"{source}: label {label!r}; allowed: a text that is not empty")
         if (key := label_key(label)) in keys:
             raise SuiteError(f"{source}: labels {keys[key]} and {label} cannot be told apart")
         keys[key] = label

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from agentlab.errors import SuiteError
+from agentlab.tasks.checkers import same_answer
 from agentlab.tasks.items import SPLITS, leak_key, natural_group
 from agentlab.tasks.sources import Pools, Row
 
@@ -19,19 +20,25 @@ def _prompt_key(row: Row) -> str:
     return leak_key([message for message in messages if isinstance(message, dict) and "content" in message])
 
 
-def drop_duplicates(pools: Pools) -> tuple[Pools, int]:
-    """The pools with every prompt once, kept in test before validation before train; and how many rows went."""
-    seen: set[str] = set()
+def drop_duplicates(pools: Pools, metric: str) -> tuple[Pools, int, int]:
+    """The pools with every prompt once, its first row kept, in test before validation before train.
+
+    Also how many rows went, and how many prompts had contradictory answers (to the same tools).
+    """
+    seen: dict[str, Row] = {}
+    contradictory: set[str] = set()
     kept: Pools = {}
     for name in ("test", "validation", "train"):
         kept[name] = []
         for row in pools.get(name, []):
             key = _prompt_key(row)
-            if key not in seen:
-                seen.add(key)
+            first = seen.setdefault(key, row)
+            if first is row:
                 kept[name].append(row)
+            elif first.get("tools") == row.get("tools") and not same_answer(metric, first["answer"], row["answer"]):
+                contradictory.add(key)
     dropped = sum(map(len, pools.values())) - sum(map(len, kept.values()))
-    return {name: rows for name, rows in kept.items() if rows}, dropped
+    return {name: rows for name, rows in kept.items() if rows}, dropped, len(contradictory)
 
 
 def share_out(pools: Pools, metric: str, sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:

@@ -8,6 +8,16 @@ from typing import Any
 from agentlab.errors import SuiteError
 
 Row = dict[str, Any]
+
+
+class PlacedRow(Row):
+    """A row that knows where its source has it, like "data.csv, line 7", for messages."""
+
+    def __init__(self, values: Row, place: str) -> None:
+        super().__init__(values)
+        self.place = place
+
+
 Pools = dict[str, list[Row]]
 """Rows by the source's own splits, named train, validation or test; a source without splits is all "train"."""
 _SPLIT_NAMES = {
@@ -44,7 +54,7 @@ def read_pools(source: str, format: str) -> Pools:
 
 def read_jsonl(path: Path) -> list[Row]:
     """The objects of a JSONL file. Raises SuiteError naming the line that is none."""
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -54,7 +64,7 @@ def read_jsonl(path: Path) -> list[Row]:
             raise SuiteError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise SuiteError(f"{path}, line {number} is not a JSON object")
-        rows.append(row)
+        rows.append(PlacedRow(row, f"{path}, line {number}"))
     return rows
 
 
@@ -79,7 +89,10 @@ def _from_json(path: Path) -> Pools:
             raise SuiteError(
                 f"{path} holds no rows; allowed: a list of objects, or an object of splits with such lists"
             )
-    return pools
+    return {
+        name: [PlacedRow(row, f"{path}, row {number} of {name}") for number, row in enumerate(rows, start=1)]
+        for name, rows in pools.items()
+    }
 
 
 def _from_csv(path: Path, delimiter: str) -> list[Row]:
@@ -89,7 +102,7 @@ def _from_csv(path: Path, delimiter: str) -> list[Row]:
         for row in reader:
             if None in row or None in row.values():
                 raise SuiteError(f"{path}, line {reader.line_num} has not as many cells as the first line")
-            rows.append(dict(row))
+            rows.append(PlacedRow(row, f"{path}, line {reader.line_num}"))
     return rows
 
 
@@ -98,7 +111,7 @@ def _from_folder(path: Path) -> Pools:
 
     try:
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-        return _rows(datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path)))
+        return _rows(datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path)), str(path))
     except Exception as error:  # the library raises many kinds
         raise SuiteError(f"{path} is not a data set: {type(error).__name__}: {_first_line(error)}") from None
 
@@ -108,7 +121,7 @@ def _from_hub(source: str) -> Pools:
 
     name, _, configuration = source.partition(":")
     try:
-        return _rows(datasets.load_dataset(name, configuration or None))
+        return _rows(datasets.load_dataset(name, configuration or None), source)
     except Exception as error:  # the library raises many kinds
         raise SuiteError(
             f"data set {source} cannot be loaded from the hub: {type(error).__name__}: {_first_line(error)} "
@@ -120,13 +133,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no reason given").splitlines()[0]
 
 
-def _rows(loaded: Any) -> Pools:
+def _rows(loaded: Any, source: str) -> Pools:
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     pools: Pools = {}
     for name, split in splits.items():
         if name in _SPLIT_NAMES:
             names = {key: feature.names for key, feature in split.features.items() if hasattr(feature, "names")}
-            pools[_SPLIT_NAMES[name]] = [_named(dict(row), names) for row in split]
+            pools[_SPLIT_NAMES[name]] = [
+                PlacedRow(_named(dict(row), names), f"{source}, row {number} of {name}")
+                for number, row in enumerate(split, start=1)
+            ]
     if not pools:
         raise ValueError(f"splits {', '.join(splits)}; needed: train, validation or test")
     return pools

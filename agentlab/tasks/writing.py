@@ -1,17 +1,34 @@
 """Writing a suite's folder: complete or not at all."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from agentlab.errors import SuiteError
+from agentlab.errors import StorageError, SuiteError
 from agentlab.files import disk_errors, sync_folder, write_json, write_text
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Refuse an `out` that exists; inside, every error of the file system is a `StorageError` that names `out`."""
+    try:
+        if out.exists():
+            raise SuiteError(f"{out} already exists; choose another folder or delete it first")
+        with disk_errors(out):
+            yield
+    except OSError as error:
+        nearest = next(parent for parent in out.absolute().parents if os.path.exists(parent))
+        reason = (error.strerror or str(error)) if nearest.is_dir() else f"{nearest} is no folder"
+        raise StorageError(
+            f"cannot make the folder {out}: {reason}; choose a place where folders can be made"
+        ) from None
 
 
 def write_suite(
@@ -22,11 +39,9 @@ def write_suite(
 ) -> None:
     """Write suite.yaml, one JSONL file per split and, if given, made-from.json into the new folder `out`.
 
-    Raises SuiteError if `out` exists; StorageError for a full disk or a missing permission.
+    Raises SuiteError if `out` exists; StorageError if it cannot be written.
     """
-    if out.exists():
-        raise SuiteError(f"{out} already exists; choose another folder or delete it first")
-    with disk_errors(out):
+    with new_folder(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
         try:

@@ -51,6 +51,8 @@ def test_bad_experiment_is_one_sentence_and_exit_code_2(tmp_path):
     assert "Traceback" not in result.output
     assert run("evolve", tmp_path / "none.yaml").exit_code == 2
     assert run("evolve", path, "--set", "x").exit_code == 2
+    assert run("evolve", path, "--set", "training={{x}}").exit_code == 2
+    assert run("evolve", path, "--set", "name=2020-13-45").exit_code == 2
 
 
 def test_unknown_model_is_exit_code_3(tiny_experiment):
@@ -71,6 +73,7 @@ def test_suite_list_and_show():
     assert '"test": 200' in result.output
     assert "[answer]" in result.output
     assert run("suite", "show", "nothing").exit_code == 2
+    assert run("suite", "show", "toolcalls", "--items", "-1").exit_code == 2
 
 
 def test_suite_make_from_jsonl_and_refusals(tmp_path):
@@ -84,6 +87,8 @@ def test_suite_make_from_jsonl_and_refusals(tmp_path):
     assert again.exit_code == 2
     assert "already exists" in again.output
     assert run("suite", "make", source, "--out", tmp_path / "b", "--sizes", "train=x").exit_code == 2
+    assert run("suite", "make", source, "--out", tmp_path / "b", "--seed", "-1").exit_code == 2
+    assert run("suite", "make", source, "--out", "/dev/null/b").exit_code == 7
 
 
 def test_suite_with_a_leak_is_refused(tmp_path):

@@ -158,11 +158,12 @@ def test_columns_messages_and_tools(tmp_path):
         ({"format": "xml"}, "unknown format xml; allowed: auto, gsm8k"),
         ({"prompt_column": "txt"}, "has no column txt; allowed: text, label, extra"),
         ({"answer_column": "y"}, "has no column y"),
-        ({"prompt_column": "extra"}, "column extra must be a text"),
-        ({"labels": ["happy", "sad"]}, "answer 'angry' is not one of the 2 labels"),
+        ({"prompt_column": "extra"}, "d.jsonl, line 1: column extra must be a text"),
+        ({"labels": ["happy", "sad"]}, r"d.jsonl, line \d+: answer 'angry' is not one of the 2 labels"),
         ({"metric": "exact", "labels": ["happy"]}, "labels belong to metric label"),
         ({"metric": "number"}, "allowed for metric number"),
-        ({"metric": "bleu"}, "unknown metric bleu"),
+        ({"metric": "bleu"}, r"^[^ ]*d.jsonl: unknown metric bleu"),
+        ({"labels": ["happy", ""]}, r"^[^ ]*d.jsonl: label ''; allowed: a text that is not empty"),
         ({"sizes": {"train": 100}}, "30 rows of train are too few: split train needs 100 and"),
         ({"sizes": {"dev": 3}}, "unknown split dev in sizes"),
         ({"sizes": {"gate": 0}}, "size of gate: 0"),
@@ -186,8 +187,14 @@ def test_bad_options_are_refused_and_leave_nothing(tmp_path, options, sentence):
         ("d.jsonl", "{\n", "line 1 is not JSON"),
         ("d.jsonl", "[]\n", "line 1 is not a JSON object"),
         ("d.jsonl", '{"prompt": "a"}\n', "which column is the answer"),
-        ("d.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n', "lacks column answer"),
-        ("d.jsonl", '{"prompt": "a", "answer": null}\n', "has no answer"),
+        ("d.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n', "d.jsonl, line 2 lacks column answer"),
+        (
+            "d.csv",
+            "prompt,answer\na,\n" + "".join(f"p{n},a{n}\n" for n in range(9)),
+            "d.csv, line 2: answer ''; allowed for metric exact",
+        ),
+        ("d.json", '[{"prompt": "a", "answer": "b"}, {"prompt": "c"}]', "d.json, row 2 of train lacks column answer"),
+        ("d.jsonl", '{"prompt": "a", "answer": null}\n', "d.jsonl, line 1 has no answer"),
         ("d.jsonl", '{"prompt": "a", "answer": "b"}\n', "too few"),
         ("d.json", '"text"', "holds no rows"),
         ("d.json", "{", "cannot read"),
@@ -201,6 +208,61 @@ def test_bad_sources_are_refused(tmp_path, name, content, sentence):
     with pytest.raises(SuiteError, match=sentence):
         make_suite(str(tmp_path / name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "place"),
+    [(write_jsonl, "d.jsonl", "line 8"), (write_csv, "d.csv", "line 9"), (write_json, "d.json", "row 8 of train")],
+)
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        ("", "column label is ''; allowed for a label: a text that is not empty"),
+        ("SAD", "label SAD cannot be told apart from sad in"),
+    ],
+)
+def test_a_bad_label_is_named_by_its_row(tmp_path, write, name, place, label, sentence):
+    lines = rows(40)
+    lines[7]["label"] = label
+    with pytest.raises(SuiteError) as caught:
+        make_suite(write(tmp_path / name, lines), tmp_path / "out")
+    assert str(caught.value).startswith(f"{tmp_path / name}, {place}: {sentence}")
+
+
+def test_text_that_cannot_be_written_is_refused(tmp_path):
+    lines = [*rows(40), {"text": "half \ud800", "label": "sad"}]
+    with pytest.raises(SuiteError, match=r"d\.jsonl, line 41: text that is not valid Unicode"):
+        make_suite(write_jsonl(tmp_path / "d.jsonl", lines), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers", "contradictory"),
+    [
+        ("exact", ["yes", "Yes.", "no"], 1),
+        ("exact", ["yes", "Yes."], 0),
+        ("exact", ["a", 5], 1),
+        ("number", ["5", 5.0], 0),
+        ("number", ["5", "x = 6"], 1),
+        ("json", [{"a": 1}, '{"a": 1.0}'], 0),
+        ("json", [{"a": 1}, {"a": 2}, {"a": 3}], 1),
+    ],
+)
+def test_contradictory_answers_are_reported(tmp_path, metric, answers, contradictory):
+    lines = [{"prompt": f"p{n}", "answer": answers[0]} for n in range(20)]
+    lines += [{"prompt": "P7!", "answer": answer} for answer in answers[1:]]
+    suite = make_suite(write_jsonl(tmp_path / "d.jsonl", lines), tmp_path / "out", metric=metric)
+    told = f"prompts with contradictory answers: {contradictory}, of each the first answer is kept"
+    assert any(told in warning for warning in suite.warnings) == bool(contradictory)
+    assert json.loads((tmp_path / "out" / "made-from.json").read_text())["contradictory_prompts"] == contradictory
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deep/out", "x" * 300, "x" * 300 + "/out"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    source = write_jsonl(tmp_path / "d.jsonl", rows(40))
+    with pytest.raises(StorageError, match="cannot make the folder") as caught:
+        make_suite(source, tmp_path / place)
+    assert ("file is no folder" in str(caught.value)) == place.startswith("file")
 
 
 def test_a_hub_name_needs_to_be_asked_for(tmp_path):

@@ -109,6 +109,14 @@ def test_a_folder_without_the_files_is_refused(tmp_path, format):
         make_suite(str(tmp_path), tmp_path / "out", format=format)
 
 
+@pytest.mark.parametrize(("format", "names"), [("gsm8k", "GSM8K's"), ("bfcl", "BFCL's files")])
+def test_files_of_something_else_are_refused(tmp_path, format, names):
+    for name in ("train", "test", "simple_python", "simple_python_answers", "irrelevance"):
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "a", "answer": 5}\n')
+    with pytest.raises(SuiteError, match=names):
+        make_suite(str(tmp_path), tmp_path / "out", format=format)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "data_full.json").write_text('{"train": [1, 2]}')
     with pytest.raises(SuiteError, match="is not CLINC150"):

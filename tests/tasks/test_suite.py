@@ -1,5 +1,6 @@
 """The folder format: what loads, what is refused, and with which sentence."""
 
+import datetime
 import json
 import re
 
@@ -141,6 +142,9 @@ def refused(tmp_path, config, splits):
         ({"tools": [{"name": "f", "parameters": {"type": "array"}}]}, "tool f"),
         ({"tools": [TOOL, TOOL]}, "tool add is defined twice"),
         ({"system": ["a"]}, "key system must be a text"),
+        ({"labels": ["happy", "sad", " "]}, "label ' '; allowed: a text that is not empty"),
+        ({"system": "\ud800"}, "not valid Unicode"),
+        ({"tools": [{**TOOL, "since": datetime.date(2020, 1, 1)}]}, "quote a date"),
     ],
 )
 def test_settings_are_refused_with_one_sentence(tmp_path, changes, sentence):
@@ -156,6 +160,9 @@ def test_settings_are_refused_with_one_sentence(tmp_path, changes, sentence):
         ("{broken", "gate.jsonl, line 2 is not JSON"),
         ("[1]", "gate.jsonl, line 2: an item is a JSON object"),
         ({"id": "x", "prompt": "p"}, "line 2: key answer is missing"),
+        ({"id": "x", "prompt": "\ud800", "answer": "sad"}, "line 2: text that is not valid Unicode"),
+        ({"id": "x", "prompt": "p", "answer": "sad", "\udfff": 1}, "line 2: text that is not valid Unicode"),
+        ({"id": "x", "prompt": "p", "answer": float("nan")}, "line 2: NaN or an infinite number"),
         ({"prompt": "p", "answer": "sad"}, "line 2: key id must be a text"),
         ({"id": "", "prompt": "p", "answer": "sad"}, "line 2: key id must be a text"),
         ({"id": "x", "answer": "sad"}, "line 2: an item has either prompt or messages"),
@@ -191,6 +198,20 @@ def test_many_leaks_are_named_by_the_first_three(tmp_path):
     message = refused(tmp_path, LABELS, splits)
     assert message.count("repeats") == 3
     assert "and 2 more" in message
+
+
+def test_a_prompt_twice_in_one_split_is_warned_about(tmp_path):
+    splits = label_splits()
+    splits["train"] += [
+        {"id": "a", "prompt": "Train question 0!", "answer": "happy"},
+        {"id": "b", "prompt": "train question 1", "answer": "happy"},
+    ]
+    splits["test"].append({"id": "c", "prompt": "test question 0", "answer": "happy"})
+    warnings = load(str(write_folder(tmp_path / "a", LABELS, splits)), tmp_path).warnings
+    assert warnings[1:] == [
+        "prompts that occur more than once in split train: 2, of these with contradictory answers: 1",
+        "prompts that occur more than once in split test: 1, of these with contradictory answers: 0",
+    ]
 
 
 @pytest.mark.parametrize("prompts", [("What is 3 - 4?", "What is 3 + 4?"), ("Half of 1.5?", "Half of 15?"), ("!", "?")])
@@ -246,7 +267,9 @@ def test_missing_and_empty_splits_are_named(tmp_path, split):
         load("bad", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"- a\n", b"name: [", b"\xff\xfe\x00", b""])
+@pytest.mark.parametrize(
+    "content", [b"- a\n", b"name: [", b"name: 2020-13-45", b"[1]: 2", b"name: !!bool x", b"\xff\xfe\x00", b""]
+)
 def test_an_unreadable_suite_yaml_is_named(tmp_path, content):
     folder = write_folder(tmp_path / "bad", LABELS, label_splits())
     (folder / "suite.yaml").write_bytes(content)

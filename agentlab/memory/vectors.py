@@ -4,6 +4,8 @@ The scan reads a sixteenth of the bytes of a float32 matrix and only has to brin
 few hundred; those are then compared exactly, so scores are always exact cosines.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,7 @@ class Vectors:
 
     def scores(self, query: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """Exact cosines of `query` with some slots."""
-        return np.asarray(self._matrix[slots] @ query)
+        return _cosines(self._matrix[slots], query)
 
     def search(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `count` slots nearest to `query`, best first, and their cosines.
@@ -73,7 +75,8 @@ class Vectors:
         return np.concatenate([found[found >= 0], np.arange(self._scanned, self.size)])
 
     def _best(self, query: np.ndarray, slots: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = self._matrix[: self.size] @ query if len(slots) == self.size else self._matrix[slots] @ query
+        rows = self._matrix[: self.size] if len(slots) == self.size else self._matrix[slots]
+        scores = _cosines(rows, query)
         if len(slots) == self.size:
             slots = np.arange(self.size)
         if len(slots) > count:
@@ -85,13 +88,32 @@ class Vectors:
     def _extend_scan(self) -> None:
         if self.dimension % 2 or self.dimension < 16:  # two dimensions share a 4-bit code
             return
-        import faiss
-
-        if self._scan is None or self.size > 4 * self._trained_on:
-            self._scan = faiss.IndexPQFastScan(self.dimension, self.dimension // 2, 4, faiss.METRIC_INNER_PRODUCT)
-            self._scan.pq.cp.niter = 10
-            step = max(1, self.size // _TRAIN)
-            self._scan.train(self._matrix[: self.size : step])
-            self._trained_on, self._scanned = self.size, 0
-        self._scan.add(self._matrix[self._scanned : self.size])
+        with _one_thread() as faiss:
+            if self._scan is None or self.size > 4 * self._trained_on:
+                codes = self.dimension // 2
+                self._scan = faiss.IndexPQFastScan(self.dimension, codes, 4, faiss.METRIC_INNER_PRODUCT)
+                self._scan.pq.cp.niter = 10
+                self._scan.train(self._matrix[: self.size : max(1, self.size // _TRAIN)])
+                self._trained_on, self._scanned = self.size, 0
+            self._scan.add(self._matrix[self._scanned : self.size])
         self._scanned = self.size
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[Any]:
+    """FAISS on one thread: training is thousands of tiny steps, and threads that wait for each other at every one of
+    them take a hundred times as long when another program uses the cores.
+    """
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _cosines(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """(n,) products of unit rows (n, dimension) with `query`, on one thread for the same reason."""
+    return np.asarray(np.vecdot(rows, query))

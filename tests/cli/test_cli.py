@@ -137,15 +137,6 @@ class TestOnAFinishedRun:
         assert (tmp_path / "r.html").stat().st_size > 10_000
         assert "g000-c00" in run("report", experiment, "--text").output
 
-    def test_the_baseline_stands_beside_the_champion_and_its_opening_is_counted(self, experiment):
-        assert "opened once" in run("report", experiment, "--text").output
-        result = run("baseline", experiment)
-        assert result.exit_code == 0, result.output
-        text = run("report", experiment, "--text").output
-        assert "opened twice" in text
-        assert "one SFT, " in text
-        assert "champion over it" in text
-
     def test_adapters_list_show_merge_export_prune(self, experiment, tmp_path):
         assert "g000-c02" in run("adapters", "list", experiment).output
         assert json.loads(run("adapters", "show", experiment, "g000-c01").output)["adapter_id"] == "g000-c01"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from agentlab import files
 from agentlab.errors import RunError
 from agentlab.evolution.run import Run
-from agentlab.records import BASE
+from agentlab.records import BASE, BaselineResult
 from agentlab.report import figures
 from agentlab.report.summary import headline, summary
 from agentlab.report.tables import COLUMNS, candidates_table, error_table
@@ -203,3 +204,29 @@ def test_the_room_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_baseline_stands_beside_the_champion_and_its_opening_is_counted(full_run: Run) -> None:
+    sealed = full_run.sealed()
+    assert sealed
+    assert "opened once" in summary(full_run)
+    rival = BaselineResult(
+        steps=84,
+        learning_rate=2e-3,
+        train_tokens=1000,
+        population_train_tokens=1000,
+        score=sealed.base.model_copy(update={"adapter": "plain-sft", "accuracy": 0.5}),
+        champion=sealed.champion,
+        champion_accuracy=sealed.champion_score.accuracy,
+        gain=-0.036,
+        gain_ci_low=-0.07,
+        gain_ci_high=-0.002,
+    )
+    full_run.save_baseline(rival)
+    files.write_json(full_run.folder / "seal-openings.json", [["base", "champion"], ["plain-sft"]])
+    text = summary(full_run)
+    assert "opened twice" in text
+    assert "one SFT, 84 steps     50.0 %" in text
+    assert "champion over it      -3.6 points" in text
+    full_run.save_baseline(rival.model_copy(update={"champion": "g000-c00"}))  # measured beside an earlier champion
+    assert "one SFT" not in summary(full_run)

@@ -76,6 +76,7 @@ def judge(results: dict[str, Any]) -> dict[str, Any]:
     if "chroma" in best:
         for name, key in (("recall", "recall_p50_ms"), ("write", "write_p50_ms")):
             ratios[f"{name}_to_chroma"] = best["chroma"][key] / ours[key]
+        ratios["vector_to_chroma"] = best["chroma"]["recall_p50_ms"] / ours["vector_p50_ms"]
         ratios["load_to_chroma"] = ours["load_per_s"] / best["chroma"]["load_per_s"]
     return {"met": met, "ratios": ratios}
 

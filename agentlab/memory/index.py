@@ -95,6 +95,7 @@ class Index:
         added = [row for row in rows if row[0] > newest]
         for start in range(0, len(added), _BATCH):
             self._add(store, added[start : start + _BATCH])
+        self.vectors.settle()
 
     def _refresh(self, row: tuple) -> None:  # type: ignore[type-arg]
         number, _, _, _, importance, _, accessed, uses, told, tags = row
@@ -124,7 +125,7 @@ class Index:
             )  # fmt: skip
             blobs.append(vector)
             texts.append(terms)
-        self.add(slots, unpack(blobs, self.dimension), texts)
+        self._append(slots, unpack(blobs, self.dimension), texts)
 
     def _chunks(self, store: Store, first: int, last: int) -> list[tuple]:  # type: ignore[type-arg]
         columns = 'SELECT id, start, "end", terms, vector, checksum FROM chunks'
@@ -145,6 +146,10 @@ class Index:
 
     def add(self, slots: Sequence[Slot], vectors: np.ndarray, texts: Sequence[str]) -> None:
         """Append slots with their vectors (n, dimension) and terms."""
+        self._append(slots, vectors, texts)
+        self.vectors.settle()
+
+    def _append(self, slots: Sequence[Slot], vectors: np.ndarray, texts: Sequence[str]) -> None:
         if slots:
             self.vectors.append(vectors)
             self.text.append(texts)

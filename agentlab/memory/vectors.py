@@ -28,7 +28,7 @@ class Vectors:
         self._trained_on = 0
 
     def append(self, vectors: np.ndarray) -> None:
-        """Add float32 (n, dimension) rows of length 1."""
+        """Add float32 (n, dimension) rows of length 1; `settle` when there are no more for now."""
         needed = self.size + len(vectors)
         if needed > len(self._matrix):
             grown = np.zeros((max(needed, 2 * len(self._matrix)), self.dimension), dtype=np.float32)
@@ -36,6 +36,9 @@ class Vectors:
             self._matrix = grown
         self._matrix[self.size : needed] = vectors
         self.size = needed
+
+    def settle(self) -> None:
+        """Bring the scan up to date where enough was added; once after many additions, because it may train anew."""
         if self.size > EXACT_LIMIT and self.size - self._scanned > _MANY_ADDED:
             self._extend_scan()
 

@@ -19,8 +19,11 @@ def many():
     vectors = clustered(EXACT_LIMIT + 6000)
     index = Vectors(64)
     index.append(vectors[: EXACT_LIMIT + 5000])
+    index.settle()
+    assert index._scan is not None
     for start in range(EXACT_LIMIT + 5000, len(vectors), 100):
         index.append(vectors[start : start + 100])
+        index.settle()
     return index, vectors
 
 
@@ -84,4 +87,5 @@ def test_odd_dimensions_are_compared_exactly():
     vectors = clustered(EXACT_LIMIT + 5000, dimension=33)
     index = Vectors(33)
     index.append(vectors)
+    index.settle()
     assert set(index.search(vectors[7], 5)[0]) == set(best(vectors, vectors[7], 5))

@@ -5,11 +5,12 @@ Every implementation passes the conformance suite in `tests/inference/conformanc
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from agentlab.errors import AgentlabError
+from agentlab.toolformat import CallStyle, Tool
 
 
 class EngineError(AgentlabError):
@@ -24,25 +25,31 @@ class OutOfMemoryError(EngineError):
 class Request:
     """One chat to answer.
 
-    messages: [{"role", "content"}, …]. adapter: an id loaded with `load_adapter`; None: the base model.
+    messages: [{"role", "content"}, …], with "tool_calls" and whatever else the chat template reads.
+    adapter: an id loaded with `load_adapter`; None: the base model.
     temperature 0 is greedy; above 0 the answer is a function of (request, seed), whatever else is in the batch.
-    stop: the answer ends before the first of these strings. logprobs: also return each token's log-probability.
+    stop: the answer ends before the first of these strings. logprobs: also return each token's log-probability, that of
+    the model without any structure. structure: an xgrammar structural tag that the answer fits (`toolformat.structure`
+    makes one); it is complete within max_new_tokens, and a call that there is no room for does not begin.
+    tools: shown by the chat template; refused where it shows none.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     adapter: str | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    structure: Mapping[str, Any] | None = None
+    tools: Sequence[Tool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """An answer. `token_ids` are the generated tokens without the end token; `logprobs` has one value for each.
 
-    finish_reason: "stop" (end token or stop string), "length" (limit reached), "cancelled".
+    finish_reason: "stop" (end token, stop string or a complete structure), "length" (limit reached), "cancelled".
     latency_s: from the start of the request's batch to its last token.
     """
 
@@ -98,8 +105,12 @@ class Engine(abc.ABC):
         """Pieces of one answer as they are generated; together exactly the completion's text."""
 
     @abc.abstractmethod
-    def count_tokens(self, messages: list[dict[str, str]]) -> int:
+    def count_tokens(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the rendered prompt."""
+
+    @abc.abstractmethod
+    def call_style(self) -> CallStyle | None:
+        """How the model's own chat template writes a tool call; None where it knows no tools, or writes unreadably."""
 
     @abc.abstractmethod
     def context_length(self) -> int:

@@ -32,7 +32,10 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 
 
 class Watcher(StoppingCriteria):  # type: ignore[misc]
-    """Called after each token: keeps the time of it, ends rows at their stop strings and limits, or all when asked."""
+    """Called after each token: keeps the time of it, ends rows at their stop strings and limits, or all when asked.
+
+    `finished(row)`: whether another hook has ended the row.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,14 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
         limits: Sequence[int],
         prompt_length: int,
         should_stop: Callable[[], bool],
+        finished: Callable[[int], bool] = lambda row: False,
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = stops
         self.limits = limits
         self.prompt_length = prompt_length
         self.should_stop = should_stop
+        self.finished = finished
         self.times: list[float] = []  # when token i of the batch was ready, monotonic seconds
         self.cancelled = False
 
@@ -54,7 +59,7 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
         self.times.append(time.monotonic())
         length = input_ids.shape[1] - self.prompt_length
         self.cancelled = self.cancelled or self.should_stop()
-        done = [self.cancelled or length >= self.limits[row] for row in range(len(self.limits))]
+        done = [self.cancelled or n <= length or self.finished(i) for i, n in enumerate(self.limits)]
         for row, stop in enumerate(self.stops):
             if stop and not done[row]:
                 tail = self.tokenizer.decode(input_ids[row, max(self.prompt_length, input_ids.shape[1] - _TAIL) :])

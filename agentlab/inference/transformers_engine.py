@@ -1,6 +1,7 @@
 """The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
 
 import contextlib
+import functools
 import gc
 import queue
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,9 +22,12 @@ from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.ledger import serving_mib
 from agentlab.inference import attention
 from agentlab.inference.cache import growing_cache
+from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix, cut_at_stop
+from agentlab.inference.grammars import Grammars
 from agentlab.models import ModelFiles
+from agentlab.toolformat import CallStyle, Tool, shows_tools, style_of_template, template_tools
 
 # A prompt's beginning is computed once per batch when at least so many rows share at least so many tokens.
 _SHARE_ROWS = 4
@@ -224,16 +229,66 @@ class TransformersEngine(Engine):
 
     # -- answering ----------------------------------------------------------------------------------------------
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt text as the chat template writes it, ending where the answer begins."""
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def render(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> str:
+        """The prompt text as the chat template writes it, ending where the answer begins.
+
+        Raises EngineError for tools that the template does not show, and for messages that it refuses.
+        """
+        if tools and not self._shows_tools:
+            raise EngineError(f"the chat template of {self.model_files.name} shows no tools")
+        try:
+            return self._apply_template(messages, template_tools(tools) if tools else None, True)
+        except jinja2.TemplateError as error:
+            raise EngineError(f"the chat template of {self.model_files.name} refuses the chat: {error}") from None
+
+    def _apply_template(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool = False
+    ) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        )
+
+    @functools.cached_property
+    def _shows_tools(self) -> bool:
+        return shows_tools(self._apply_template)
+
+    @functools.cached_property
+    def _style(self) -> CallStyle | None:
+        return style_of_template(self._apply_template)
+
+    def call_style(self) -> CallStyle | None:
+        return self._style
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """Special tokens that are no text: all but those in which the model's own calls are written."""
+        style = self.call_style()
+        tags = "" if style is None else style.open + style.close
+        names = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        names |= {token: added.content for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        return frozenset(token for token, name in names.items() if name not in tags)
+
+    @functools.cached_property
+    def _stop_ids(self) -> frozenset[int]:
+        ends = {*_as_list(self._base.generation_config.eos_token_id), self.tokenizer.eos_token_id}
+        return frozenset(ends - {None})
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        width = int(self._base.config.get_text_config().vocab_size)
+        return Grammars(self.tokenizer, width, self._stop_ids, self._control_ids)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens without special ones, but for those of the model's own calls."""
+        text = [token for token in tokens if token not in self._control_ids]
+        return str(self.tokenizer.decode(text, skip_special_tokens=False))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text (the template has written the special tokens already)."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def count_tokens(self, messages: list[dict[str, str]]) -> int:
-        return len(self.encode(self.render(messages)))
+    def count_tokens(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> int:
+        return len(self.encode(self.render(messages, tools)))
 
     def context_length(self) -> int:
         return int(self._base.config.max_position_embeddings)
@@ -281,7 +336,13 @@ class TransformersEngine(Engine):
                     yield from zip(batch, done, strict=True)
 
     def _checked_prompt(self, request: Request) -> list[int]:
-        prompt = self.encode(self.render(request.messages))
+        prompt = self.encode(self.render(request.messages, request.tools))
+        if request.structure is not None:
+            needed = self._grammars.grammar(request.structure).tokens_needed
+            if needed > request.max_new_tokens:
+                raise EngineError(
+                    f"max_new_tokens {request.max_new_tokens} is too small for any call; the shortest needs {needed}"
+                )
         if len(prompt) + request.max_new_tokens > self.context_length():
             raise EngineError(
                 f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of "
@@ -305,10 +366,14 @@ class TransformersEngine(Engine):
         ids = torch.tensor([head + [pad] * gap + tail for head, gap, tail in rows], device=self.device)
         mask = torch.tensor([[1] * shared + [0] * gap + [1] * len(tail) for _, gap, tail in rows], device=self.device)
         limits = [request.max_new_tokens for request in requests]
-        watcher = Watcher(self.tokenizer, [r.stop for r in requests], limits, longest, should_stop)
+        constrained = self._constrained(requests)
+        finished = (lambda row: False) if constrained is None else constrained.finished
+        watcher = Watcher(self.tokenizer, [r.stop for r in requests], limits, longest, should_stop, finished)
         processors = LogitsProcessorList()
         if any(request.temperature > 0 for request in requests):
             processors.append(SeededSampling([r.temperature for r in requests], [r.seed for r in requests]))
+        if constrained is not None:
+            processors.append(constrained)  # the last: it chooses
         wants_logprobs = any(request.logprobs for request in requests)
         started = time.monotonic()
         with torch.inference_mode():
@@ -338,8 +403,24 @@ class TransformersEngine(Engine):
         for row, request in enumerate(requests):
             row_logprobs = None if logprobs is None or not request.logprobs else logprobs[row]
             tokens = generated[row].tolist()
-            completions.append(self._completion(request, len(prompts[row]), tokens, row_logprobs, watcher, started))
+            under = None if constrained is None else constrained.rows[row]
+            complete = under is not None and under.complete
+            if under is not None and complete:
+                tokens = tokens[: under.count]
+            completions.append(
+                self._completion(request, len(prompts[row]), tokens, row_logprobs, watcher, started, complete)
+            )
         return completions
+
+    def _constrained(self, requests: Sequence[Request]) -> Constrained | None:
+        if all(request.structure is None for request in requests):
+            return None
+        grammars = self._grammars
+        rows = [
+            None if r.structure is None else Row(grammars, grammars.grammar(r.structure), r.max_new_tokens)
+            for r in requests
+        ]
+        return Constrained(grammars, rows)
 
     @staticmethod
     def _logprobs(logits: Sequence[torch.Tensor], generated: torch.Tensor) -> list[list[float]]:
@@ -357,20 +438,20 @@ class TransformersEngine(Engine):
         logprobs: list[float] | None,
         watcher: Watcher,
         started: float,
+        complete: bool,
     ) -> Completion:
-        ends = set(_as_list(self.model.generation_config.eos_token_id)) | {self.tokenizer.eos_token_id}
-        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        end = next((i for i, token in enumerate(tokens) if token in self._stop_ids), None)
         steps = len(tokens) if end is None else end + 1
         tokens = tokens[: request.max_new_tokens] if end is None else tokens[:end]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        finish = "stop" if end is not None else "length"
+        text = self._decode(tokens)
+        finish = "stop" if end is not None or complete else "length"
         cut = cut_at_stop(text, request.stop)
         if cut != text:
             finish, text = "stop", cut
-            while tokens and len(self.tokenizer.decode(tokens[:-1], skip_special_tokens=True)) >= len(cut):
+            while tokens and len(self._decode(tokens[:-1])) >= len(cut):
                 tokens = tokens[:-1]
             steps = len(tokens)
-        elif end is None and watcher.cancelled and len(tokens) < request.max_new_tokens:
+        elif finish == "length" and watcher.cancelled and len(tokens) < request.max_new_tokens:
             finish = "cancelled"
         last = watcher.times[min(steps, len(watcher.times)) - 1] if watcher.times and steps else time.monotonic()
         return Completion(
@@ -409,7 +490,7 @@ class TransformersEngine(Engine):
                     yield Chunk(item.text[len(sent) :], item)
                     return
                 seen.append(item)
-                text = cut_at_stop(self.tokenizer.decode(seen, skip_special_tokens=True), request.stop)
+                text = cut_at_stop(self._decode(seen), request.stop)
                 ready = text[: len(text) - hold] if hold else text
                 if len(ready) > len(sent) and not ready.endswith("�"):  # half of a multi-byte character
                     yield Chunk(ready[len(sent) :])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ _FRAGILE = (
     ("prefixItems",),
     ("enum", "const"),
 )
+# xgrammar's grammars of other formats allow text that is no JSON string.
+_FORMATS = ("date", "date-time", "duration", "hostname", "ipv4", "time", "uri", "uuid")
 _HEX = "[0-9A-Fa-f]"
 # Narrower than xgrammar's: no half of a surrogate pair, no number that is infinite or longer than a float's digits.
 _NARROWER = {
@@ -77,13 +80,17 @@ def _ebnf(schema: Mapping[str, Any]) -> str:
 
     text = json.dumps(schema, ensure_ascii=False)
     grammar = str(xgrammar.Grammar.from_json_schema(text, any_whitespace=False, separators=(", ", ": ")))
-    lines = []
-    for line in grammar.splitlines():
-        rule, arrow, body = line.partition(" ::= ")
-        lines.append(rule + arrow + _NARROWER.get(rule, body))
-    narrowed = "\n".join(lines)
+    narrowed = "\n".join(_narrowed(*line.partition(" ::= ")) for line in grammar.splitlines())
     xgrammar.Grammar.from_ebnf(narrowed)
     return narrowed
+
+
+def _narrowed(rule: str, arrow: str, body: str) -> str:
+    if body == r"(([^\"\\\r\n]))":  # a string with a length: xgrammar forgets the control characters
+        body = r"(([^\0-\x1f\"\\\r\n]))"
+    elif '\\"' not in body:  # a number with limits, not a text that looks like its grammar
+        body = re.sub(r"\[1-9\] (\w+)\{1, -1\}", r"[1-9] \1{1, 15}", body).replace("[1-9] [0-9]*", "[1-9] [0-9]{0, 15}")
+    return rule + arrow + _NARROWER.get(rule, body)
 
 
 def _normal(schema: Any) -> Any:
@@ -95,6 +102,8 @@ def _normal(schema: Any) -> Any:
     if "oneOf" in schema:
         schema = {"anyOf": schema["oneOf"], **schema}
     found = {key: _normal_value(key, value) for key, value in schema.items() if key in _KEYWORDS}
+    if found.get("format") not in _FORMATS:
+        found.pop("format", None)
     if "properties" in found:
         found.setdefault("type", "object")
         found.pop("anyOf", None)  # of the two, xgrammar would read the alternatives alone

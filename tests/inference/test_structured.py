@@ -1,0 +1,195 @@
+"""Answers under a grammar on a model that babbles: strings, numbers and lists that never end by themselves."""
+
+import json
+
+import pytest
+from conformance import CHAT
+from structured_schemas import LOOSE_TOOLS, TOOLS
+
+from agentlab import models
+from agentlab.inference import EngineError, Request
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.toolformat import REACT, TAGS, CallStyle, parse_calls, structure, validate
+
+LLAMA = CallStyle("", "", "parameters")
+HERMES = CallStyle("<tool_call>\n", "\n</tool_call>")
+MISTRAL = CallStyle("[TOOL_CALLS] [", "]")
+STYLES = [TAGS, HERMES, LLAMA, MISTRAL, REACT]
+IDS = ["tags", "hermes", "llama", "mistral", "react"]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    with TransformersEngine(models.resolve(str(tiny_model))) as engine:
+        yield engine
+
+
+def needed(engine, tag):
+    return engine._grammars.grammar(tag).tokens_needed
+
+
+def requests_for(engine, tag, seeds, slack=(0, 1, 7, 40)):
+    least = needed(engine, tag)
+    return [
+        Request(
+            CHAT, max_new_tokens=least + slack[seed % len(slack)], temperature=temperature, seed=seed, structure=tag
+        )
+        for seed in seeds
+        for temperature in (0.0, 0.7, 2.0)
+    ]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=IDS)
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool["name"])
+def test_a_required_call_is_complete_and_fits_its_tool_however_few_tokens_there_are(engine, tool, style):
+    for completion in engine.generate(requests_for(engine, structure([tool], style, "required"), range(4))):
+        (call,) = parse_calls(completion.text, style)
+        assert validate(call, tool) == [], completion.text
+        assert completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("tool", LOOSE_TOOLS, ids=lambda tool: tool["name"])
+def test_schemas_that_cannot_be_compiled_are_loosened(engine, tool):
+    for completion in engine.generate(requests_for(engine, structure([tool], TAGS, "required"), range(2))):
+        (call,) = parse_calls(completion.text)
+        assert (call.name, call.malformed) == (tool["name"], None)
+        assert set(tool["parameters"]["required"]) <= set(call.arguments)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=IDS)
+def test_one_of_many_tools(engine, style):
+    tag = structure(TOOLS, style, "required")
+    by_name = {tool["name"]: tool for tool in TOOLS}
+    requests = requests_for(engine, tag, range(12), slack=(0, 3, 50, 150))
+    names = set()
+    for completion in engine.generate(requests):
+        (call,) = parse_calls(completion.text, style)
+        assert call.name in by_name
+        assert validate(call, by_name[call.name]) == []
+        names.add(call.name)
+    assert len(names) > 1
+
+
+@pytest.mark.parametrize("style", STYLES, ids=IDS)
+def test_a_call_begun_in_free_text_is_finished_and_ends_the_answer(engine, style):
+    """The babbler never writes an opening tag, so it is made to: with no room, one token of room and much."""
+    tools = TOOLS[1:3]
+    tag = structure(tools, style, "auto")
+    least = needed(engine, tag)
+    opening = engine.encode(style.trigger)
+    for before, slack in ((0, 0), (0, 1), (3, 0), (5, 30)):
+        row = one_row(engine, tag, least + before + slack)
+        spoken = engine.encode("x" * before) + opening
+        chosen = [pick(row, token) for token in spoken]
+        assert chosen == spoken
+        text = style.trigger + babble(engine, row, "z")
+        (call,) = parse_calls(text, style)
+        assert any(validate(call, tool) == [] for tool in tools), text
+    row = one_row(engine, tag, least + 2)
+    chosen = [pick(row, token) for token in [*engine.encode("xxx"), *opening]]
+    assert chosen[:3] == engine.encode("xxx")
+    assert chosen != [*engine.encode("xxx"), *opening]  # one token short of the room for a call
+
+
+def one_row(engine, tag, limit):
+    from agentlab.inference.constrained import Row
+
+    return Row(engine._grammars, engine._grammars.grammar(tag), limit)
+
+
+def pick(row, wanted):
+    """What is chosen where the model wants one token above all and others by their number."""
+    import torch
+    import xgrammar
+
+    width = row.grammars.info.vocab_size
+    mask = xgrammar.allocate_token_bitmask(1, width)
+    row.matcher.fill_next_token_bitmask(mask)
+    scores = -torch.arange(width, dtype=torch.float32)[None]
+    scores[0, wanted] = 1.0
+    xgrammar.apply_token_bitmask_inplace(scores, mask, vocab_size=width)
+    return row.choose(scores[0], int(scores[0].argmax()))
+
+
+def babble(engine, row, letter):
+    """The text of a model that wants nothing but one letter."""
+    tokens = []
+    (wanted,) = engine.encode(letter)
+    while not row.finished:
+        tokens.append(pick(row, wanted))
+        if row.matcher.is_completed() and row.path == []:
+            break
+    return engine._decode(tokens)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=IDS)
+def test_free_text_in_which_no_call_can_begin(engine, style):
+    tag = structure(TOOLS, style, "none")
+    requests = [Request(CHAT, max_new_tokens=60, temperature=1.0, seed=seed, structure=tag) for seed in range(4)]
+    assert all(parse_calls(completion.text, style) == [] for completion in engine.generate(requests))
+    row = one_row(engine, tag, 80)
+    *opening, last = engine.encode(style.trigger)
+    assert [pick(row, token) for token in opening] == opening
+    assert pick(row, last) != last
+
+
+def test_auto_leaves_text_free(engine):
+    plain = Request(CHAT, max_new_tokens=60, temperature=1.0, seed=3)
+    tag = structure(TOOLS[:2], TAGS, "auto")
+    free, under = engine.generate([plain, Request(CHAT, max_new_tokens=60, temperature=1.0, seed=3, structure=tag)])
+    assert under.token_ids == free.token_ids or "<" in free.text
+
+
+def test_structured_and_free_rows_in_one_batch_answer_as_alone(engine):
+    tags = [structure([tool], TAGS, "required") for tool in TOOLS[:3]]
+    requests = [Request(CHAT, max_new_tokens=70, seed=1, temperature=0.5)]
+    requests += [
+        Request(CHAT, max_new_tokens=60 + 20 * i, structure=tag, logprobs=i == 1) for i, tag in enumerate(tags)
+    ]
+    requests += [Request(CHAT, max_new_tokens=20)]
+    together = engine.generate(requests)
+    alone = [engine.generate([request])[0] for request in requests]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert together[2].logprobs is not None
+    assert len(together[2].logprobs) == together[2].completion_tokens
+
+
+def test_several_calls_where_asked_for(engine):
+    for style in (TAGS, MISTRAL):
+        tag = structure(TOOLS[:2], style, "required", calls="many")
+        for completion in engine.generate(requests_for(engine, tag, range(6), slack=(0, 30, 150))):
+            calls = parse_calls(completion.text, style)
+            assert calls
+            assert all(call.malformed is None for call in calls), completion.text
+
+
+def test_a_limit_too_small_for_any_call_is_refused_with_the_number_needed(engine):
+    tag = structure(TOOLS[1:2], TAGS, "required")
+    least = needed(engine, tag)
+    with pytest.raises(EngineError, match=f"{least - 1} is too small.*{least}"):
+        engine.generate([Request(CHAT, max_new_tokens=least - 1, structure=tag)])
+    assert least == len('<tool_call>{"name": "weather.get", "arguments": {"city": ""}}</tool_call>')
+
+
+def test_what_is_no_structural_tag_is_refused(engine):
+    with pytest.raises(EngineError, match="structural tag"):
+        engine.generate([Request(CHAT, structure={"type": "structural_tag", "format": {"type": "poem"}})])
+
+
+def test_any_structural_tag_is_followed_to_its_end(engine):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    for completion in engine.generate(requests_for(engine, tag, range(8))):
+        assert set(json.loads(completion.text)) == {"a", "b"}
+
+
+def test_json_is_written_as_json_dumps_writes_it(engine):
+    tag = structure(TOOLS, TAGS, "required")
+    for completion in engine.generate(requests_for(engine, tag, range(6), slack=(60, 120))):
+        (call,) = parse_calls(completion.text)
+        assert ": {" in completion.text
+        assert " }" not in completion.text.replace(json.dumps(call.arguments, ensure_ascii=False), "")

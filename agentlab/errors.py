@@ -65,6 +65,12 @@ class MemoryStoreError(AgentlabError):
     exit_code = 9
 
 
+class ToolError(AgentlabError):
+    """A function cannot become a tool, or this machine cannot run a tool safely."""
+
+    exit_code = 10
+
+
 def of_exit_code(code: int) -> type[AgentlabError]:
     """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
     found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]

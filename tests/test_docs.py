@@ -151,7 +151,7 @@ def test_settings_named_in_the_documents_exist() -> None:
 def test_exit_codes_in_the_readme_are_those_of_the_errors() -> None:
     sentence = re.search(r"Exit codes: (.*?)\.", (ROOT / "README.md").read_text(), re.S)
     assert sentence
-    shown = {int(code) for code in re.findall(r"\b(\d)\b", sentence.group(1))}
+    shown = {int(code) for code in re.findall(r"\b(\d+)\b", sentence.group(1))}
     used = {kind.exit_code for kind in [errors.AgentlabError, *errors.AgentlabError.__subclasses__()]}
     assert shown == used | {0}
 

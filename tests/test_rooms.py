@@ -18,6 +18,7 @@ FLOORS = [
     ["tracking", "report"],
     ["evolution"],
     ["learning"],
+    ["agent"],
     ["memory"],
     ["inference"],
     ["adapters"],

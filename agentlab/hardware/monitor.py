@@ -1,0 +1,111 @@
+"""What the machine has and uses right now: GPU memory, RAM and swap in MB (2**20 bytes), and each GPU's state."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_MB = 2**20
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Memory of all GPUs together and of the machine, in MB. Without a GPU its three values are 0."""
+
+    gpu_total: float
+    gpu_used: float
+    gpu_free: float
+    cpu_total: float
+    cpu_used: float
+    cpu_free: float  # what a program can still get, caches that the kernel would give up included
+    swap_used: float
+    timestamp: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. A value is None where the driver does not report it, as power and temperature under WSL2."""
+
+    name: str
+    memory_total_mb: float | None = None
+    memory_used_mb: float | None = None
+    memory_free_mb: float | None = None
+    utilisation_percent: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+def memory_stats() -> MemoryStats:
+    """The memory now. Never raises; what cannot be read counts as 0."""
+    import psutil
+
+    total = used = free = 0.0
+    for device in gpus():
+        total += device.memory_total_mb or 0.0
+        used += device.memory_used_mb or 0.0
+        free += device.memory_free_mb or 0.0
+    cpu_total = cpu_free = swap_used = 0.0
+    with contextlib.suppress(Exception):  # a container may hide parts of /proc
+        ram = psutil.virtual_memory()
+        cpu_total, cpu_free = ram.total / _MB, ram.available / _MB
+    with contextlib.suppress(Exception):
+        swap_used = psutil.swap_memory().used / _MB
+    return MemoryStats(
+        gpu_total=total,
+        gpu_used=used,
+        gpu_free=free,
+        cpu_total=cpu_total,
+        cpu_used=cpu_total - cpu_free,
+        cpu_free=cpu_free,
+        swap_used=swap_used,
+        timestamp=time.time(),
+    )
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises."""
+    nvml = _nvml()
+    return [] if nvml is None else list(_read(nvml))
+
+
+def _read(nvml: Any) -> Iterator[Gpu]:
+    for index in range(_value(nvml.nvmlDeviceGetCount) or 0):
+        handle = _value(nvml.nvmlDeviceGetHandleByIndex, index)
+        if handle is None:
+            continue
+        name = _value(nvml.nvmlDeviceGetName, handle) or f"GPU {index}"
+        memory = _value(nvml.nvmlDeviceGetMemoryInfo, handle)
+        load = _value(nvml.nvmlDeviceGetUtilizationRates, handle)
+        celsius = _value(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        milliwatts = _value(nvml.nvmlDeviceGetPowerUsage, handle)
+        yield Gpu(
+            name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
+            memory_total_mb=None if memory is None else memory.total / _MB,
+            memory_used_mb=None if memory is None else memory.used / _MB,
+            memory_free_mb=None if memory is None else memory.free / _MB,
+            utilisation_percent=None if load is None else float(load.gpu),
+            temperature_c=None if celsius is None else float(celsius),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+        )
+
+
+def _value(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML answers; None where it does not."""
+    try:
+        return function(*arguments)
+    except Exception:
+        return None
+
+
+@functools.cache
+def _nvml() -> Any:
+    """The initialised library, or None. Asked once per process: a missing driver costs a search of the disk."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    return pynvml

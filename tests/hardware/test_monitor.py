@@ -1,0 +1,105 @@
+"""Memory and GPU readings, with and without a driver; the driver is a stand-in with NVML's own interface."""
+
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from agentlab.hardware import monitor
+
+
+class NotSupported(Exception):
+    pass
+
+
+class Nvml:
+    """Two cards as NVML answers for them; what is in `silent` raises, as under WSL2."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, silent=()):
+        for name in silent:
+            setattr(self, name, self._refuse)
+
+    def _refuse(self, *arguments):
+        raise NotSupported
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetName(self, handle):
+        return b"Card A" if handle == 0 else "Card B"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=6 * 2**30, used=2**30, free=5 * 2**30)
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=37, memory=10)
+
+    def nvmlDeviceGetTemperature(self, handle, kind):
+        return 61
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 45_500
+
+
+def test_without_a_driver_there_are_zeros_and_no_gpus(monkeypatch):
+    monkeypatch.setattr(monitor, "_nvml", lambda: None)
+    stats = monitor.memory_stats()
+    assert (stats.gpu_total, stats.gpu_used, stats.gpu_free) == (0, 0, 0)
+    assert monitor.gpus() == []
+
+
+def test_ram_is_the_machines_and_adds_up():
+    stats = monitor.memory_stats()
+    assert stats.cpu_total == pytest.approx(psutil.virtual_memory().total / 2**20)
+    assert stats.cpu_used + stats.cpu_free == pytest.approx(stats.cpu_total)
+    assert 0 < stats.cpu_used < stats.cpu_total
+    assert abs(stats.timestamp - time.time()) < 5
+
+
+def test_all_gpus_are_read_and_summed(monkeypatch):
+    monkeypatch.setattr(monitor, "_nvml", Nvml)
+    first, second = monitor.gpus()
+    assert first == monitor.Gpu("Card A", 6144, 1024, 5120, 37, 61, 45.5)
+    assert second.name == "Card B"
+    stats = monitor.memory_stats()
+    assert (stats.gpu_total, stats.gpu_used, stats.gpu_free) == (12288, 2048, 10240)
+
+
+def test_what_the_driver_does_not_report_is_none(monkeypatch):
+    silent = ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature", "nvmlDeviceGetUtilizationRates")
+    monkeypatch.setattr(monitor, "_nvml", lambda: Nvml(silent))
+    card = monitor.gpus()[0]
+    assert (card.power_w, card.temperature_c, card.utilisation_percent) == (None, None, None)
+    assert card.memory_total_mb == 6144
+
+
+@pytest.mark.parametrize("silent", ["nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo"])
+def test_a_broken_driver_never_raises(monkeypatch, silent):
+    monkeypatch.setattr(monitor, "_nvml", lambda: Nvml([silent]))
+    assert monitor.memory_stats().gpu_total == 0
+
+
+def test_a_driver_that_does_not_start_is_no_driver(monkeypatch):
+    import pynvml
+
+    def broken():
+        raise NotSupported
+
+    monkeypatch.setattr(pynvml, "nvmlInit", broken)
+    monitor._nvml.cache_clear()
+    assert monitor.gpus() == []
+    monitor._nvml.cache_clear()
+
+
+def test_monitoring_is_cheap_enough_for_every_answer():
+    monitor.memory_stats()
+    began = time.perf_counter()
+    for _ in range(20):
+        monitor.memory_stats()
+    assert (time.perf_counter() - began) / 20 < 0.02

@@ -71,6 +71,12 @@ class ToolError(AgentlabError):
     exit_code = 10
 
 
+class AgentError(AgentlabError):
+    """An agent's option, tool or task is not usable as given."""
+
+    exit_code = 11
+
+
 def of_exit_code(code: int) -> type[AgentlabError]:
     """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
     found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]

@@ -23,12 +23,14 @@ from agentlab.events import (
 )
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease, describe, holder
-from agentlab.records import BaselineResult
+from agentlab.records import BASE, BaselineResult
 from agentlab.tasks import Item, Suite, load
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from agentlab.agent import Agent, Options, Step, Tool
+    from agentlab.memory import Memory
     from agentlab.tracking import Recorder
 
 
@@ -45,6 +47,7 @@ class Lab:
         self.experiment = experiment
         self.overrides = list(overrides)
         self._leases: list[Lease] = []
+        self._memory: Memory | None = None
 
     @classmethod
     def open(cls, experiment: str | Path, overrides: Iterable[str] = ()) -> "Lab":
@@ -81,6 +84,69 @@ class Lab:
         name, *rest = words
         sets = [part for override in self.overrides for part in ("--set", override)]
         return shlex.join(["agentlab", *name.split(), shown, *sets, *rest])
+
+    @classmethod
+    def newest(cls, root: Path | None = None) -> "Lab":
+        """The run below `root` (default: the working directory) that last crowned a champion, else its newest run.
+
+        Without any run the first experiment there is, and outside a project the defaults: there the base model answers.
+        """
+        root = (root or Path.cwd()).resolve()
+        found: list[tuple[bool, float, Path]] = []
+        for path in sorted((root / "experiments").glob("*/*/config.yaml")):
+            with contextlib.suppress(AgentlabError):
+                run = Run(root, config.load(path), path.parent.name)
+                results = sorted(path.parent.glob("generations/*/result.json"))
+                newest = results[-1].stat().st_mtime if results else path.stat().st_mtime
+                found.append((run.champion() != BASE, newest, path))
+        if found:
+            path = max(found)[2]
+            settings = config.load(path)
+            suite = load(settings.suite, root)
+            run = Run(root, settings, path.parent.name, str(suite.folder or ""))
+            return cls(run, suite, root / "experiments" / f"{settings.name}.yaml")
+        experiments = sorted((root / "experiments").glob("*.yaml"))
+        if experiments:
+            return cls.open(experiments[0])
+        settings = config.Settings(name="default")
+        suite = load(settings.suite, root)
+        return cls(Run(config.home(), settings, settings.run_hash(suite.digest)), suite, root / "default.yaml")
+
+    # -- the agent and its memory ---------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> "Memory":
+        """The memory that this experiment's agent uses: `memory.path` below the project, else the person's own."""
+        if self._memory is None:
+            from agentlab.memory import Memory
+
+            path = self.run.settings.memory.path
+            self._memory = Memory.open(None if path is None else self.run.root / Path(path).expanduser())
+        return self._memory
+
+    def agent(
+        self, adapter: str = "champion", *, tools: "Iterable[Tool | Callable[..., Any]]" = (), remember: bool = True,
+        builtin_tools: bool = True, python: bool = False, lease: bool = True, load: bool = True,
+        options: "Options | None" = None,
+    ) -> "Agent":  # fmt: skip
+        """The agent of this run, its models loaded; close it, or use `with`, to free them and the accelerator.
+
+        adapter: "champion" (the base model as long as there is none), "base", or an id of the pool. tools: plain typed
+        functions beside the built-in ones. remember: use `lab.memory`. python: also let it run code in a sandbox.
+        Raises AdapterError, ModelError, or LeaseHeldError naming who has the accelerator.
+        """
+        from agentlab.answering import open_agent
+
+        return open_agent(
+            self.run, adapter, self.memory if remember else None, tools, lease, load, options,
+            builtin_tools=builtin_tools, python=python,
+        )  # fmt: skip
+
+    def trace(self, steps: "Sequence[Step]") -> str:
+        """Keep one answer, given as all its steps, as an MLflow trace in this project; the trace's id."""
+        from agentlab.tracking.traces import write_trace
+
+        return write_trace(self.run.root, self.run.settings.name, steps)
 
     # -- one generation, in this process ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ FLOORS = [
     ["cli"],
     ["notebook"],
     ["lab"],
-    ["launcher"],
+    ["launcher", "answering"],
     ["tracking", "report"],
     ["evolution"],
     ["learning"],

@@ -223,10 +223,10 @@ def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, memory, models, suites
+    from agentlab.cli import adapters, agent, memory, models, suites
 
-    for group in (adapters.adapters, memory.memory, models.models, suites.suite):
-        add(group)
+    for command in (agent.ask, agent.chat, adapters.adapters, memory.memory, models.models, suites.suite):
+        add(command)
 
 
 _add_groups(main.add_command)

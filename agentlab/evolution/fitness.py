@@ -31,25 +31,27 @@ class Rates:
         return prompt_tokens / self.prefill_tokens_per_s + completion_tokens / self.decode_tokens_per_s
 
 
+_LONG_ANSWER = [{"role": "user", "content": "Tell a long story about a river, from its spring to the sea."}]
+
+
 def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], None]) -> Rates:
     """The run's rates: read from its folder, or measured now and written there.
 
-    Three prompts, each answered with 1 and with 17 tokens; medians, to two digits, because more would be noise.
+    The fastest of five, after one to warm up: whatever else the machine does can only make them slower. To two digits,
+    because more would be noise.
     """
     path = run.folder / "rates.json"
     if path.exists():
         return Rates(**files.read_json(path))
     prefill, decode = [], []
-    for item in suite.split("train")[:3]:
-        one, many = (
-            engine.generate([Request(suite.chat(item), max_new_tokens=n, temperature=1.0, seed=n)], 1)[0]
-            for n in (1, 17)
-        )
+    items = suite.split("train")
+    for number in range(6):
+        (one,) = engine.generate([Request(suite.chat(items[number % len(items)]), max_new_tokens=1)], 1)
+        first, many = (engine.generate([Request(_LONG_ANSWER, max_new_tokens=n)], 1)[0] for n in (1, 17))
         prefill.append(one.prompt_tokens / max(one.latency_s, 1e-6))
         if many.completion_tokens > 1:
-            seconds = max(many.latency_s - one.latency_s, 1e-6)
-            decode.append((many.completion_tokens - 1) / seconds)
-    rates = Rates(_two_digits(statistics.median(prefill)), _two_digits(statistics.median(decode or [10.0])))
+            decode.append((many.completion_tokens - 1) / max(many.latency_s - first.latency_s, 1e-3))
+    rates = Rates(_two_digits(max(prefill[1:])), _two_digits(max(decode[1:] or [10.0])))
     files.write_json(path, dataclasses.asdict(rates))
     emit(Calibrated(**dataclasses.asdict(rates)))
     return rates

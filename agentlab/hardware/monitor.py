@@ -64,6 +64,13 @@ def memory_stats() -> MemoryStats:
     )
 
 
+def process_ram_mb() -> float:
+    """Resident memory of this process, in MB."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / _MB
+
+
 def gpus() -> list[Gpu]:
     """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises."""
     nvml = _nvml()

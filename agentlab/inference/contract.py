@@ -112,6 +112,10 @@ class Engine(abc.ABC):
     def call_style(self) -> CallStyle | None:
         """How the model's own chat template writes a tool call; None where it knows no tools, or writes unreadably."""
 
+    def opens_thought(self, messages: list[dict[str, Any]]) -> bool:
+        """Whether the chat template itself begins the answer with <think>, so that only its end is written."""
+        return False
+
     @abc.abstractmethod
     def context_length(self) -> int:
         """Most tokens of prompt and answer together."""

@@ -290,6 +290,9 @@ class TransformersEngine(Engine):
     def count_tokens(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> int:
         return len(self.encode(self.render(messages, tools)))
 
+    def opens_thought(self, messages: list[dict[str, Any]]) -> bool:
+        return self.render(messages).rstrip().endswith("<think>")
+
     def context_length(self) -> int:
         return int(self._base.config.max_position_embeddings)
 

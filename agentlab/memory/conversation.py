@@ -92,6 +92,24 @@ class Conversation:
         self._summarise()
         return item
 
+    def undo(self) -> ConversationItem | None:
+        """Take back the last turn, and forget what was remembered of it; None where there is none.
+
+        Turns that the summary covers stay: what was made of them cannot be taken apart.
+        """
+        rows = self._open_rows()
+        if not rows:
+            return None
+        last = _turn(rows[-1])
+        with self._core.store.reading() as db:
+            (told,) = db.execute("SELECT memory_ids FROM turns WHERE id = ?", (rows[-1][0],)).fetchone()
+        ids = [memory_id for memory_id in json.loads(told) if self._memory.peek(memory_id) is not None]
+        if ids:
+            self._memory.forget(*ids, reason="taken back")
+        with self._core.store.writing() as db:  # a turn that told nothing new is still there
+            db.execute("DELETE FROM turns WHERE id = ?", (rows[-1][0],))
+        return last
+
     def _is_new(self, memory_id: str, now: float) -> bool:
         item = self._memory.peek(memory_id)
         return item is not None and item.created_at == now and item.session_id == self.session_id

@@ -1,0 +1,323 @@
+"""`Agent`: answers tasks with tools and a memory, step by step, on time, and says truthfully how it went."""
+
+import asyncio
+import contextlib
+import math
+import queue
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from agentlab.agent.budget import Budget, Speed
+from agentlab.agent.loop import Loop, Options
+from agentlab.agent.recalling import Recall
+from agentlab.agent.steps import Answered, ModelInfo, ReasoningResult, State, Step
+from agentlab.agent.tools import Tool, tool
+from agentlab.errors import AgentError
+from agentlab.hardware.monitor import memory_stats, process_ram_mb
+from agentlab.inference import Engine, Request
+from agentlab.inference.chain import Chain, Link
+
+if TYPE_CHECKING:
+    from agentlab.memory import Memory
+    from agentlab.memory.conversation import Conversation
+
+_STORING_S = 0.5  # remembering a turn takes less
+_GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
+_WARM_UP = [{"role": "user", "content": "Hello, say a few words about the weather of the four seasons, please."}]
+
+
+class Agent:
+    """A model that answers, uses tools and remembers. One answer at a time; others wait for their turn.
+
+    chain: the models, see `Lab.agent` for how they are chosen. tools: plain typed functions or `Tool`s; the built-in
+    `memory_search` and `remember` (with a memory) and `gpu_monitor`, `calculator` and `now` are there as well unless
+    builtin_tools is False. memory: where it recalls from; turns of sessions are remembered in it.
+
+    >>> with lab.agent() as agent: print(agent.ask("What is 17 % of 2340?").final_answer)
+    """
+
+    def __init__(
+        self, chain: Chain, tools: Iterable[Tool | Callable[..., Any]] = (), *, memory: "Memory | None" = None,
+        builtin_tools: bool = True, python: bool = False, run: str = "", options: Options | None = None,
+        describe: Callable[[Link], dict[str, Any]] = lambda link: {}, on_close: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.chain = chain
+        self.memory = memory
+        self.options = checked(options or Options())
+        self.run_id = run
+        self.speeds: dict[str, Speed] = {}
+        self.own_tools = [one if isinstance(one, Tool) else tool(one) for one in tools]
+        self.switches = {"builtin_tools": builtin_tools, "python": python}
+        names = [one.name for one in self._tools(Recall(), None)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise AgentError(f"two tools are called {twice[0]}; allowed: one of each name")
+        self._describe = describe
+        self._on_close = on_close
+        self._answering = threading.Lock()
+        self._cancel = threading.Event()
+        self._storing: threading.Thread | None = None
+
+    # -- answering ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Step]:  # fmt: skip
+        """The steps of one answer as they happen; the last is `Answered`, whatever happens.
+
+        deadline_s: seconds from now by which `Answered` comes, with the best answer there is. session_id: the talk that
+        this task continues; it is shown to the model, and the turn is remembered. Setting `cancel`, calling
+        `agent.cancel()` and leaving the loop all end the work. Raises AgentError for an empty task, an impossible
+        deadline, or a session without a memory.
+        """
+        _check(task, deadline_s, session_id, self.memory)
+        self._cancel = cancel or threading.Event()
+        return self._steps(task, Budget(deadline_s, self._cancel), session_id)
+
+    def ask(
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> ReasoningResult:  # fmt: skip
+        """The answer to one task; `on_step` is called with every step on the way. See `run`."""
+        result: ReasoningResult | None = None
+        for step in self.run(task, deadline_s=deadline_s, session_id=session_id):
+            on_step(step)
+            if isinstance(step, Answered):
+                result = step.result
+        assert result is not None
+        return result
+
+    async def arun(
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None
+    ) -> AsyncIterator[Step]:
+        """`run` for asyncio: other coroutines go on while the model writes."""
+        cancel = threading.Event()
+        steps = self.run(task, deadline_s=deadline_s, session_id=session_id, cancel=cancel)
+        try:
+            while (step := await asyncio.to_thread(next, steps, None)) is not None:
+                yield step
+        finally:
+            cancel.set()
+
+    async def aask(
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None
+    ) -> ReasoningResult:  # fmt: skip
+        """`ask` for asyncio."""
+        result: ReasoningResult | None = None
+        async for step in self.arun(task, deadline_s=deadline_s, session_id=session_id):
+            if isinstance(step, Answered):
+                result = step.result
+        assert result is not None
+        return result
+
+    def cancel(self) -> None:
+        """End the answer that is being worked on, from any thread; it comes back with state "cancelled"."""
+        self._cancel.set()
+
+    def _steps(self, task: str, budget: Budget, session_id: str | None) -> Iterator[Step]:
+        """Works in a thread of its own, so that whatever hangs there, the deadline is kept here."""
+        task_id = uuid.uuid4().hex[:12]
+        steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
+        self._stored()
+        conversation = None
+        if session_id is not None and self.memory is not None:
+            conversation = self.memory.conversation(session_id)
+        recall = Recall(self.memory, conversation, self.options.recall, self.options.context_tokens)
+        loop = Loop(
+            task=task, chain=self.chain, tools={one.name: one for one in self._tools(recall, session_id)},
+            options=self.options, budget=budget, recall=recall, speeds=self.speeds, describe=self.describe,
+        )  # fmt: skip
+
+        def work() -> None:
+            try:
+                while not self._answering.acquire(timeout=0.02):  # an abandoned answer ends at its next token
+                    if budget.over():
+                        return
+                try:
+                    self.chain.rewind()
+                    for step in loop.run():
+                        steps.put(step)
+                finally:
+                    self._answering.release()
+            except BaseException as error:  # handed to the consumer, who raises it
+                steps.put(error)
+            finally:
+                steps.put(None)
+
+        threading.Thread(target=work, name=f"agent-{task_id}", daemon=True).start()
+        try:
+            while (item := _next(steps, budget)) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+            result = self._result(task_id, loop, budget, session_id)
+            if conversation is not None and result.final_answer and result.state in ("answered", "deadline"):
+                self._keep(conversation, result, in_time=budget.left_s > _STORING_S)
+            yield Answered(step_number=len(loop.done), result=result)
+        finally:
+            budget.cancel.set()
+
+    def _keep(self, conversation: "Conversation", result: ReasoningResult, in_time: bool) -> None:
+        """Remember the turn before the answer is handed out or, where that would make it late, beside that."""
+
+        def store() -> None:
+            conversation.add(
+                result.prompt, result.final_answer, context_used=result.context_used, agent=str(result.model_info),
+                metadata={"task_id": result.task_id, "state": result.state},
+            )  # fmt: skip
+
+        self._stored()
+        if in_time:
+            store()
+        else:
+            self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
+            self._storing.start()
+
+    def _stored(self) -> None:
+        """Wait until the turn before is remembered."""
+        if self._storing is not None:
+            self._storing.join()
+            self._storing = None
+
+    def _result(self, task_id: str, loop: Loop, budget: Budget, session_id: str | None) -> ReasoningResult:
+        state: State = loop.state
+        error = loop.error
+        if state != "answered" and not error:
+            state = "cancelled" if budget.cancel.is_set() else "deadline" if budget.over() else "failed"
+        link = self.chain.link
+        return ReasoningResult(
+            task_id=task_id,
+            prompt=loop.task,
+            reasoning_steps=list(loop.done),
+            final_answer=loop.best if state != "failed" else "",
+            confidence_score=_together(loop.confidences) if state == "answered" else 0.0,
+            processing_time=budget.elapsed_s,
+            memory_usage=memory_stats(),
+            model_info=loop.model_info or self.describe(link, None),
+            state=state,
+            context_used=list(loop.recall.used),
+            session_id=session_id,
+            prompt_tokens=loop.prompt_tokens,
+            completion_tokens=loop.completion_tokens,
+            process_ram_mb=process_ram_mb(),
+            fallbacks=list(loop.fallbacks),
+            error=error or ("the model wrote nothing usable" if state == "failed" else ""),
+        )
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    @property
+    def tools(self) -> list[Tool]:
+        """All tools that the model may call."""
+        return self._tools(Recall(self.memory), None)
+
+    def _tools(self, recall: Recall, session_id: str | None) -> list[Tool]:
+        found = list(self.own_tools)
+        if any(self.switches.values()):
+            from agentlab.agent import builtin
+        if self.switches["builtin_tools"]:
+            if self.memory is not None:
+                found.append(builtin.memory_search(self.memory, on_recalled=recall.noted))
+                found.append(builtin.remember(self.memory, session_id=session_id))
+            found += [builtin.calculator(), builtin.now(), builtin.gpu_monitor()]
+        if self.switches["python"]:
+            found.append(builtin.python())
+        return found
+
+    def describe(self, link: Link, engine: Engine | None = None) -> ModelInfo:
+        """Which model, adapter and run a link of the chain is."""
+        known = self._describe(link)
+        return ModelInfo(
+            model=link.model, model_sha256=known.get("model_sha256", ""), role=link.role,
+            engine=engine.name if engine else "", device=engine.device if engine else "", adapter=link.adapter,
+            adapter_sha256=known.get("adapter_sha256"), run=self.run_id,
+        )  # fmt: skip
+
+    def load(self) -> ModelInfo:
+        """Load the model whose turn it is and measure its speed, so that the first answer is not the slow one."""
+        with self._answering:
+            link, engine = self.chain.current()
+            speed = self.speeds.setdefault(link.model, Speed())
+            while not speed.known:
+                chunks = engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8))
+                budget = Budget(None)
+                first_s = 0.0
+                for chunk in chunks:
+                    first_s = first_s or budget.elapsed_s
+                    if chunk.completion is not None:
+                        done = chunk.completion
+                        speed.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)
+            return self.describe(link, engine)
+
+    def take_chain(self, other: "Agent") -> None:
+        """Answer with the models of `other`, an agent that was never loaded, from now on; the own ones are freed."""
+        with self._answering:
+            self.chain.close()
+            self.chain, self._describe, self.run_id = other.chain, other._describe, other.run_id
+
+    def close(self) -> None:
+        """End what is being answered and free the models; harmless when repeated."""
+        self._cancel.set()
+        with self._answering:
+            self.chain.close()
+        self._stored()
+        self._on_close()
+        self._on_close = lambda: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _next(steps: "queue.SimpleQueue[Step | BaseException | None]", budget: Budget) -> "Step | BaseException | None":
+    """The next news of the work; None when it has ended, or when time is up and it does not end by itself."""
+    waited_s = 0.0
+    while True:
+        left_s = budget.left_s
+        if budget.cancel.is_set():
+            left_s = min(left_s, _GRACE_S - waited_s)
+        try:
+            return steps.get(timeout=max(0.0, min(left_s, 0.05)))
+        except queue.Empty:
+            if budget.cancel.is_set():
+                waited_s += 0.05
+            if left_s <= 0:
+                return None
+
+
+def _together(confidences: Sequence[float]) -> float:
+    """The confidence in an answer that took several steps: all of them have to be right."""
+    return math.prod(confidences) if confidences else 0.0
+
+
+def checked(options: Options) -> Options:
+    """`options` if they are possible; raises AgentError that says what is allowed."""
+    for name, least in (("max_steps", 1), ("max_new_tokens", 1), ("recall", 0), ("context_tokens", 0)):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise AgentError(f"{name}: {value!r}; allowed: a whole number from {least}")
+    if options.format not in ("auto", "native", "tags", "react"):
+        raise AgentError(f"format: {options.format!r}; allowed: auto, native, tags, react")
+    if not isinstance(options.temperature, int | float) or not 0 <= options.temperature <= 10:
+        raise AgentError(f"temperature: {options.temperature!r}; allowed: 0 to 10")
+    return options
+
+
+def _check(task: str, deadline_s: float | None, session_id: str | None, memory: "Memory | None") -> None:
+    if not isinstance(task, str) or not task.strip():
+        raise AgentError("the task is empty; allowed: text with at least one visible character")
+    with contextlib.suppress(UnicodeEncodeError):
+        task.encode()
+        if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 1e6):
+            raise AgentError(f"deadline_s: {deadline_s!r}; allowed: seconds above 0, or None")
+        if session_id is not None and memory is None:
+            raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
+        return
+    raise AgentError("the task contains half a surrogate pair, which UTF-8 cannot hold")

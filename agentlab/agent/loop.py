@@ -1,0 +1,342 @@
+"""One answer: recall → (think → act → observe)* → answer, as a stream of steps."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from agentlab.agent.budget import Budget, Speed
+from agentlab.agent.confidence import token_probability
+from agentlab.agent.execution import execute
+from agentlab.agent.formats import THINK_FIRST, Format, Message, call_message, choose, result_message
+from agentlab.agent.reading import THINK, THINK_END, Reader
+from agentlab.agent.recalling import Recall
+from agentlab.agent.steps import (
+    Delta,
+    FellBack,
+    Generated,
+    ModelInfo,
+    Observed,
+    ReasoningStep,
+    Recalled,
+    Rejected,
+    State,
+    Step,
+    Thought,
+    ToolCalled,
+)
+from agentlab.agent.tools import Tool
+from agentlab.agent.untrusted import as_untrusted
+from agentlab.errors import AgentlabError
+from agentlab.inference import Completion, Engine, Request
+from agentlab.inference.chain import Chain, ChainExhausted, Link
+from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, validate
+
+Choice = Literal["auto", "none"]
+_CALL_TOKENS = 48  # a usual call, for planning steps before a deadline
+_ANSWER_TOKENS = 32
+_LEAST_TOKENS = 4  # fewer new tokens are no answer: the deadline has come
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How an agent answers. `format`: auto, native, tags or react. `thinking`: reason in words before acting.
+
+    single_call: the adapter was taught one call and nothing else (a `tool_call` suite does that), so after a result, and
+    where no tool applies, the base model answers in words. constrained: calls are decoded under a grammar, so that they always parse. recall: how many memories are shown at
+    most; context_tokens: how many tokens memories and earlier turns may take.
+    """
+
+    max_steps: int = 5
+    max_new_tokens: int = 256
+    format: str = "auto"
+    thinking: bool = False
+    single_call: bool = False
+    constrained: bool = True
+    temperature: float = 0.0
+    seed: int = 0
+    system: str = ""
+    recall: int = 5
+    context_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One whole output of a model and the format that it was asked in."""
+
+    form: Format
+    text: str
+    confidence: float
+
+
+@dataclasses.dataclass
+class Loop:
+    """One task on its way. What is known so far can be read from another thread at any time, and is at a deadline."""
+
+    task: str
+    chain: Chain
+    tools: Mapping[str, Tool]
+    options: Options
+    budget: Budget
+    recall: Recall
+    speeds: dict[str, Speed]
+    describe: Callable[[Link, Engine], ModelInfo]
+
+    def __post_init__(self) -> None:
+        self.best = ""
+        self.state: State = "failed"
+        self.error = ""
+        self.done: list[ReasoningStep] = []
+        self.confidences: list[float] = []
+        self.model_info: ModelInfo | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.fallbacks: list[str] = []
+        self._show_tools = bool(self.tools)
+        self._system: list[Message] = []
+        self._earlier: list[Message] = []  # turns before the task; the oldest are left out where room is short
+        self._talk: list[Message] = []  # the task and what came of it
+        self._made: set[str] = set()  # calls that were executed, to notice when they come again
+
+    # -- the whole flow -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Step]:
+        """Every step as it happens; afterwards `state`, `best` and the rest say how it ended."""
+        try:
+            yield from self._run()
+        except AgentlabError as error:
+            self.error = str(error)
+
+    def _run(self) -> Iterator[Step]:
+        recalled = self.recall.look_up(self.task)
+        if recalled is not None:
+            yield recalled
+        self._open(recalled)
+        choice: Choice = "auto" if self.tools else "none"
+        asked_again = False
+        for number in range(1, self.options.max_steps + 1):
+            if number == self.options.max_steps or not self._room_for_a_call():
+                choice = "none"
+            written = yield from self._write(number, choice)
+            if written is None:
+                return
+            form, output, confidence = written.form, written.text, written.confidence
+            said = form.read(output)
+            if said.thought:
+                yield Thought(step_number=number, text=said.thought)
+            calls = parse_calls(said.text, form.style) if choice == "auto" else []
+            if not calls and said.text and said.text != NO_TOOL:
+                self._answered(said.text, said.thought, confidence)
+                return
+            if not calls and said.text == NO_TOOL and self._show_tools:
+                # the model has decided; now it answers as one who has no tools
+                self._done(number, said.thought or NO_TOOL, None, None, confidence)
+                self._show_tools, choice = False, "none"
+                continue
+            call, problems = self._checked(calls, form)
+            original = None
+            if call is None and calls and (mended := repair(said.text, self._definitions(), form.style)):
+                yield Rejected(step_number=number, text=said.text, problems=problems, remedy="repair")
+                call, original = mended, said.text
+            if call is None:
+                if not asked_again:
+                    asked_again = True
+                    yield Rejected(step_number=number, text=output, problems=problems, remedy="re-ask")
+                    self._ask_again(said.text, problems)
+                    continue
+                last = self.chain.link is self.chain.links[-1]
+                yield Rejected(
+                    step_number=number, text=output, problems=problems, remedy="give up" if last else "fallback"
+                )
+                self.chain.fall(f"{self.chain.link.model} wrote nothing usable: {problems[0]}", broken=False)
+                self._open(recalled)
+                asked_again = False
+                continue
+            choice = yield from self._act(number, call, original, said.thought, confidence)
+        self.error = self.error or f"no answer after {self.options.max_steps} steps"
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+
+    def _checked(self, calls: Sequence[Call], form: Format) -> tuple[Call | None, list[str]]:
+        """The first call if it can be executed as it is, else what is wrong with it."""
+        if not calls:
+            return None, ["the answer is empty"]
+        call = calls[0]
+        if call.malformed:
+            return None, [call.malformed]
+        if call.name not in self.tools:
+            return None, [f"unknown tool {call.name}; allowed: {', '.join(self.tools)}"]
+        problems = validate(call, self.tools[call.name].definition)
+        return (None, problems) if problems else (call, [])
+
+    def _act(
+        self, number: int, call: Call, original: str | None, thought: str, confidence: float
+    ) -> Generator[Step, None, Choice]:
+        """Execute a call; the choice for the next step: after the same call again, the model has to answer."""
+        yield ToolCalled(step_number=number, name=call.name, arguments=call.arguments, original=original)
+        mark = json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
+        action: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
+        if original is not None:
+            action["original"] = original
+        again = mark in self._made
+        self._made.add(mark)
+        if again:
+            text = "the result is above already"
+            seen = Observed(
+                step_number=number, name=call.name, text=text, ok=True, problem=None, truncated=False, seconds=0.0
+            )
+        else:
+            tool = self.tools[call.name]
+            room_s = max(0.0, min(tool.timeout_s, self.budget.work_left_s))
+            found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancel.is_set)
+            seen = Observed(
+                step_number=number,
+                name=call.name,
+                text=as_untrusted(found.text),
+                ok=found.ok,
+                problem=found.problem,
+                truncated=found.truncated,
+                seconds=found.seconds,
+            )
+            self.best = seen.text if seen.ok else self.best
+        yield seen
+        self._done(number, thought, action, seen.text, confidence)
+        self._talk.append(call_message(call.name, call.arguments, thought if self.options.thinking else ""))
+        self._talk.append(result_message(call.name, seen.text))
+        return "none" if again or (self.options.single_call and seen.ok) else "auto"
+
+    def _ask_again(self, said: str, problems: Sequence[str]) -> None:
+        self._talk.append({"role": "assistant", "content": said or "(nothing)"})
+        allowed = f"a call of one of: {', '.join(self.tools)}, or plain words" if self.tools else "plain words"
+        self._talk.append({"role": "user", "content": f"That cannot be used: {problems[0]}; allowed: {allowed}."})
+
+    def _answered(self, text: str, thought: str, confidence: float) -> None:
+        self.best = text
+        self.state = "answered"
+        self._done(len(self.done) + 1, thought, None, None, confidence)
+
+    def _done(
+        self, number: int, thought: str, action: dict[str, Any] | None, observation: str | None, confidence: float
+    ) -> None:
+        self.done.append(
+            ReasoningStep(
+                step_number=number, thought=thought, action=action, observation=observation, confidence=confidence
+            )
+        )
+        self.confidences.append(confidence)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _write(self, number: int, choice: Choice) -> Generator[Step, None, "Written | None"]:
+        """One output of the model whose turn it is, or None when there is none in time."""
+        while True:
+            try:
+                link, engine = self.chain.current()
+                yield from self._fallen(number)
+                return (yield from self._stream(number, choice, link, engine))
+            except ChainExhausted as error:
+                yield from self._fallen(number)
+                self.error = str(error)
+                return None
+            except Exception as error:
+                self.chain.broken(error)  # raises what is not the engine's fault
+
+    def _fallen(self, number: int) -> Iterator[Step]:
+        for fall in self.chain.take_falls():
+            self.fallbacks.append(f"{fall.from_model} → {fall.to_model}: {fall.reason}")
+            yield FellBack(step_number=number, from_model=fall.from_model, to_model=fall.to_model, reason=fall.reason)
+
+    def _stream(
+        self, number: int, choice: Choice, link: Link, engine: Engine
+    ) -> Generator[Step, None, "Written | None"]:
+        form = choose(self.options.format, engine.call_style())
+        self.model_info = self.describe(link, engine)
+        request = self._request(choice, link, engine, form)
+        if request is None:
+            return None
+        opened = engine.opens_thought(request.messages)
+        reader = Reader("" if choice == "none" else form.style.trigger, opened)
+        started = time.monotonic()
+        first_s = 0.0
+        completion: Completion | None = None
+        answer = ""
+        for chunk in engine.stream(request, self.budget.over):
+            if chunk.text and not first_s:
+                first_s = time.monotonic() - started
+            pieces = reader.feed(chunk.text)
+            completion = chunk.completion
+            for part, text in pieces + (reader.finish() if completion else []):
+                if part == "answer":
+                    answer += text
+                    if answer.strip():
+                        self.best = answer.strip()
+                yield Delta(step_number=number, text=text, part=part)
+        assert completion is not None
+        seconds = time.monotonic() - started
+        self._speed(link).observe(completion.prompt_tokens, first_s, completion.completion_tokens, seconds)
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        confidence = token_probability(completion.logprobs)
+        yield Generated(
+            step_number=number,
+            messages=request.messages,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+            confidence=confidence,
+            seconds=seconds,
+            model_info=self.model_info,
+        )
+        if completion.finish_reason == "cancelled" or (completion.finish_reason == "length" and self.budget.over()):
+            return None
+        text = completion.text
+        return Written(form, f"{THINK}{text}" if opened and THINK_END not in text else text, confidence)
+
+    def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
+        """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
+        tools = self._definitions() if self._show_tools and (form.native or choice == "auto") else []
+        wanted = self.options.max_new_tokens
+        earlier = list(self._earlier)
+        while True:
+            shown = form.convert([*self._system, *earlier, *self._talk], tools)
+            size = engine.count_tokens(shown, tools if form.native else None)
+            room = self.budget.tokens(self._speed(link), size)
+            fits = size + min(wanted, engine.context_length() // 2) <= engine.context_length()
+            if not earlier or (fits and room >= min(wanted, _ANSWER_TOKENS)):
+                break
+            del earlier[:2]  # a turn is what was asked and what was answered
+        tokens = min(wanted, room, max(engine.context_length() - size, 1))
+        if tokens < _LEAST_TOKENS or self.budget.over():
+            return None
+        return Request(
+            messages=shown,
+            adapter=None if self.options.single_call and choice == "none" else link.adapter,
+            max_new_tokens=tokens,
+            temperature=self.options.temperature,
+            seed=self.options.seed,
+            logprobs=True,
+            tools=tools if form.native and tools else None,
+            structure=structure(tools, form.style, choice) if self.options.constrained and self.tools else None,
+        )
+
+    # -- small things -------------------------------------------------------------------------------------------------
+
+    def _open(self, recalled: Recalled | None) -> None:
+        system = [self.options.system, THINK_FIRST if self.options.thinking else "", recalled.text if recalled else ""]
+        text = "\n".join(filter(None, system))
+        self._system = [{"role": "system", "content": text}] if text else []
+        self._earlier = self.recall.turns()
+        self._talk = [{"role": "user", "content": self.task}]
+
+    def _definitions(self) -> list[dict[str, Any]]:
+        return [tool.definition for tool in self.tools.values()]
+
+    def _speed(self, link: Link) -> Speed:
+        return self.speeds.setdefault(link.model, Speed())
+
+    def _room_for_a_call(self) -> bool:
+        speed = self._speed(self.chain.link)
+        size = sum(len(str(message["content"])) for message in [*self._system, *self._earlier, *self._talk]) // 3
+        return self.budget.steps(speed, size, _CALL_TOKENS, _ANSWER_TOKENS) > 0

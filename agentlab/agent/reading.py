@@ -1,0 +1,98 @@
+"""Reading what a model writes: thoughts apart from what is said, whole and piece by piece."""
+
+import dataclasses
+from typing import Literal
+
+THINK, THINK_END = "<think>", "</think>"
+Part = Literal["thought", "call", "answer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """A model's output, taken apart."""
+
+    thought: str
+    text: str  # what is not thought
+
+
+def split_thought(output: str) -> Said:
+    """Thoughts are what stands between <think> and </think>, and before a lone </think> (R1's prompt opens it itself).
+
+    A thought that is never closed is all thought: nothing was said.
+    """
+    thoughts, said = [], []
+    rest = output
+    first_close, first_open = rest.find(THINK_END), rest.find(THINK)
+    if first_close >= 0 and not 0 <= first_open < first_close:
+        thoughts.append(rest[:first_close])
+        rest = rest[first_close + len(THINK_END) :]
+    while (begin := rest.find(THINK)) >= 0:
+        said.append(rest[:begin])
+        rest = rest[begin + len(THINK) :]
+        end = rest.find(THINK_END)
+        if end < 0:
+            thoughts.append(rest)
+            rest = ""
+            break
+        thoughts.append(rest[:end])
+        rest = rest[end + len(THINK_END) :]
+    said.append(rest.replace(THINK_END, ""))
+    return Said("\n".join(t.strip() for t in thoughts if t.strip()), "".join(said).strip())
+
+
+class Reader:
+    """Sorts a streamed output into parts as it comes; half-written tags are held back until they are whole or not.
+
+    open_call: what a call begins with; "" where it is not known. thinking: whether the prompt has opened a thought.
+    """
+
+    def __init__(self, open_call: str, thinking: bool = False) -> None:
+        self._open_call = open_call
+        self._part: Part = "thought" if thinking else "answer"
+        self._held = ""
+
+    def feed(self, text: str) -> list[tuple[Part, str]]:
+        """(part, text) of what is now certain."""
+        self._held += text
+        pieces: list[tuple[Part, str]] = []
+        while True:
+            tags = self._tags()
+            found = min(
+                ((at, tag) for tag in tags if (at := self._held.find(tag)) >= 0), default=None, key=lambda pair: pair[0]
+            )
+            if found is None:
+                break
+            at, tag = found
+            self._emit(pieces, self._held[:at])
+            self._held = self._held[at + len(tag) :]
+            if tag == self._open_call:
+                self._part = "call"
+                self._held = tag + self._held
+                break
+            self._part = "thought" if tag == THINK else "answer"
+        hold = max((_overlap(self._held, tag) for tag in self._tags()), default=0)
+        self._emit(pieces, self._held[: len(self._held) - hold])
+        self._held = self._held[len(self._held) - hold :]
+        return pieces
+
+    def finish(self) -> list[tuple[Part, str]]:
+        """What was held back at the end."""
+        pieces: list[tuple[Part, str]] = []
+        self._emit(pieces, self._held)
+        self._held = ""
+        return pieces
+
+    def _tags(self) -> list[str]:
+        if self._part == "call":
+            return []
+        tags = [THINK_END] if self._part == "thought" else [THINK]
+        return tags + ([self._open_call] if self._open_call and self._part == "answer" else [])
+
+    def _emit(self, pieces: list[tuple[Part, str]], text: str) -> None:
+        if text:
+            pieces.append((self._part, text))
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` could be the beginning of `tag`."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

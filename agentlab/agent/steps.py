@@ -1,0 +1,171 @@
+"""What an agent yields while it works, and the `ReasoningResult` that comes out at the end. Times in seconds."""
+
+import dataclasses
+import json
+import time
+from typing import Any, ClassVar, Literal
+
+from agentlab.hardware.monitor import MemoryStats
+
+State = Literal["answered", "deadline", "cancelled", "failed"]
+"""How an answer ended: in full; with the best there was at its deadline; stopped by somebody; without an answer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Which model, adapter and run answered. `role` is its place in the fallback chain; run "" for none."""
+
+    model: str
+    model_sha256: str
+    role: str  # primary, fallback, emergency
+    engine: str
+    device: str
+    adapter: str | None = None
+    adapter_sha256: str | None = None
+    run: str = ""
+
+    def __str__(self) -> str:
+        who = f"{self.model} + {self.adapter}" if self.adapter else f"{self.model}, base model"
+        return who + (f" of {self.run}" if self.adapter and self.run else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReasoningStep:
+    """One turn of the loop. `action` is {"name", "arguments"} of the executed call, with "original" if it was repaired.
+
+    confidence: the model's probability of what it wrote in this step, per token (geometric mean), 0 to 1.
+    """
+
+    step_number: int
+    thought: str
+    action: dict[str, Any] | None
+    observation: str | None
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReasoningResult:
+    """An answer and how it came about.
+
+    confidence_score: 0 to 1, see `agentlab.agent.confidence`. processing_time: seconds from asking to answering.
+    memory_usage: the machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of
+    the memories that the model was shown. `error` says in one sentence why state is "failed".
+    """
+
+    task_id: str
+    prompt: str
+    reasoning_steps: list[ReasoningStep]
+    final_answer: str
+    confidence_score: float
+    processing_time: float
+    memory_usage: MemoryStats
+    model_info: ModelInfo
+    state: State
+    context_used: list[str] = dataclasses.field(default_factory=list)
+    session_id: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    process_ram_mb: float = 0.0
+    fallbacks: list[str] = dataclasses.field(default_factory=list)
+    error: str = ""
+
+    def to_json(self) -> str:
+        """One JSON object with every field."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, default=str)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """Base of what `agent.run` yields; `time_s` is seconds since the epoch, when it was over."""
+
+    kind: ClassVar[str] = ""
+    step_number: int
+    time_s: float = dataclasses.field(default_factory=time.time)
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recalled(Step):
+    """Memories and earlier turns that the model is shown, as it is shown them."""
+
+    query: str
+    text: str
+    memory_ids: list[str]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta(Step):
+    """A piece of text as the model writes it; together the pieces of one part are that part."""
+
+    text: str
+    part: Literal["thought", "call", "answer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated(Step):
+    """One whole output of the model, as it came; `messages` is what it answered."""
+
+    messages: list[dict[str, Any]] = dataclasses.field(repr=False)
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    confidence: float
+    seconds: float
+    model_info: ModelInfo = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thought(Step):
+    """What the model thought before it acted or answered; never part of the answer."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rejected(Step):
+    """An output that cannot be used, and what is done about it. `repair` goes with the call that came of it."""
+
+    text: str
+    problems: list[str]
+    remedy: Literal["repair", "re-ask", "fallback", "give up"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToolCalled(Step):
+    """A call that is about to be executed; `original` is the model's own text where it had to be repaired."""
+
+    name: str
+    arguments: dict[str, Any]
+    original: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observed(Step):
+    """What came of a call: `problem` is None, "timeout", "error" or "cancelled"."""
+
+    name: str
+    text: str
+    ok: bool
+    problem: str | None
+    truncated: bool
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FellBack(Step):
+    """Another model of the chain took over."""
+
+    from_model: str
+    to_model: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answered(Step):
+    """Always the last step."""
+
+    result: ReasoningResult

@@ -1,0 +1,91 @@
+"""The agent of one run: its models as a fallback chain, the adapter that was asked for, the lease on the accelerator."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from agentlab import config, models
+from agentlab.adapters import Pool
+from agentlab.errors import AdapterError
+from agentlab.evolution.run import Run
+from agentlab.hardware.lease import Lease
+from agentlab.inference import Engine, open_engine
+from agentlab.inference.chain import Chain, Link, Role
+from agentlab.records import BASE
+
+if TYPE_CHECKING:
+    from agentlab.agent import Agent, Options, Tool
+    from agentlab.memory import Memory
+
+CHAMPION = "champion"
+
+
+def open_agent(
+    run: Run, adapter: str, memory: "Memory | None", tools: "Iterable[Tool | Callable[..., Any]]", lease: bool,
+    load: bool, options: "Options | None", **switches: bool,
+) -> "Agent":  # fmt: skip
+    """See `Lab.agent`."""
+    from agentlab.agent import Agent
+
+    links, known = _links(run, adapter)
+    held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease else None
+    if held is not None:
+        held.acquire(wait_s=1.0)
+    try:
+        agent = Agent(
+            Chain(links), tools, memory=memory, run=run.id if run.folder.exists() else "", options=options,
+            describe=lambda link: known[link.role], on_close=held.release if held else lambda: None, **switches,
+        )  # fmt: skip
+        if load:
+            agent.load()
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
+    return agent
+
+
+def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]]]:
+    """The chain's models, and what is known of each by its role. Files are found and checked, nothing is loaded."""
+    wanted = run.settings.model
+    links: list[Link] = []
+    known: dict[str, dict[str, Any]] = {}
+    roles: list[tuple[Role, str | None]] = [
+        ("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)
+    ]  # fmt: skip
+    for role, name in roles:
+        if name is None:
+            continue
+        known[role] = {}
+        link = Link(role, name, _opener(run, name, known[role]))
+        if role == "primary":
+            # the others may be missing until they are needed: that is one of the failures they are there for
+            files = models.resolve(name, run.root)
+            known[role]["model_sha256"] = files.sha256
+            link = _with_adapter(link, run, adapter, files.sha256, known[role])
+        links.append(link)
+    return links, known
+
+
+def _opener(run: Run, name: str, known: dict[str, Any]) -> Callable[[], Engine]:
+    def opened() -> Engine:
+        files = models.resolve(name, run.root)
+        known["model_sha256"] = files.sha256
+        return open_engine(run.settings, files)
+
+    return opened
+
+
+def _with_adapter(link: Link, run: Run, adapter: str, model_sha256: str, known: dict[str, Any]) -> Link:
+    name = run.champion() if adapter == CHAMPION else adapter
+    if name == BASE:
+        return link
+    pool = Pool(run.folder / "adapters", run.settings.population.pool, model_sha256)
+    try:
+        folder = pool.verify(name)
+    except AdapterError as error:
+        there = ", ".join([CHAMPION, BASE, *(card.adapter_id for card in pool.members())])
+        raise AdapterError(f"{error}; allowed for {run.id}: {there}") from None
+    known["adapter_sha256"] = pool.card(name).weights_sha256
+    pool.count_use(name)
+    return dataclasses.replace(link, adapter=name, adapter_folder=folder)

@@ -66,7 +66,7 @@ class MemoryStoreError(AgentlabError):
 
 
 class ToolError(AgentlabError):
-    """A function cannot become a tool, or this machine cannot run a tool safely."""
+    """A function cannot become a tool, or a tool's call asks for what it cannot do."""
 
     exit_code = 10
 

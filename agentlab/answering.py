@@ -22,15 +22,18 @@ CHAMPION = "champion"
 
 def open_agent(
     run: Run, adapter: str, memory: "Memory | None", tools: "Iterable[Tool | Callable[..., Any]]", lease: bool,
-    load: bool, options: "Options | None", **switches: bool,
+    load: bool, options: "Options | None", metric: str, **switches: bool,
 ) -> "Agent":  # fmt: skip
     """See `Lab.agent`."""
-    from agentlab.agent import Agent
+    from agentlab.agent import Agent, Options
 
     links, known = _links(run, adapter)
     held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease else None
     if held is not None:
         held.acquire(wait_s=1.0)
+    options = options or Options()
+    if metric == "tool_call" and links[0].adapter is not None:
+        options = dataclasses.replace(options, single_call=True)
     try:
         agent = Agent(
             Chain(links), tools, memory=memory, run=run.id if run.folder.exists() else "", options=options,

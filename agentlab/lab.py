@@ -138,7 +138,7 @@ class Lab:
         from agentlab.answering import open_agent
 
         return open_agent(
-            self.run, adapter, self.memory if remember else None, tools, lease, load, options,
+            self.run, adapter, self.memory if remember else None, tools, lease, load, options, self.suite.metric,
             builtin_tools=builtin_tools, python=python,
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from agentlab.agent import builtin
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.loop import Loop, Options
 from agentlab.agent.recalling import Recall
@@ -216,8 +217,6 @@ class Agent:
 
     def _tools(self, recall: Recall, session_id: str | None) -> list[Tool]:
         found = list(self.own_tools)
-        if any(self.switches.values()):
-            from agentlab.agent import builtin
         if self.switches["builtin_tools"]:
             if self.memory is not None:
                 found.append(builtin.memory_search(self.memory, on_recalled=recall.noted))

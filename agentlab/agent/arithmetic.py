@@ -16,8 +16,8 @@ _MAX_FACTORIAL = 1000
 _ALLOWED = "numbers, + - * / // % ** ( ), 15% of 80, pi, e and the functions "
 
 _SYMBOLS = str.maketrans(
-    {"×": "*", "·": "*", "⋅": "*", "∗": "*", "✕": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "＋": "+", "％": "%",
-     "（": "(", "）": ")", "，": ",", "．": ".", "π": "pi", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
+    {"×": "*", "·": "*", "⋅": "*", "∗": "*", "✕": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "＋": "+",
+     "％": "%", "（": "(", "）": ")", "，": ",", "．": ".", "π": "pi", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
     | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
     | {power: f"**{digit}" for digit, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 )  # fmt: skip
@@ -97,6 +97,8 @@ def _percentages(text: str) -> str:
     """`15% of 80` and `20%` as divisions by 100; `17 % 5` stays the remainder."""
     if re.search(r"[/%]\s*[\d.]+\s*%\s*of\b", text):
         raise ToolError("it is not clear what is divided; put parentheses around the percentage, as in 10 / (5% of 80)")
+    if re.search(r"\d%\s*[+-]\S", text):
+        raise ToolError("it is not clear whether % is a percentage or a remainder; write 10 / 100 - 3 or 10 % (-3)")
     text = re.sub(r"%\s*of\b", "/100*", text)
     if re.search(r"[+-]\s*[\d.]+\s*%\s*(?:$|[)+*/-])", text) and not re.match(r"\s*[+-]?\s*[\d.]+\s*%", text):
         raise ToolError("adding or taking off a percentage needs to say of what, as in 200 + 10% of 200")
@@ -107,7 +109,7 @@ def _names() -> str:
     return ", ".join(sorted(_FUNCTIONS))
 
 
-def _value(node: ast.AST) -> Number:
+def _value(node: ast.AST) -> Number:  # noqa: PLR0911 - one case per kind of expression
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return _bounded(value)
@@ -151,10 +153,10 @@ def _called(name: str, nodes: list[ast.expr]) -> Number:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0 and abs(base) > 1:
-        # checked before it is calculated: 9**9**9 would take hours
-        if base.bit_length() * exponent > _MAX_BITS:
-            raise ToolError("the result is too large")
+    whole = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1
+    # checked before it is calculated: 9**9**9 would take hours
+    if whole and int(base).bit_length() * exponent > _MAX_BITS:
+        raise ToolError("the result is too large")
     result = base**exponent
     if isinstance(result, complex):
         raise ToolError(f"{number(base)} to the power of {number(exponent)} has no real result")

@@ -24,7 +24,7 @@ def calculator() -> Tool:
     """A tool that evaluates arithmetic."""
 
     def calculator(expression: Annotated[str, "for example 17 % of 2340 or sqrt(2) * (3 + 4)"]) -> str:
-        """Calculate an arithmetic expression exactly."""
+        """Calculate an arithmetic expression."""
         return calculate(expression)
 
     return tool(calculator, timeout_s=5)
@@ -36,14 +36,12 @@ def now() -> Tool:
     def now(timezone: Annotated[str | None, "IANA name such as Asia/Tokyo; local time without it"] = None) -> str:
         """The current date, time, weekday and time zone."""
         try:
-            moment = datetime.datetime.now(zoneinfo.ZoneInfo(timezone) if timezone else None).astimezone(
-                zoneinfo.ZoneInfo(timezone) if timezone else None
-            )
+            moment = datetime.datetime.now().astimezone(zoneinfo.ZoneInfo(timezone) if timezone else None)
         except (KeyError, ValueError, OSError):
             raise ToolError(f"unknown time zone {timezone!r}; allowed: IANA names such as Europe/Berlin") from None
-        offset = moment.strftime("%z")
+        day, offset = _WEEKDAYS[moment.weekday()], moment.strftime("%z")
         zone = timezone or moment.tzname() or "local time"
-        return f"{moment:%Y-%m-%d} {moment:%H:%M:%S}, {_WEEKDAYS[moment.weekday()]}, {zone} (UTC{offset[:3]}:{offset[3:5]})"
+        return f"{moment:%Y-%m-%d %H:%M:%S}, {day}, {zone} (UTC{offset[:3]}:{offset[3:5]})"
 
     return tool(now, timeout_s=5)
 

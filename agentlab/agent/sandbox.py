@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import signal
 import stat
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def _report(ended: process.Finished, limits: Limits) -> tuple[str, str | None]:
         # a traceback or the refusal speaks for itself
         told = ended.exit_code in (1, _REFUSED) and output
         note, problem = None if told else process.describe_end(ended.exit_code or 0), "error"
-        if ended.exit_code == -24:
+        if ended.exit_code == -signal.SIGXCPU:
             note = "the process used up its CPU time"
     return "\n".join(part for part in (output, note) if part), problem
 

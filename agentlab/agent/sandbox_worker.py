@@ -185,4 +185,5 @@ def _show(error: BaseException, source: str) -> None:
     sys.stderr.write(f"{type(error).__name__}: {message[:1000]}\n" if message else f"{type(error).__name__}\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

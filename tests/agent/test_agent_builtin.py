@@ -114,7 +114,7 @@ def test_the_calculator_understands(expression, result):
         ("(lambda: 1)()", "before a parenthesis"),
         ("round(1, 10**9)", "allowed: a whole number"),
         ("(" * 400 + "1" + ")" * 400, "is not an expression"),
-        ("-" * 900 + "1", "is not an expression"),
+        ("10%-3", "not clear whether"),
         ("1" * 2000, "2000 characters"),
         ("\x00", "is not an expression"),
         ("1j * 2", "only numbers"),
@@ -143,7 +143,8 @@ def test_now_elsewhere():
     text = use(builtin.now(), timezone="Asia/Tokyo").text
     assert text.endswith("Asia/Tokyo (UTC+09:00)")
     tokyo = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=9)))
-    assert abs((datetime.datetime.strptime(text[:19], "%Y-%m-%d %H:%M:%S") - tokyo.replace(tzinfo=None)).seconds) < 10
+    told = datetime.datetime.strptime(text[:19], "%Y-%m-%d %H:%M:%S")
+    assert abs((told - tokyo.replace(tzinfo=None)).total_seconds()) < 10
 
 
 @pytest.mark.parametrize("zone", ["Nowhere/City", "../../etc/passwd", "Europe", "/etc/localtime", "\x00"])

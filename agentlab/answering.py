@@ -1,4 +1,4 @@
-"""The agent of one run: its models as a fallback chain, the adapter that was asked for, the lease on the accelerator."""
+"""The agent of one run: its models as a fallback chain, the adapter asked for, the lease on the accelerator."""
 
 import dataclasses
 from collections.abc import Callable, Iterable

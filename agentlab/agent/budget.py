@@ -73,7 +73,7 @@ class Budget:
         return max(0, int(room_s * speed.decode_tokens_per_s))
 
     def steps(self, speed: Speed, prompt_tokens: int, call_tokens: int, answer_tokens: int) -> int:
-        """How many calls of `call_tokens` fit before an answer of `answer_tokens`, each reading the prompt once more."""
+        """How many calls of `call_tokens` fit before an answer of `answer_tokens`, each reading the prompt again."""
         if self.deadline_s is None or not speed.known:
             return UNBOUNDED
         one = speed.seconds(prompt_tokens, call_tokens)

@@ -21,7 +21,7 @@ def brier_score(confidences: Sequence[float], correct: Sequence[float]) -> float
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[float], bins: int = 10) -> float:
-    """Mean distance between confidence and accuracy over equally wide bins, weighted by their size (Guo et al. 2017)."""
+    """Mean distance of confidence and accuracy over equally wide bins, weighted by their size (Guo et al. 2017)."""
     _check(confidences, correct)
     groups: dict[int, list[tuple[float, float]]] = {}
     for c, y in zip(confidences, correct, strict=True):

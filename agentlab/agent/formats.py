@@ -85,10 +85,8 @@ def _with_system(text: str, messages: Sequence[Message]) -> list[Message]:
 def _native(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
     converted = []
     for message in messages:
-        message = dict(message)
-        if message["role"] == "tool":
-            message["content"] = f"({UNTRUSTED}) {message['content']}"
-        converted.append(message)
+        marked = {"content": f"({UNTRUSTED}) {message['content']}"} if message["role"] == "tool" else {}
+        converted.append({**message, **marked})
     return converted
 
 

@@ -28,7 +28,7 @@ from agentlab.agent.steps import (
 )
 from agentlab.agent.tools import Tool
 from agentlab.agent.untrusted import as_untrusted
-from agentlab.errors import AgentlabError
+from agentlab.errors import AgentError, AgentlabError
 from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain, ChainExhausted, Link
 from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, validate
@@ -36,16 +36,18 @@ from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, v
 Choice = Literal["auto", "none"]
 _CALL_TOKENS = 48  # a usual call, for planning steps before a deadline
 _ANSWER_TOKENS = 32
+_SHORTEST_RESULT = 50  # characters of a tool's result that are always left
 _LEAST_TOKENS = 4  # fewer new tokens are no answer: the deadline has come
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How an agent answers. `format`: auto, native, tags or react. `thinking`: reason in words before acting.
+    """How an agent answers.
 
-    single_call: the adapter was taught one call and nothing else (a `tool_call` suite does that), so after a result, and
-    where no tool applies, the base model answers in words. constrained: calls are decoded under a grammar, so that they always parse. recall: how many memories are shown at
-    most; context_tokens: how many tokens memories and earlier turns may take.
+    format: auto, native, tags or react. thinking: reason in words before acting. recall: how many memories are shown at
+    most; context_tokens: how many tokens they and earlier turns may take. constrained: calls are decoded under a
+    grammar, so that they always parse. single_call: the adapter was taught one call and nothing else (a `tool_call`
+    suite does that), so after a result, and where no tool applies, the base model answers in words.
     """
 
     max_steps: int = 5
@@ -298,15 +300,22 @@ class Loop:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
         tools = self._definitions() if self._show_tools and (form.native or choice == "auto") else []
         wanted = self.options.max_new_tokens
-        earlier = list(self._earlier)
+        earlier, talk = list(self._earlier), list(self._talk)
         while True:
-            shown = form.convert([*self._system, *earlier, *self._talk], tools)
+            shown = form.convert([*self._system, *earlier, *talk], tools)
             size = engine.count_tokens(shown, tools if form.native else None)
             room = self.budget.tokens(self._speed(link), size)
             fits = size + min(wanted, engine.context_length() // 2) <= engine.context_length()
-            if not earlier or (fits and room >= min(wanted, _ANSWER_TOKENS)):
+            if fits and (room >= min(wanted, _ANSWER_TOKENS) or not earlier):
                 break
-            del earlier[:2]  # a turn is what was asked and what was answered
+            if earlier:
+                del earlier[:2]  # a turn is what was asked and what was answered
+            elif not _shorten_result(talk):
+                break
+        if size + _LEAST_TOKENS > engine.context_length():
+            raise AgentError(
+                f"the task takes {size} tokens of the {engine.context_length()} that {link.model} can read; shorten it"
+            )
         tokens = min(wanted, room, max(engine.context_length() - size, 1))
         if tokens < _LEAST_TOKENS or self.budget.over():
             return None
@@ -340,3 +349,13 @@ class Loop:
         speed = self._speed(self.chain.link)
         size = sum(len(str(message["content"])) for message in [*self._system, *self._earlier, *self._talk]) // 3
         return self.budget.steps(speed, size, _CALL_TOKENS, _ANSWER_TOKENS) > 0
+
+
+def _shorten_result(talk: list[Message]) -> bool:
+    """Halve the oldest of the long results in place; False where none is long."""
+    for at, message in enumerate(talk):
+        if message["role"] == "tool" and len(message["content"]) > 2 * _SHORTEST_RESULT:
+            half = message["content"][: len(message["content"]) // 2].rstrip(" …")
+            talk[at] = {**message, "content": f"{half} …"}
+            return True
+    return False

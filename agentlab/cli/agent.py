@@ -51,7 +51,6 @@ def _opened(
     max_tokens: int, call_format: str, quiet: bool = False,
 ) -> "Iterator[tuple[Lab, Agent]]":  # fmt: skip
     from agentlab.agent import Options
-    from agentlab.lab import Lab
 
     lab = _chosen(experiment, overrides)
     started = time.monotonic()

@@ -23,6 +23,7 @@ from agentlab.learning.trainer import CompactSFTTrainer
 from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, is_out_of_memory, remedy
 from agentlab.records import Genome, Training
 
+_WARM_START = 5  # one step in so many warms up where training begins with weights that know something
 _SLOT = "candidate"  # the adapter being trained; no id of a trained one looks like it
 
 
@@ -50,6 +51,8 @@ def train(
         emit(Warned(message=f"{genome.candidate}: {left_out} items longer than {max_length} tokens are left out"))
     if not fitting:
         raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
+    if start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
+        warmup_steps = max(warmup_steps, genome.steps // _WARM_START)
     attempt = Attempt(genome.learning_rate, genome.batch_size)
     remedies: list[dict[str, Any]] = []
     started = time.monotonic()

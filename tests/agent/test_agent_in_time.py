@@ -1,0 +1,195 @@
+"""On time, whatever hangs: deadlines, cancelling, abandoned loops, two answers at once, async."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from helpers import Scripted, agent_of, call, kinds
+
+from agentlab.agent import tool
+from agentlab.agent.budget import Speed
+from agentlab.errors import AgentError
+
+LONG = "one two three four five six seven eight nine ten " * 20
+
+
+def timed(function):
+    started = time.monotonic()
+    return function(), time.monotonic() - started
+
+
+def test_the_best_so_far_comes_back_at_the_deadline():
+
+    agent = agent_of(engine=Scripted(LONG, token_s=0.02))
+    result, seconds = timed(lambda: agent.ask("Count.", deadline_s=0.6))
+    assert result.state == "deadline"
+    assert seconds < 2.5
+    assert result.final_answer.startswith("one two three")
+    assert LONG.startswith(result.final_answer)
+    assert result.confidence_score == 0
+
+
+def test_token_budgets_follow_the_measured_speed():
+    engine = Scripted(LONG, token_s=0.02)
+    agent = agent_of(engine=engine, max_new_tokens=200)
+    agent.speeds["model-primary"] = Speed(1000, 40)
+    agent.ask("Count.", deadline_s=0.5)
+    assert 5 < engine.requests[0].max_new_tokens < 20
+    agent.ask("Count.")
+    assert engine.requests[1].max_new_tokens == 200
+
+
+def test_without_time_for_a_call_the_model_has_to_answer():
+    @tool
+    def slow_tool(x: int) -> str:
+        """Slow."""
+        return "done"
+
+    engine = Scripted("Just this.")
+    agent = agent_of(engine=engine, tools=[slow_tool])
+    agent.speeds["model-primary"] = Speed(1000, 50)  # a call takes a second, an answer another half
+    agent.ask("Do it.", deadline_s=1.2)
+    assert engine.requests[0].structure["format"]["type"] == "any_text"
+    agent.ask("Do it.", deadline_s=60)
+    assert engine.requests[1].structure["format"]["type"] == "triggered_tags"
+
+
+def test_a_model_that_hangs_in_its_prompt_does_not_break_the_deadline():
+    agent = agent_of(engine=Scripted("late", prefill_s=3))
+    result, seconds = timed(lambda: agent.ask("Hm?", deadline_s=0.4))
+    assert (result.state, result.final_answer) == ("deadline", "")
+    assert seconds < 2.5
+    result, seconds = timed(lambda: agent.ask("Hm?", deadline_s=0.3))  # the first one is still at it
+    assert result.state == "deadline"
+    assert seconds < 2.5
+    assert agent.ask("Hm?").final_answer == "late"
+
+
+def hang() -> str:
+    """Never returns."""
+    time.sleep(60)
+    return ""
+
+
+def shout() -> str:
+    """Prints and returns ten megabytes."""
+    print("y" * 10_000_000)
+    return "z" * 10_000_000
+
+
+def test_a_tool_that_hangs_ends_at_the_deadline_with_what_there_is():
+    agent = agent_of(engine=Scripted(call("hang"), "It hung."), tools=[hang])
+    result, seconds = timed(lambda: agent.ask("Hang.", deadline_s=0.8))
+    assert result.state == "deadline"
+    assert seconds < 3
+    impatient = tool(hang, timeout_s=0.2)
+    result, seconds = timed(lambda: agent_of(call("hang"), "It hung.", tools=[impatient]).ask("Hang.", deadline_s=5))
+    assert result.final_answer == "It hung."
+    assert "0.2" in result.reasoning_steps[0].observation
+    assert seconds < 2.5
+
+
+def test_ten_megabytes_are_cut_and_said_so(capsys):
+    engine = Scripted(call("shout"), "Loud.")
+    steps = list(agent_of(engine=engine, tools=[shout]).run("Shout.", deadline_s=10))
+    seen = next(step for step in steps if step.kind == "observed")
+    assert seen.truncated
+    assert len(seen.text) < 5_000
+    assert steps[-1].result.state == "answered"
+    assert len(capsys.readouterr().out) < 1000
+
+
+def test_cancelling_while_writing_and_while_a_tool_runs():
+    agent = agent_of(engine=Scripted(LONG, token_s=0.02))
+    threading.Timer(0.2, agent.cancel).start()
+    result, seconds = timed(lambda: agent.ask("Count."))
+    assert result.state == "cancelled"
+    assert result.final_answer.startswith("one")
+    assert seconds < 3
+    agent = agent_of(engine=Scripted(call("hang"), "x"), tools=[tool(hang, timeout_s=30)])
+    threading.Timer(0.2, agent.cancel).start()
+    result, seconds = timed(lambda: agent.ask("Hang."))
+    assert result.state == "cancelled"
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("after", ["generated", "tool_called", "observed", "delta"])
+def test_cancel_works_at_every_step(after):
+    @tool
+    def ping() -> str:
+        """Pong."""
+        return "pong"
+
+    agent = agent_of(engine=Scripted(call("ping"), LONG, token_s=0.01), tools=[ping])
+    last = None
+    for step in agent.run("Ping."):
+        last = step
+        if step.kind == after:
+            agent.cancel()
+    assert last.result.state == "cancelled"
+    assert agent.ask("Ping.", deadline_s=30).state == "answered"  # and the next answer is a whole one
+
+
+def test_walking_away_ends_the_work():
+    engine = Scripted(LONG, token_s=0.02)
+    agent = agent_of(engine=engine)
+    for step in agent.run("Count."):
+        if step.kind == "delta":
+            break
+    _, seconds = timed(agent.close)
+    assert seconds < 3
+    assert engine.closed
+
+
+def test_two_answers_at_once_wait_for_each_other():
+    engine = Scripted("ok ok ok ok", token_s=0.05)
+    agent = agent_of(engine=engine)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(agent.ask("Hm?"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.final_answer for result in results] == ["ok ok ok ok"] * 3
+
+
+def test_async_runs_beside_other_work():
+    agent = agent_of(engine=Scripted(LONG[:80], token_s=0.02))
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0.01)
+
+    async def main():
+        ticking = asyncio.create_task(tick())
+        result = await agent.aask("Count.")
+        seen = kinds([step async for step in agent.arun("Count.")])
+        ticking.cancel()
+        return result, seen
+
+    result, seen = asyncio.run(main())
+    assert result.state == "answered"
+    assert seen == ["generated", "answered"]
+    assert len(ticks) > 20
+
+
+def test_cancelling_the_coroutine_ends_the_work():
+    engine = Scripted(LONG, token_s=0.02)
+    agent = agent_of(engine=engine)
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.aask("Count."), 0.3)
+
+    asyncio.run(main())
+    _, seconds = timed(agent.close)
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), "soon"])
+def test_an_impossible_deadline_is_refused(deadline):
+    with pytest.raises(AgentError, match="deadline_s"):
+        agent_of("x").run("Hm?", deadline_s=deadline)

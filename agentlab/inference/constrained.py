@@ -72,9 +72,10 @@ class Row:
             if begun and len(self.grammars.encode(call[begun:])) > self.room - 1:
                 return None  # a call's first words: they would stay words
             return []
-        for known in (b"".join(self.grammars.pieces[t] for t in self.path), call[begun:] if begun else b""):
-            if known and self._completes(known):
-                return self.path if known is not call and self.path else self.grammars.encode(known)
+        if self.path and self._completes(b"".join(self.grammars.pieces[token] for token in self.path)):
+            return self.path  # the token made something longer without opening anything
+        if begun and self._completes(call[begun:]):
+            return self.grammars.encode(call[begun:])
         found = completion(self.matcher)
         return None if found is None else self.grammars.encode(found)
 

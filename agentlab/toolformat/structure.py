@@ -23,9 +23,9 @@ def structure(
     JSON is written as json.dumps writes it. Keywords that cannot be compiled are loosened: validate afterwards.
     Raises ValueError where there is no tool to call.
     """
+    closing = [style.end] if style.end.startswith("<") else []  # alone in free text it is an attempt at a call
     if choice == "none":
-        excludes = sorted({style.trigger, "Action:"} if style.kind == "react" else {style.trigger})
-        return _root({"type": "any_text", "excludes": excludes})
+        return _root({"type": "any_text", "excludes": [style.trigger, *closing]})
     if not tools:
         raise ValueError(f"choice {choice} without tools; allowed: none")
     tags = [_tag(tool, style) for tool in tools]
@@ -40,6 +40,7 @@ def structure(
                 "tags": tags,
                 "at_least_one": False,
                 "stop_after_first": calls == "one",
+                "excludes": closing,
             }
         )
     body: dict[str, Any] = {"type": "or", "elements": tags}

@@ -9,9 +9,36 @@ import pytest
 
 from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, Request
+from agentlab.toolformat import TAGS, parse_calls, structure, validate
 
 CHAT = [{"role": "user", "content": "Say something about rivers."}]
 OTHER = [{"role": "user", "content": "Count from one to ten, please, in words, and then stop."}]
+TOOLS = [
+    {
+        "name": "rivers.length",
+        "description": "Length of a river in km",
+        "parameters": {"type": "object", "properties": {"river": {"type": "string"}}, "required": ["river"]},
+    },
+    {
+        "name": "count",
+        "description": "Count in steps",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "numbers": {"type": "array", "items": {"type": "integer"}},
+                "words": {"type": "array", "items": {"type": "string"}},
+                "order": {"enum": ["up", "down"]},
+                "pace": {"type": "number"},
+            },
+            "required": ["numbers", "words", "order"],
+        },
+    },
+]
+
+
+def is_one_call(text, style, tools=TOOLS):
+    calls = parse_calls(text, style)
+    return len(calls) == 1 and any(not validate(calls[0], tool) for tool in tools)
 
 
 class EngineConformance:
@@ -153,3 +180,75 @@ class EngineConformance:
         long = [{"role": "user", "content": "word " * (engine.context_length() + 1)}]
         with pytest.raises(EngineError, match="context"):
             engine.generate([Request(long, max_new_tokens=4)])
+
+    def test_a_required_call_is_whole_and_fits_its_tool(self, engine):
+        style = engine.call_style() or TAGS
+        for tools in (TOOLS[:1], TOOLS[1:], TOOLS):
+            tag = structure(tools, style, "required")
+            requests = [
+                Request(chat, max_new_tokens=limit, temperature=temperature, seed=limit, structure=tag)
+                for chat in (CHAT, OTHER)
+                for limit, temperature in ((128, 0.0), (128, 1.5), (144, 1.0))
+            ]
+            for completion in engine.generate(requests):
+                assert is_one_call(completion.text, style, tools), completion.text
+                assert completion.finish_reason == "stop"
+
+    def test_free_text_may_be_kept_from_calling(self, engine):
+        style = engine.call_style() or TAGS
+        tag = structure(TOOLS, style, "none")
+        for completion in engine.generate([Request(chat, max_new_tokens=24, structure=tag) for chat in (CHAT, OTHER)]):
+            assert parse_calls(completion.text, style) == []
+
+    def test_a_call_in_free_text_fits_its_tool(self, engine):
+        style = engine.call_style() or TAGS
+        tag = structure(TOOLS, style, "auto")
+        requests = [Request(CHAT, max_new_tokens=128, temperature=1.0, seed=seed, structure=tag) for seed in range(4)]
+        for completion in engine.generate(requests):
+            assert parse_calls(completion.text, style) == [] or is_one_call(completion.text, style)
+
+    def test_structured_and_free_requests_in_one_batch(self, engine):
+        tag = structure(TOOLS, TAGS, "required")
+        requests = [
+            Request(CHAT, max_new_tokens=10),
+            Request(CHAT, max_new_tokens=128, structure=tag, logprobs=True),
+            Request(OTHER, max_new_tokens=6, temperature=1.0, seed=3),
+            Request(OTHER, max_new_tokens=140, structure=tag, temperature=1.0, seed=4),
+        ]
+        together = engine.generate(requests)
+        assert [c.token_ids for c in together] == [engine.generate([r])[0].token_ids for r in requests]
+        assert len(together[1].logprobs) == together[1].completion_tokens
+        assert is_one_call(together[1].text, TAGS)
+        assert is_one_call(together[3].text, TAGS)
+
+    def test_logprobs_of_a_structured_answer_are_the_free_models(self, engine):
+        tag = structure(TOOLS, TAGS, "required")
+        (free,) = engine.generate([Request(CHAT, max_new_tokens=4, logprobs=True)])
+        (bound,) = engine.generate([Request(CHAT, max_new_tokens=128, structure=tag, logprobs=True)])
+        if bound.token_ids[0] != free.token_ids[0]:
+            assert bound.logprobs[0] < free.logprobs[0] <= 1e-4  # what the model would not have said
+
+    def test_a_structured_answer_streams(self, engine):
+        request = Request(OTHER, max_new_tokens=128, structure=structure(TOOLS, TAGS, "required"))
+        chunks = list(engine.stream(request))
+        assert "".join(chunk.text for chunk in chunks) == engine.generate([request])[0].text
+        assert is_one_call(chunks[-1].completion.text, TAGS)
+
+    def test_a_structured_answer_with_an_adapter(self, engine, adapters):
+        tag = structure(TOOLS, TAGS, "required")
+        adapter, folder = next(iter(adapters.items()))
+        engine.load_adapter(adapter, folder)
+        (completion,) = engine.generate([Request(CHAT, adapter=adapter, max_new_tokens=128, structure=tag)])
+        assert is_one_call(completion.text, TAGS)
+
+    def test_a_limit_too_small_for_a_call_is_refused(self, engine):
+        with pytest.raises(EngineError, match=r"too small for any call; the shortest needs \d+"):
+            engine.generate([Request(CHAT, max_new_tokens=3, structure=structure(TOOLS, TAGS, "required"))])
+
+    def test_tools_are_shown_by_the_template_or_refused(self, engine):
+        if engine.call_style() is None:
+            with pytest.raises(EngineError, match="shows no tools"):
+                engine.generate([Request(CHAT, max_new_tokens=2, tools=TOOLS)])
+        else:
+            (completion,) = engine.generate([Request(CHAT, max_new_tokens=2, tools=TOOLS)])
+            assert completion.prompt_tokens == engine.count_tokens(CHAT, TOOLS) > engine.count_tokens(CHAT)

@@ -134,7 +134,7 @@ def completion(matcher: Any) -> bytes | None:
     steps = choices = 0
     while not matcher.is_completed():
         forced = _forced(matcher)
-        piece = forced if forced and matcher.accept_string(forced) else _closing(matcher)
+        piece = forced if forced and matcher.accept_string(forced) else _closing(matcher, text[-1:])
         if piece is None:  # nothing closes here: in turn, so that no repetition is followed for ever
             piece = _any_byte(matcher, choices // 3)
             choices += 1
@@ -163,10 +163,13 @@ def _accepts(matcher: Any, text: bytes) -> bool:
     return accepted
 
 
-def _closing(matcher: Any) -> bytes | None:
-    """The byte that closes what is open, read by the matcher; None if nothing can be closed here."""
+def _closing(matcher: Any, before: bytes) -> bytes | None:
+    """The byte that closes what is open, read by the matcher; None if nothing can be closed here.
+
+    A comma ends a number where something has to follow; after another one it would be text.
+    """
     brace, bracket = _accepts(matcher, b"}"), _accepts(matcher, b"]")
-    order: tuple[bytes, ...] = (b"}",) if brace else (b"]",) if bracket else ()
+    order: tuple[bytes, ...] = (b"}",) if brace else (b"]",) if bracket else (b",",) if before != b"," else ()
     if brace and bracket:  # inside free text: a line of thought, or a string
         order = (b"\n", b'"')
     return next((byte for byte in order if matcher.accept_string(byte)), None)

@@ -304,6 +304,8 @@ def checked(options: Options) -> Options:
             raise AgentError(f"{name}: {value!r}; allowed: a whole number from {least}")
     if options.format not in ("auto", "native", "tags", "react"):
         raise AgentError(f"format: {options.format!r}; allowed: auto, native, tags, react")
+    if options.tool_choice not in ("auto", "required", "none"):
+        raise AgentError(f"tool_choice: {options.tool_choice!r}; allowed: auto, required, none")
     if not isinstance(options.temperature, int | float) or not 0 <= options.temperature <= 10:
         raise AgentError(f"temperature: {options.temperature!r}; allowed: 0 to 10")
     return options

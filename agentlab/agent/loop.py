@@ -33,7 +33,7 @@ from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain, ChainExhausted, Link
 from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, validate
 
-Choice = Literal["auto", "none"]
+Choice = Literal["auto", "required", "none"]
 _CALL_TOKENS = 48  # a usual call, for planning steps before a deadline
 _ANSWER_TOKENS = 32
 _SHORTEST_RESULT = 50  # characters of a tool's result that are always left
@@ -46,14 +46,16 @@ class Options:
 
     format: auto, native, tags or react. thinking: reason in words before acting. recall: how many memories are shown at
     most; context_tokens: how many tokens they and earlier turns may take. constrained: calls are decoded under a
-    grammar, so that they always parse. single_call: the adapter was taught one call and nothing else (a `tool_call`
-    suite does that), so after a result, and where no tool applies, the base model answers in words.
+    grammar, so that they always parse. tool_choice: whether the first step may ("auto"), must ("required", where it is
+    constrained) or must not ("none") call a tool. single_call: the adapter was taught one call and nothing else (a
+    `tool_call` suite does that), so after a result, and where no tool applies, the base model answers in words.
     """
 
     max_steps: int = 5
     max_new_tokens: int = 256
     format: str = "auto"
     thinking: bool = False
+    tool_choice: Choice = "auto"
     single_call: bool = False
     constrained: bool = True
     temperature: float = 0.0
@@ -115,7 +117,7 @@ class Loop:
         if recalled is not None:
             yield recalled
         self._open(recalled)
-        choice: Choice = "auto" if self.tools else "none"
+        choice: Choice = self.options.tool_choice if self.tools else "none"
         asked_again = False
         for number in range(1, self.options.max_steps + 1):
             if number == self.options.max_steps or not self._room_for_a_call():
@@ -127,7 +129,7 @@ class Loop:
             said = form.read(output)
             if said.thought:
                 yield Thought(step_number=number, text=said.thought)
-            calls = parse_calls(said.text, form.style) if choice == "auto" else []
+            calls = parse_calls(said.text, form.style) if choice != "none" else []
             if not calls and said.text and said.text != NO_TOOL:
                 self._answered(said.text, said.thought, confidence)
                 return
@@ -298,7 +300,7 @@ class Loop:
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
-        tools = self._definitions() if self._show_tools and (form.native or choice == "auto") else []
+        tools = self._definitions() if self._show_tools and (form.native or choice != "none") else []
         wanted = self.options.max_new_tokens
         earlier, talk = list(self._earlier), list(self._talk)
         while True:

@@ -12,8 +12,10 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
-# Children spread around their fitter parent's: later on a lower one is often better, and selection finds out.
-CHILD_RATES = (1.0, 0.5)
+# Children of founders try their fitter parent's rate and twice that; later ones settle lower, as a schedule would.
+CHILD_RATES = (1.0, 2.0)
+LATER_RATES = (0.5, 0.25)
+LEAST_RATE = 0.125  # of the settings' own: with many generations, halving would end all learning
 
 
 @dataclasses.dataclass
@@ -123,7 +125,7 @@ def _child(
     parents = [first, tournament(rng, others, settings.population.tournament)] if crossed else [first]
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
-        learning_rate=fitter.learning_rate * CHILD_RATES[index % len(CHILD_RATES)],
+        learning_rate=_child_rate(settings, fitter, index),
         steps=(fitter.steps if fitter.parents else 0) or steps,  # founders and blends have another number
         rank=fitter.rank,
         dropout=fitter.dropout,
@@ -146,6 +148,14 @@ def _child(
         seed=training_seed(settings, generation, index),
         **dataclasses.asdict(genes),
     )
+
+
+def _child_rate(settings: Settings, parent: Genome, index: int) -> float:
+    """The learning rate of a child, before mutation."""
+    if parent.operator == "founder":
+        return min(1.0, parent.learning_rate * CHILD_RATES[index % len(CHILD_RATES)])
+    least = min(settings.training.learning_rate * LEAST_RATE, parent.learning_rate)
+    return max(least, parent.learning_rate * LATER_RATES[index % len(LATER_RATES)])
 
 
 def _shares(parents: Sequence[Ranked]) -> list[float]:

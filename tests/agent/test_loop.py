@@ -138,6 +138,14 @@ def test_steps_are_limited_and_the_last_one_has_to_answer():
     assert engine.requests[-1].structure["format"]["type"] == "any_text"
 
 
+def test_a_call_can_be_demanded_and_forbidden():
+    demanded, forbidden = Scripted(call("weather", city="Oslo"), "Rain."), Scripted("Rain.")
+    agent_of(engine=demanded, tools=[weather], tool_choice="required").ask("Weather?")
+    agent_of(engine=forbidden, tools=[weather], tool_choice="none").ask("Weather?")
+    assert [r.structure["format"]["type"] for r in demanded.requests] == ["or", "triggered_tags"]
+    assert forbidden.requests[0].structure["format"]["type"] == "any_text"
+
+
 def test_no_tool_applies_means_an_answer_without_tools():
     engine = Scripted(NO_TOOL, "Rivers are long.")
     result = agent_of(engine=engine, tools=[weather]).ask("Tell me about rivers.")

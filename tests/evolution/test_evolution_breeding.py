@@ -39,7 +39,7 @@ def inherited(genome, pool, chosen):
     parents = [by_id[parent] for parent in genome.parents]
     fitter = max(parents, key=lambda member: member.fitness).genome
     return {
-        "learning_rate": fitter.learning_rate * CHILD_RATES[int(genome.candidate[-2:]) % len(CHILD_RATES)],
+        "learning_rate": min(1.0, fitter.learning_rate * CHILD_RATES[int(genome.candidate[-2:]) % len(CHILD_RATES)]),
         "steps": fitter.steps if fitter.parents else STEPS,
         "rank": fitter.rank,
         "dropout": fitter.dropout,
@@ -47,6 +47,19 @@ def inherited(genome, pool, chosen):
         "merge_weights": [parent.fitness / sum(p.fitness for p in parents) for parent in parents],
         "weight_noise": 0.0,
     }
+
+
+def test_rates_settle_after_the_first_children_and_never_vanish():
+    chosen = settings_of(size=3)
+    rate = chosen.training.learning_rate
+    best = pool_of(chosen)[0]
+    for generation in range(1, 9):
+        child = breed(chosen, generation, [best], [], STEPS)[0]
+        if "learning_rate" not in child.mutated:
+            before = best.genome.learning_rate
+            assert child.learning_rate == (before if generation == 1 else max(before / 2, min(before, rate / 8)))
+        best = Ranked(child.candidate, 0.9, child)
+    assert best.genome.learning_rate >= 1e-6
 
 
 all_settings = st.builds(

@@ -220,7 +220,7 @@ def test_children_spread_around_their_fitter_parents_rate():
     pool = pool_of(chosen, (0.9, 0.1))
     rate = pool[0].genome.learning_rate
     found = [genome.learning_rate for genome in breed(chosen, 1, pool, GROUPS, STEPS)]
-    assert found == pytest.approx([rate, rate / 2, rate, rate / 2])
+    assert found == pytest.approx([rate, 2 * rate, rate, 2 * rate])
 
 
 def test_a_blend_is_the_two_best_newcomers_half_and_half_without_training():

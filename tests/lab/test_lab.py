@@ -262,3 +262,29 @@ def test_a_damaged_record_is_named(tiny_experiment):
     files.write_bytes(path, path.read_bytes()[:40])
     with pytest.raises(Exception, match=r"result\.json is damaged"):
         list(Lab.open(tiny_experiment).generation(1))
+
+
+def test_the_agent_of_a_run_is_its_champion_and_holds_the_accelerator(finished):
+    from agentlab.adapters import Pool
+    from agentlab.agent import Options
+    from agentlab.errors import AdapterError
+
+    lab, _ = finished
+    champion = lab.run.champion()
+    pool = Pool(lab.run.folder / "adapters")
+    member = pool.members()[0].adapter_id
+    used = pool.card(member).usage_count
+    with lab.agent(remember=False, options=Options(max_new_tokens=4)) as agent:
+        result = agent.ask("tree 1")
+        assert result.model_info.adapter == (None if champion == "base" else champion)
+        assert result.model_info.run == lab.run.id
+        assert len(result.model_info.model_sha256) == 64
+        with pytest.raises(LeaseHeldError, match="the agent of tiny/"):
+            lab.agent(remember=False)
+    with lab.agent(member, remember=False, options=Options(max_new_tokens=4)) as agent:  # it was given back
+        info = agent.ask("tree 1").model_info
+        assert (info.adapter, info.adapter_sha256) == (member, pool.card(member).weights_sha256)
+    assert pool.card(member).usage_count > used
+    with pytest.raises(AdapterError, match="allowed for tiny/.*champion, base"):
+        lab.agent("g077-c07", remember=False)
+    assert Lab.newest(lab.run.root).run.id == lab.run.id

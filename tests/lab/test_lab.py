@@ -285,6 +285,6 @@ def test_the_agent_of_a_run_is_its_champion_and_holds_the_accelerator(finished):
         info = agent.ask("tree 1").model_info
         assert (info.adapter, info.adapter_sha256) == (member, pool.card(member).weights_sha256)
     assert pool.card(member).usage_count > used
-    with pytest.raises(AdapterError, match="allowed for tiny/.*champion, base"):
+    with pytest.raises(AdapterError, match=r"allowed for tiny/.*champion, base"):
         lab.agent("g077-c07", remember=False)
     assert Lab.newest(lab.run.root).run.id == lab.run.id

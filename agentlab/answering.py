@@ -32,8 +32,8 @@ def open_agent(
     if held is not None:
         held.acquire(wait_s=1.0)
     options = options or Options()
-    if metric == "tool_call" and links[0].adapter is not None:
-        options = dataclasses.replace(options, single_call=True)
+    taught_calls = metric == "tool_call" and links[0].adapter is not None
+    options = dataclasses.replace(options, single_call=options.single_call or taught_calls)
     try:
         agent = Agent(
             Chain(links), tools, memory=memory, run=run.id if run.folder.exists() else "", options=options,

@@ -142,6 +142,13 @@ class Lab:
             builtin_tools=builtin_tools, python=python,
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Close the memory and give up what this process holds; harmless when repeated."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        self.release()
+
     def trace(self, steps: "Sequence[Step]") -> str:
         """Keep one answer, given as all its steps, as an MLflow trace in this project; the trace's id."""
         from agentlab.tracking.traces import write_trace

@@ -58,7 +58,7 @@ class Agent:
         self._describe = describe
         self._on_close = on_close
         self._answering = threading.Lock()
-        self._cancel = threading.Event()
+        self._cancels: set[threading.Event] = set()  # of the answers that are being worked on
         self._storing: threading.Thread | None = None
 
     # -- answering ----------------------------------------------------------------------------------------------------
@@ -75,8 +75,7 @@ class Agent:
         deadline, or a session without a memory.
         """
         _check(task, deadline_s, session_id, self.memory)
-        self._cancel = cancel or threading.Event()
-        return self._steps(task, Budget(deadline_s, self._cancel), session_id)
+        return self._steps(task, Budget(deadline_s, cancel), session_id)
 
     def ask(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
@@ -115,14 +114,16 @@ class Agent:
         return result
 
     def cancel(self) -> None:
-        """End the answer that is being worked on, from any thread; it comes back with state "cancelled"."""
-        self._cancel.set()
+        """End what is being answered, from any thread; it comes back with state "cancelled"."""
+        for cancel in list(self._cancels):
+            cancel.set()
 
     def _steps(self, task: str, budget: Budget, session_id: str | None) -> Iterator[Step]:
         """Works in a thread of its own, so that whatever hangs there, the deadline is kept here."""
         task_id = uuid.uuid4().hex[:12]
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-        self._stored()
+        self._cancels.add(budget.cancel)
+        self._stored(budget.left_s)
         conversation = None
         if session_id is not None and self.memory is not None:
             conversation = self.memory.conversation(session_id)
@@ -138,7 +139,7 @@ class Agent:
                     if budget.over():
                         return
                 try:
-                    self.chain.rewind()
+                    self.chain.rewind()  # whoever fell in the last answer may try again
                     for step in loop.run():
                         steps.put(step)
                 finally:
@@ -160,6 +161,7 @@ class Agent:
             yield Answered(step_number=len(loop.done), result=result)
         finally:
             budget.cancel.set()
+            self._cancels.discard(budget.cancel)
 
     def _keep(self, conversation: "Conversation", result: ReasoningResult, in_time: bool) -> None:
         """Remember the turn before the answer is handed out or, where that would make it late, beside that."""
@@ -177,11 +179,10 @@ class Agent:
             self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
             self._storing.start()
 
-    def _stored(self) -> None:
+    def _stored(self, wait_s: float = math.inf) -> None:
         """Wait until the turn before is remembered."""
         if self._storing is not None:
-            self._storing.join()
-            self._storing = None
+            self._storing.join(None if wait_s == math.inf else max(0.0, wait_s))
 
     def _result(self, task_id: str, loop: Loop, budget: Budget, session_id: str | None) -> ReasoningResult:
         state: State = loop.state
@@ -204,6 +205,7 @@ class Agent:
             prompt_tokens=loop.prompt_tokens,
             completion_tokens=loop.completion_tokens,
             process_ram_mb=process_ram_mb(),
+            cut_short=loop.cut_short,
             fallbacks=list(loop.fallbacks),
             error=error or ("the model wrote nothing usable" if state == "failed" else ""),
         )
@@ -236,7 +238,9 @@ class Agent:
         )  # fmt: skip
 
     def load(self) -> ModelInfo:
-        """Load the model whose turn it is and measure its speed, so that the first answer is not the slow one."""
+        """Load the model whose turn it is, measure its speed, and wake the memory, so that no answer waits for that."""
+        if self.memory is not None and self.options.recall:
+            self.memory.recall("hello", 1, count=False)
         with self._answering:
             link, engine = self.chain.current()
             speed = self.speeds.setdefault(link.model, Speed())
@@ -256,10 +260,11 @@ class Agent:
         with self._answering:
             self.chain.close()
             self.chain, self._describe, self.run_id = other.chain, other._describe, other.run_id
+            self.options = other.options
 
     def close(self) -> None:
         """End what is being answered and free the models; harmless when repeated."""
-        self._cancel.set()
+        self.cancel()
         with self._answering:
             self.chain.close()
         self._stored()

@@ -72,6 +72,7 @@ class Written:
     form: Format
     text: str
     confidence: float
+    cut_short: bool
 
 
 @dataclasses.dataclass
@@ -97,6 +98,7 @@ class Loop:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.fallbacks: list[str] = []
+        self.cut_short = False
         self._show_tools = bool(self.tools)
         self._system: list[Message] = []
         self._earlier: list[Message] = []  # turns before the task; the oldest are left out where room is short
@@ -131,6 +133,7 @@ class Loop:
                 yield Thought(step_number=number, text=said.thought)
             calls = parse_calls(said.text, form.style) if choice != "none" else []
             if not calls and said.text and said.text != NO_TOOL:
+                self.cut_short = written.cut_short
                 self._answered(said.text, said.thought, confidence)
                 return
             if not calls and said.text == NO_TOOL and self._show_tools:
@@ -296,7 +299,8 @@ class Loop:
         if completion.finish_reason == "cancelled" or (completion.finish_reason == "length" and self.budget.over()):
             return None
         text = completion.text
-        return Written(form, f"{THINK}{text}" if opened and THINK_END not in text else text, confidence)
+        whole = f"{THINK}{text}" if opened and THINK_END not in text else text
+        return Written(form, whole, confidence, completion.finish_reason == "length")
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""

@@ -47,9 +47,10 @@ class ReasoningStep:
 class ReasoningResult:
     """An answer and how it came about.
 
-    confidence_score: 0 to 1, see `agentlab.agent.confidence`. processing_time: seconds from asking to answering.
-    memory_usage: the machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of
-    the memories that the model was shown. `error` says in one sentence why state is "failed".
+    confidence_score: 0 to 1, see docs/AGENT.md. processing_time: seconds from asking to answering. memory_usage: the
+    machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of the memories that
+    the model was shown. cut_short: the answer ran into max_new_tokens. `error` says in one sentence why state is
+    "failed".
     """
 
     task_id: str
@@ -66,6 +67,7 @@ class ReasoningResult:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     process_ram_mb: float = 0.0
+    cut_short: bool = False
     fallbacks: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
 

@@ -48,18 +48,20 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @contextlib.contextmanager
 def _opened(
     experiment: Path | None, overrides: tuple[str, ...], adapter: str, thinking: bool, python: bool, no_memory: bool,
-    max_tokens: int, call_format: str, quiet: bool = False,
+    max_tokens: int, call_format: str,
 ) -> "Iterator[tuple[Lab, Agent]]":  # fmt: skip
     from agentlab.agent import Options
 
     lab = _chosen(experiment, overrides)
     started = time.monotonic()
     options = Options(thinking=thinking, max_new_tokens=max_tokens, format=call_format)
-    with lab.agent(adapter, remember=not no_memory, python=python, options=options, load=False) as agent:
-        info = agent.load()
-        if not quiet:
+    try:
+        with lab.agent(adapter, remember=not no_memory, python=python, options=options, load=False) as agent:
+            info = agent.load()
             click.echo(f"{info} on {info.device}, loaded in {time.monotonic() - started:.1f} s", err=True)
-        yield lab, agent
+            yield lab, agent
+    finally:
+        lab.close()
 
 
 def _chosen(experiment: Path | None, overrides: tuple[str, ...]) -> "Lab":
@@ -95,8 +97,8 @@ def ask(
         result = _answer(lab, agent, task, deadline, session, show, trace)
     if as_json:
         click.echo(result.to_json())
-    elif result.state != "answered":
-        click.echo(f"({_ending(result)})", err=True)
+    elif ending := _ending(result):
+        click.echo(f"({ending})", err=True)
     if result.state == "failed":
         sys.exit(11)
 
@@ -123,6 +125,8 @@ def _answer(
 
 
 def _ending(result: "ReasoningResult") -> str:
+    if result.state == "answered":
+        return "cut at --max-tokens" if result.cut_short else ""
     if result.state == "deadline":
         return f"deadline: the best there was after {result.processing_time:.1f} s"
     return result.state + (f": {result.error}" if result.error else "")

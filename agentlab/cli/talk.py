@@ -87,8 +87,8 @@ class Talk:
             self._commands[name](rest.strip())
             return
         result = _answer(self.lab, self.agent, line, self.deadline_s, self.session, self.printer, self.trace)
-        if result.state != "answered":
-            click.secho(f"({_ending(result)})", err=True, dim=True)
+        if ending := _ending(result):
+            click.secho(f"({ending})", err=True, dim=True)
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Talk:
         # opened before the old one is closed: a wrong name leaves things as they are
         fresh = self.lab.agent(
             name, remember=self.agent.memory is not None, tools=self.agent.own_tools, lease=False, load=False,
-            options=self.agent.options, **self.agent.switches,
+            options=dataclasses.replace(self.agent.options, single_call=False), **self.agent.switches,
         )  # fmt: skip
         self.agent.take_chain(fresh)
         click.secho(str(self.agent.load()), err=True, dim=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentlab import config, models
 from agentlab.adapters import Pool
-from agentlab.errors import AdapterError
+from agentlab.errors import AdapterError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease
 from agentlab.inference import Engine, open_engine
@@ -28,6 +28,7 @@ def open_agent(
     from agentlab.agent import Agent, Options
 
     links, known = _links(run, adapter)
+    chain = Chain(links)
     held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease else None
     if held is not None:
         held.acquire(wait_s=1.0)
@@ -36,12 +37,13 @@ def open_agent(
     options = dataclasses.replace(options, single_call=options.single_call or taught_calls)
     try:
         agent = Agent(
-            Chain(links), tools, memory=memory, run=run.id if run.folder.exists() else "", options=options,
+            chain, tools, memory=memory, run=run.id if run.folder.exists() else "", options=options,
             describe=lambda link: known[link.role], on_close=held.release if held else lambda: None, **switches,
         )  # fmt: skip
         if load:
             agent.load()
     except BaseException:
+        chain.close()
         if held is not None:
             held.release()
         raise
@@ -63,9 +65,14 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
         link = Link(role, name, _opener(run, name, known[role]))
         if role == "primary":
             # the others may be missing until they are needed: that is one of the failures they are there for
-            files = models.resolve(name, run.root)
-            known[role]["model_sha256"] = files.sha256
-            link = _with_adapter(link, run, adapter, files.sha256, known[role])
+            try:
+                files = models.resolve(name, run.root)
+            except ModelError:
+                if wanted.fallback is None and wanted.emergency is None:
+                    raise
+            else:
+                known[role]["model_sha256"] = files.sha256
+                link = _with_adapter(link, run, adapter, files.sha256, known[role])
         links.append(link)
     return links, known
 

@@ -15,6 +15,7 @@ Parts whose data or interpreter is not given are left out, and said so. Ends in 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -111,10 +112,17 @@ def bfcl(folder: Path, cases: int) -> dict[str, Any]:
 
 def first_outcome(agent: Any, task: str) -> tuple[bool, bool, str]:
     """(valid, called, the call as text) of an agent's first step; an answer in words is valid and no call."""
+    with contextlib.closing(agent.run(task)) as steps:
+        found = _outcome(agent, steps)
+    with agent.chain.lock:  # what was left in the middle ends before the next case begins
+        return found
+
+
+def _outcome(agent: Any, steps: Any) -> tuple[bool, bool, str]:
     from agentlab.toolformat import render_call
 
     valid = True
-    for step in agent.run(task):
+    for step in steps:
         if step.kind == "rejected":
             valid = False
         if step.kind == "tool_called":
@@ -204,7 +212,9 @@ def is_solved(suite: Any, item: Any, result: Any, functions: dict[str, Callable[
     returned = functions[calls[0]["name"]](**calls[0]["arguments"])
     # what the person cannot have known: the last number or the last word of the tool's result
     telling = re.findall(r"\d+\.?\d*", returned)[-1:] or returned.split()[-1:]
-    return result.state == "answered" and all(part in result.final_answer for part in telling)
+    return result.state == "answered" and all(
+        re.search(rf"(?<![\w.]){re.escape(part)}(?!\w)", result.final_answer) for part in telling
+    )
 
 
 # -- overhead ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import contextlib
 import math
 import queue
 import threading
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,16 +17,14 @@ from agentlab.agent.loop import Loop, Options
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import Answered, ModelInfo, ReasoningResult, State, Step
 from agentlab.agent.tools import Tool, tool
-from agentlab.errors import AgentError
+from agentlab.errors import AgentError, MemoryStoreError
 from agentlab.hardware.monitor import memory_stats, process_ram_mb
 from agentlab.inference import Engine, Request
-from agentlab.inference.chain import Chain, Link
+from agentlab.inference.chain import Chain, ChainExhausted, Link
 
 if TYPE_CHECKING:
     from agentlab.memory import Memory
-    from agentlab.memory.conversation import Conversation
 
-_STORING_S = 0.5  # remembering a turn takes less
 _GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
 _WARM_UP = [{"role": "user", "content": "Hello, say a few words about the weather of the four seasons, please."}]
 
@@ -57,7 +56,7 @@ class Agent:
             raise AgentError(f"two tools are called {twice[0]}; allowed: one of each name")
         self._describe = describe
         self._on_close = on_close
-        self._answering = threading.Lock()
+        self._closed = False
         self._cancels: set[threading.Event] = set()  # of the answers that are being worked on
         self._storing: threading.Thread | None = None
 
@@ -123,11 +122,7 @@ class Agent:
         task_id = uuid.uuid4().hex[:12]
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
         self._cancels.add(budget.cancel)
-        self._stored(budget.left_s)
-        conversation = None
-        if session_id is not None and self.memory is not None:
-            conversation = self.memory.conversation(session_id)
-        recall = Recall(self.memory, conversation, self.options.recall, self.options.context_tokens)
+        recall = Recall(self.memory, session_id, self.options.recall, self.options.context_tokens)
         loop = Loop(
             task=task, chain=self.chain, tools={one.name: one for one in self._tools(recall, session_id)},
             options=self.options, budget=budget, recall=recall, speeds=self.speeds, describe=self.describe,
@@ -135,15 +130,18 @@ class Agent:
 
         def work() -> None:
             try:
-                while not self._answering.acquire(timeout=0.02):  # an abandoned answer ends at its next token
+                while not loop.chain.lock.acquire(timeout=0.02):  # an abandoned answer ends at its next token
                     if budget.over():
                         return
                 try:
-                    self.chain.rewind()  # whoever fell in the last answer may try again
+                    if self._closed:
+                        raise AgentError("the agent is closed; open another one")
+                    self._stored(budget.left_s)  # the turn before is part of this one's talk
+                    loop.chain.rewind()  # whoever fell in the last answer may try again
                     for step in loop.run():
                         steps.put(step)
                 finally:
-                    self._answering.release()
+                    loop.chain.lock.release()
             except BaseException as error:  # handed to the consumer, who raises it
                 steps.put(error)
             finally:
@@ -155,29 +153,34 @@ class Agent:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
-            result = self._result(task_id, loop, budget, session_id)
-            if conversation is not None and result.final_answer and result.state in ("answered", "deadline"):
-                self._keep(conversation, result, in_time=budget.left_s > _STORING_S)
-            yield Answered(step_number=len(loop.done), result=result)
+            answered_s, result = time.time(), self._result(task_id, loop, budget, session_id)
+            own_words = result.state == "answered" or (result.state == "deadline" and not loop.best_is_a_result)
+            if session_id is not None and result.final_answer and own_words:
+                self._keep(recall, result, budget)
+            yield Answered(step_number=len(loop.done), result=result, time_s=answered_s)
         finally:
             budget.cancel.set()
             self._cancels.discard(budget.cancel)
 
-    def _keep(self, conversation: "Conversation", result: ReasoningResult, in_time: bool) -> None:
-        """Remember the turn before the answer is handed out or, where that would make it late, beside that."""
+    def _keep(self, recall: Recall, result: ReasoningResult, budget: Budget) -> None:
+        """Remember the turn. It is waited for until the deadline; a failure is a warning, never a lost answer."""
+        before = self._storing
 
         def store() -> None:
-            conversation.add(
-                result.prompt, result.final_answer, context_used=result.context_used, agent=str(result.model_info),
-                metadata={"task_id": result.task_id, "state": result.state},
-            )  # fmt: skip
+            if before is not None:
+                before.join()
+            try:
+                if recall.conversation is not None:
+                    recall.conversation.add(
+                        result.prompt, result.final_answer, context_used=result.context_used,
+                        agent=str(result.model_info), metadata={"task_id": result.task_id, "state": result.state},
+                    )  # fmt: skip
+            except Exception as error:
+                result.warnings.append(f"this turn was not remembered: {error}")
 
-        self._stored()
-        if in_time:
-            store()
-        else:
-            self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
-            self._storing.start()
+        self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
+        self._storing.start()
+        self._stored(budget.left_s)
 
     def _stored(self, wait_s: float = math.inf) -> None:
         """Wait until the turn before is remembered."""
@@ -186,19 +189,18 @@ class Agent:
 
     def _result(self, task_id: str, loop: Loop, budget: Budget, session_id: str | None) -> ReasoningResult:
         state: State = loop.state
-        error = loop.error
-        if state != "answered" and not error:
+        if state == "failed" and not loop.error:
             state = "cancelled" if budget.cancel.is_set() else "deadline" if budget.over() else "failed"
-        link = self.chain.link
+        whole = state == "answered" and not loop.cut_short
         return ReasoningResult(
             task_id=task_id,
             prompt=loop.task,
             reasoning_steps=list(loop.done),
             final_answer=loop.best if state != "failed" else "",
-            confidence_score=_together(loop.confidences) if state == "answered" else 0.0,
+            confidence_score=math.prod(step.confidence for step in loop.done) if whole else 0.0,
             processing_time=budget.elapsed_s,
             memory_usage=memory_stats(),
-            model_info=loop.model_info or self.describe(link, None),
+            model_info=loop.model_info or self.describe(self.chain.link, None),
             state=state,
             context_used=list(loop.recall.used),
             session_id=session_id,
@@ -206,8 +208,10 @@ class Agent:
             completion_tokens=loop.completion_tokens,
             process_ram_mb=process_ram_mb(),
             cut_short=loop.cut_short,
+            answer_adapter=loop.answer_adapter,
+            warnings=loop.warnings,
             fallbacks=list(loop.fallbacks),
-            error=error or ("the model wrote nothing usable" if state == "failed" else ""),
+            error=loop.error or ("the model wrote nothing usable" if state == "failed" else ""),
         )
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -238,26 +242,37 @@ class Agent:
         )  # fmt: skip
 
     def load(self) -> ModelInfo:
-        """Load the model whose turn it is, measure its speed, and wake the memory, so that no answer waits for that."""
+        """Load the model whose turn it is, measure its speed, and wake the memory, so that no answer waits for that.
+
+        A model that breaks at it is passed over like anywhere else. Raises ChainExhausted when none is left.
+        """
         if self.memory is not None and self.options.recall:
-            self.memory.recall("hello", 1, count=False)
-        with self._answering:
-            link, engine = self.chain.current()
-            speed = self.speeds.setdefault(link.model, Speed())
-            while not speed.known:
-                chunks = engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8))
-                budget = Budget(None)
-                first_s = 0.0
-                for chunk in chunks:
-                    first_s = first_s or budget.elapsed_s
-                    if chunk.completion is not None:
-                        done = chunk.completion
-                        speed.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)
-            return self.describe(link, engine)
+            with contextlib.suppress(MemoryStoreError):  # answers will say what is wrong with it
+                self.memory.recall("hello", 1, count=False)
+        with self.chain.lock:
+            while True:
+                try:
+                    link, engine = self.chain.current()
+                    self._warm_up(link, engine)
+                    return self.describe(link, engine)
+                except Exception as error:
+                    if isinstance(error, ChainExhausted):
+                        raise
+                    self.chain.broken(error)
+
+    def _warm_up(self, link: Link, engine: Engine) -> None:
+        speed = self.speeds.setdefault(link.model, Speed())
+        if speed.known:
+            return
+        budget, first_s = Budget(None), 0.0
+        for chunk in engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8)):
+            first_s = first_s or budget.elapsed_s
+            if (done := chunk.completion) is not None:
+                speed.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)
 
     def take_chain(self, other: "Agent") -> None:
         """Answer with the models of `other`, an agent that was never loaded, from now on; the own ones are freed."""
-        with self._answering:
+        with self.chain.lock:
             self.chain.close()
             self.chain, self._describe, self.run_id = other.chain, other._describe, other.run_id
             self.options = other.options
@@ -265,7 +280,8 @@ class Agent:
     def close(self) -> None:
         """End what is being answered and free the models; harmless when repeated."""
         self.cancel()
-        with self._answering:
+        self._closed = True
+        with self.chain.lock:
             self.chain.close()
         self._stored()
         self._on_close()
@@ -294,11 +310,6 @@ def _next(steps: "queue.SimpleQueue[Step | BaseException | None]", budget: Budge
                 waited_s += 0.05
             if left_s <= 0:
                 return None
-
-
-def _together(confidences: Sequence[float]) -> float:
-    """The confidence in an answer that took several steps: all of them have to be right."""
-    return math.prod(confidences) if confidences else 0.0
 
 
 def checked(options: Options) -> Options:

@@ -6,11 +6,13 @@ one model's chat template takes, and knows how that model writes a call.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentlab import toolformat
-from agentlab.agent.reading import Said, split_thought
+from agentlab.agent.reading import Said, split_at_call, split_thought
+from agentlab.errors import AgentError
 from agentlab.toolformat import TAGS, CallStyle, Tool, parse_thought
 
 Message = dict[str, Any]
@@ -33,11 +35,14 @@ class Format:
 
     def read(self, output: str) -> Said:
         """A model's output in this format, its thoughts apart."""
-        said = split_thought(output)
+        before, call = split_at_call(output, self.style.trigger)
+        said = split_thought(before)
+        # what a call's arguments hold is no thought; ReAct's lines stay lines
+        said = Said(said.thought, ("\n" if self.style.kind == "react" else "").join([said.text, call]).strip())
         if self.style.kind != "react":
             return said
-        before, marker, answer = said.text.partition(FINAL_ANSWER)
-        thought = parse_thought(before if marker else said.text)
+        head, marker, answer = said.text.partition(FINAL_ANSWER)
+        thought = parse_thought(head if marker else said.text)
         if marker or not thought:
             said = Said(said.thought, answer.strip() if marker else said.text)
         elif not toolformat.parse_calls(said.text, self.style):  # all of it is thought, and all there is
@@ -49,7 +54,7 @@ class Format:
 def choose(wanted: str, own: CallStyle | None) -> Format:
     """The format of this name; "auto" is the model's own where its template has one, tags otherwise.
 
-    own: how the model's chat template writes a call, None where it knows no tools. Raises ValueError.
+    own: how the model's chat template writes a call, None where it knows no tools. Raises AgentError.
     """
     if wanted in ("auto", "native") and own is not None:
         return Format("native", own, True, _native)
@@ -58,19 +63,23 @@ def choose(wanted: str, own: CallStyle | None) -> Format:
     if wanted == "react":
         return Format("react", toolformat.REACT, False, _react)
     if wanted == "native":
-        raise ValueError("format native: this model's chat template knows no tools; allowed: auto, tags, react")
-    raise ValueError(f"format {wanted!r}; allowed: auto, native, tags, react")
+        raise AgentError("format native: this model's chat template knows no tools; allowed: auto, tags, react")
+    raise AgentError(f"format {wanted!r}; allowed: auto, native, tags, react")
 
 
-def call_message(name: str, arguments: Mapping[str, Any], thought: str = "") -> Message:
-    """The assistant's message that makes a call."""
-    call = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+def call_message(number: int, name: str, arguments: Mapping[str, Any], thought: str = "") -> Message:
+    """The assistant's message that makes the number-th call of a talk."""
+    call = {"id": _call_id(number), "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     return {"role": "assistant", "content": thought, "tool_calls": [call]}
 
 
-def result_message(name: str, text: str) -> Message:
-    """The message that brings a call's result."""
-    return {"role": "tool", "name": name, "content": text}
+def result_message(number: int, name: str, text: str) -> Message:
+    """The message that brings the result of the number-th call."""
+    return {"role": "tool", "name": name, "tool_call_id": _call_id(number), "content": text}
+
+
+def _call_id(number: int) -> str:
+    return f"call{number:05d}"  # nine letters and digits: Mistral's templates insist on that
 
 
 def _with_system(text: str, messages: Sequence[Message]) -> list[Message]:
@@ -110,7 +119,10 @@ def _told(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         if message["role"] == "tool":
             converted.append(
-                {"role": "assistant", "content": f"I used {message['name']}. The result is: {message['content']}"}
+                {
+                    "role": "assistant",
+                    "content": f"I used {message['name']}. The result ({UNTRUSTED}) is: {message['content']}",
+                }
             )
             converted.append({"role": "user", "content": ASK_FOR_ANSWER})
         elif not message.get("tool_calls"):
@@ -128,8 +140,15 @@ def _react(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
         messages,
         toolformat.system_prompt(tools, toolformat.REACT) if tools else "",
         lambda name, arguments: toolformat.render_call(name, arguments, toolformat.REACT),
-        lambda name, text: f"Observation ({UNTRUSTED}): {text}",
+        lambda name, text: f"Observation ({UNTRUSTED}): {_LABEL.sub(_defused, text)}",
     )
+
+
+_LABEL = re.compile(r"(?im)^(\s*(?:thought|action input|action|observation|final answer)\b[^:\n]*):")
+
+
+def _defused(label: re.Match[str]) -> str:
+    return f"{label[1]}∶"  # the sign for a ratio: a result cannot write the lines of this format
 
 
 def _as_text(

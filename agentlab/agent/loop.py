@@ -9,8 +9,8 @@ from typing import Any, Literal
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
 from agentlab.agent.execution import execute
-from agentlab.agent.formats import THINK_FIRST, Format, Message, call_message, choose, result_message
-from agentlab.agent.reading import THINK, THINK_END, Reader
+from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
+from agentlab.agent.reading import THINK, THINK_END, Reader, Said
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import (
     Delta,
@@ -73,6 +73,7 @@ class Written:
     text: str
     confidence: float
     cut_short: bool
+    adapter: str | None
 
 
 @dataclasses.dataclass
@@ -90,20 +91,24 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.best = ""
+        self.best_is_a_result = False  # a tool's words, not the model's
         self.state: State = "failed"
         self.error = ""
+        self.cut_short = False
         self.done: list[ReasoningStep] = []
-        self.confidences: list[float] = []
         self.model_info: ModelInfo | None = None
+        self.answer_adapter: str | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.fallbacks: list[str] = []
-        self.cut_short = False
-        self._show_tools = bool(self.tools)
+        self.warnings: list[str] = []
         self._system: list[Message] = []
         self._earlier: list[Message] = []  # turns before the task; the oldest are left out where room is short
         self._talk: list[Message] = []  # the task and what came of it
-        self._made: set[str] = set()  # calls that were executed, to notice when they come again
+        self._made: dict[str, Observed] = {}  # what came of each call, to notice when it comes again
+        self._above: set[str] = set()  # the calls that the talk shows
+        self._show_tools = bool(self.tools)
+        self._short_of_time = False  # whether time, and not max_new_tokens, limits what is being written
 
     # -- the whole flow -----------------------------------------------------------------------------------------------
 
@@ -113,59 +118,71 @@ class Loop:
             yield from self._run()
         except AgentlabError as error:
             self.error = str(error)
+        except Exception as error:  # whatever breaks, there is an answer that says so
+            self.error = f"{type(error).__name__}: {error}"
 
     def _run(self) -> Iterator[Step]:
-        recalled = self.recall.look_up(self.task)
+        recalled = self._recalled()
         if recalled is not None:
             yield recalled
-        self._open(recalled)
-        choice: Choice = self.options.tool_choice if self.tools else "none"
+        choice = self._open(recalled)
         asked_again = False
-        for number in range(1, self.options.max_steps + 1):
-            if number == self.options.max_steps or not self._room_for_a_call():
+        step = turns = 0  # turns: of the model that answers now
+        while turns < self.options.max_steps:
+            step, turns = step + 1, turns + 1
+            last_turn = turns == self.options.max_steps
+            if last_turn or not self._room_for_a_call():
                 choice = "none"
-            written = yield from self._write(number, choice)
+            before = self.best, self.best_is_a_result
+            written = yield from self._write(step, choice)
             if written is None:
                 return
-            form, output, confidence = written.form, written.text, written.confidence
-            said = form.read(output)
+            said = written.form.read(written.text)
             if said.thought:
-                yield Thought(step_number=number, text=said.thought)
-            calls = parse_calls(said.text, form.style) if choice != "none" else []
+                yield Thought(step_number=step, text=said.thought)
+            calls = parse_calls(said.text, written.form.style) if choice != "none" else []
             if not calls and said.text and said.text != NO_TOOL:
-                self.cut_short = written.cut_short
-                self._answered(said.text, said.thought, confidence)
+                self._answered(step, said, written)
                 return
-            if not calls and said.text == NO_TOOL and self._show_tools:
+            self.best, self.best_is_a_result = before  # what was written is no answer
+            if said.text == NO_TOOL and self._show_tools and not last_turn:
                 # the model has decided; now it answers as one who has no tools
-                self._done(number, said.thought or NO_TOOL, None, None, confidence)
+                self._done(step, said.thought or NO_TOOL, None, None, written.confidence)
                 self._show_tools, choice = False, "none"
                 continue
-            call, problems = self._checked(calls, form)
+            call, problems = self._checked(calls)
             original = None
-            if call is None and calls and (mended := repair(said.text, self._definitions(), form.style)):
-                yield Rejected(step_number=number, text=said.text, problems=problems, remedy="repair")
+            if call is None and calls and (mended := repair(said.text, self._definitions(), written.form.style)):
+                yield Rejected(step_number=step, text=said.text, problems=problems, remedy="repair")
                 call, original = mended, said.text
-            if call is None:
-                if not asked_again:
-                    asked_again = True
-                    yield Rejected(step_number=number, text=output, problems=problems, remedy="re-ask")
-                    self._ask_again(said.text, problems)
-                    continue
+            if call is not None:
+                choice = yield from self._act(step, call, original, said.thought, written.confidence)
+            elif not asked_again and not last_turn:
+                asked_again = True
+                yield Rejected(step_number=step, text=said.text, problems=problems, remedy="re-ask")
+                self._ask_again(said.text, problems)
+            else:
                 last = self.chain.link is self.chain.links[-1]
-                yield Rejected(
-                    step_number=number, text=output, problems=problems, remedy="give up" if last else "fallback"
-                )
+                remedy: Literal["give up", "fallback"] = "give up" if last else "fallback"
+                yield Rejected(step_number=step, text=said.text, problems=problems, remedy=remedy)
                 self.chain.fall(f"{self.chain.link.model} wrote nothing usable: {problems[0]}", broken=False)
-                self._open(recalled)
-                asked_again = False
-                continue
-            choice = yield from self._act(number, call, original, said.thought, confidence)
-        self.error = self.error or f"no answer after {self.options.max_steps} steps"
+                yield from self._fallen(step)
+                choice = self._open(recalled)
+                asked_again, turns = False, 0
+        self.error = f"no answer after {self.options.max_steps} steps"
+
+    def _recalled(self) -> Recalled | None:
+        """What the memory has to say; a memory that cannot be asked is no reason not to answer."""
+        try:
+            return self.recall.look_up(self.task)
+        except Exception as error:
+            self.warnings.append(f"the memory could not be asked: {error}")
+            self.recall.memory = None
+            return None
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
-    def _checked(self, calls: Sequence[Call], form: Format) -> tuple[Call | None, list[str]]:
+    def _checked(self, calls: Sequence[Call]) -> tuple[Call | None, list[str]]:
         """The first call if it can be executed as it is, else what is wrong with it."""
         if not calls:
             return None, ["the answer is empty"]
@@ -186,42 +203,53 @@ class Loop:
         action: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
         if original is not None:
             action["original"] = original
-        again = mark in self._made
-        self._made.add(mark)
+        again = mark in self._above
         if again:
             text = "the result is above already"
             seen = Observed(
                 step_number=number, name=call.name, text=text, ok=True, problem=None, truncated=False, seconds=0.0
             )
+        elif mark in self._made:  # another model of the chain asked for it before: things are done once
+            seen = dataclasses.replace(self._made[mark], step_number=number, seconds=0.0)
         else:
-            tool = self.tools[call.name]
-            room_s = max(0.0, min(tool.timeout_s, self.budget.work_left_s))
-            found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancel.is_set)
-            seen = Observed(
-                step_number=number,
-                name=call.name,
-                text=as_untrusted(found.text),
-                ok=found.ok,
-                problem=found.problem,
-                truncated=found.truncated,
-                seconds=found.seconds,
-            )
-            self.best = seen.text if seen.ok else self.best
+            seen = self._execute(number, call)
+            self._made[mark] = seen
+        self._above.add(mark)
+        if seen.ok and not again:
+            self.best, self.best_is_a_result = seen.text, True
         yield seen
         self._done(number, thought, action, seen.text, confidence)
-        self._talk.append(call_message(call.name, call.arguments, thought if self.options.thinking else ""))
-        self._talk.append(result_message(call.name, seen.text))
+        count = len(self._above)
+        self._talk.append(call_message(count, call.name, call.arguments, thought if self.options.thinking else ""))
+        self._talk.append(result_message(count, call.name, seen.text))
         return "none" if again or (self.options.single_call and seen.ok) else "auto"
 
-    def _ask_again(self, said: str, problems: Sequence[str]) -> None:
-        self._talk.append({"role": "assistant", "content": said or "(nothing)"})
-        allowed = f"a call of one of: {', '.join(self.tools)}, or plain words" if self.tools else "plain words"
-        self._talk.append({"role": "user", "content": f"That cannot be used: {problems[0]}; allowed: {allowed}."})
+    def _execute(self, number: int, call: Call) -> Observed:
+        tool = self.tools[call.name]
+        room_s = max(0.0, min(tool.timeout_s, self.budget.work_left_s))
+        found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancel.is_set)
+        return Observed(
+            step_number=number,
+            name=call.name,
+            text=as_untrusted(found.text),
+            ok=found.ok,
+            problem=found.problem,
+            truncated=found.truncated,
+            seconds=found.seconds,
+        )
 
-    def _answered(self, text: str, thought: str, confidence: float) -> None:
-        self.best = text
+    def _ask_again(self, said: str, problems: Sequence[str]) -> None:
+        self._talk.append({"role": "assistant", "content": as_untrusted(said) or "(nothing)"})
+        allowed = f"a call of one of: {', '.join(self.tools)}, or plain words" if self._show_tools else "plain words"
+        problem = as_untrusted(problems[0])
+        self._talk.append({"role": "user", "content": f"That cannot be used: {problem}; allowed: {allowed}."})
+
+    def _answered(self, step: int, said: Said, written: Written) -> None:
+        self.best, self.best_is_a_result = said.text, False
+        self.cut_short = written.cut_short
+        self.answer_adapter = written.adapter
         self.state = "answered"
-        self._done(len(self.done) + 1, thought, None, None, confidence)
+        self._done(step, said.thought, None, None, written.confidence)
 
     def _done(
         self, number: int, thought: str, action: dict[str, Any] | None, observation: str | None, confidence: float
@@ -231,7 +259,6 @@ class Loop:
                 step_number=number, thought=thought, action=action, observation=observation, confidence=confidence
             )
         )
-        self.confidences.append(confidence)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -258,28 +285,38 @@ class Loop:
         self, number: int, choice: Choice, link: Link, engine: Engine
     ) -> Generator[Step, None, "Written | None"]:
         form = choose(self.options.format, engine.call_style())
-        self.model_info = self.describe(link, engine)
+        self.model_info = self.model_info or self.describe(link, engine)
         request = self._request(choice, link, engine, form)
         if request is None:
             return None
+        who = self.describe(dataclasses.replace(link, adapter=request.adapter), engine)
+        if request.adapter is not None or who.model != self.model_info.model:
+            self.model_info = who  # the adapter that decides, also where the base model finds the words
         opened = engine.opens_thought(request.messages)
-        reader = Reader("" if choice == "none" else form.style.trigger, opened)
+        react = form.style.kind == "react"
+        reader = Reader("" if choice == "none" else form.style.trigger, opened, FINAL_ANSWER if react else "")
         started = time.monotonic()
         first_s = 0.0
         completion: Completion | None = None
-        answer = ""
+        answer = held = ""
         for chunk in engine.stream(request, self.budget.over):
             if chunk.text and not first_s:
                 first_s = time.monotonic() - started
-            pieces = reader.feed(chunk.text)
             completion = chunk.completion
-            for part, text in pieces + (reader.finish() if completion else []):
-                if part == "answer":
-                    answer += text
-                    if answer.strip():
-                        self.best = answer.strip()
-                yield Delta(step_number=number, text=text, part=part)
+            for part, piece in reader.feed(chunk.text) + (reader.finish() if completion else []):
+                if part != "answer":
+                    yield Delta(step_number=number, text=piece, part=part)
+                    continue
+                answer, held = answer + piece, held + piece
+                if self._show_tools and NO_TOOL.startswith(answer.strip()):
+                    continue  # a decision, not an answer
+                if answer.strip():
+                    self.best, self.best_is_a_result = answer.strip(), False
+                yield Delta(step_number=number, text=held, part="answer")
+                held = ""
         assert completion is not None
+        if held and held.strip() != NO_TOOL:
+            yield Delta(step_number=number, text=held, part="answer")
         seconds = time.monotonic() - started
         self._speed(link).observe(completion.prompt_tokens, first_s, completion.completion_tokens, seconds)
         self.prompt_tokens += completion.prompt_tokens
@@ -294,41 +331,43 @@ class Loop:
             completion_tokens=completion.completion_tokens,
             confidence=confidence,
             seconds=seconds,
-            model_info=self.model_info,
+            model_info=who,
         )
-        if completion.finish_reason == "cancelled" or (completion.finish_reason == "length" and self.budget.over()):
+        cut = completion.finish_reason == "length"
+        if completion.finish_reason == "cancelled" or (cut and self._short_of_time):
+            self._out_of_time()
             return None
         text = completion.text
         whole = f"{THINK}{text}" if opened and THINK_END not in text else text
-        return Written(form, whole, confidence, completion.finish_reason == "length")
+        return Written(form, whole, confidence, cut, request.adapter)
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
         tools = self._definitions() if self._show_tools and (form.native or choice != "none") else []
-        wanted = self.options.max_new_tokens
+        wanted, context = self.options.max_new_tokens, engine.context_length()
         earlier, talk = list(self._earlier), list(self._talk)
         while True:
             shown = form.convert([*self._system, *earlier, *talk], tools)
             size = engine.count_tokens(shown, tools if form.native else None)
             room = self.budget.tokens(self._speed(link), size)
-            fits = size + min(wanted, engine.context_length() // 2) <= engine.context_length()
+            fits = size + min(wanted, context // 2) <= context
             if fits and (room >= min(wanted, _ANSWER_TOKENS) or not earlier):
                 break
             if earlier:
                 del earlier[:2]  # a turn is what was asked and what was answered
             elif not _shorten_result(talk):
                 break
-        if size + _LEAST_TOKENS > engine.context_length():
-            raise AgentError(
-                f"the task takes {size} tokens of the {engine.context_length()} that {link.model} can read; shorten it"
-            )
-        tokens = min(wanted, room, max(engine.context_length() - size, 1))
-        if tokens < _LEAST_TOKENS or self.budget.over():
+        least = min(_LEAST_TOKENS, wanted)
+        if size + least > context:
+            raise AgentError(f"the task takes {size} tokens of the {context} that {link.model} can read; shorten it")
+        if room < least or self.budget.over():
+            self._out_of_time()
             return None
+        self._short_of_time = room < min(wanted, context - size)
         return Request(
             messages=shown,
             adapter=None if self.options.single_call and choice == "none" else link.adapter,
-            max_new_tokens=tokens,
+            max_new_tokens=min(wanted, room, context - size),
             temperature=self.options.temperature,
             seed=self.options.seed,
             logprobs=True,
@@ -336,14 +375,23 @@ class Loop:
             structure=structure(tools, form.style, choice) if self.options.constrained and self.tools else None,
         )
 
+    def _out_of_time(self) -> None:
+        if not self.budget.cancel.is_set():
+            self.state = "deadline"
+
     # -- small things -------------------------------------------------------------------------------------------------
 
-    def _open(self, recalled: Recalled | None) -> None:
+    def _open(self, recalled: Recalled | None) -> Choice:
+        """Begin the talk, for the first model or for one that takes over; whether it may call a tool."""
         system = [self.options.system, THINK_FIRST if self.options.thinking else "", recalled.text if recalled else ""]
         text = "\n".join(filter(None, system))
         self._system = [{"role": "system", "content": text}] if text else []
         self._earlier = self.recall.turns()
         self._talk = [{"role": "user", "content": self.task}]
+        self._above.clear()
+        self._show_tools = bool(self.tools)
+        self.best = ""
+        return self.options.tool_choice if self.tools else "none"
 
     def _definitions(self) -> list[dict[str, Any]]:
         return [tool.definition for tool in self.tools.values()]

@@ -40,15 +40,31 @@ def split_thought(output: str) -> Said:
     return Said("\n".join(t.strip() for t in thoughts if t.strip()), "".join(said).strip())
 
 
+def split_at_call(output: str, open_call: str) -> tuple[str, str]:
+    """What stands before the first call that is not inside a thought, and the rest from it on."""
+    position = 0
+    while open_call and (call := output.find(open_call, position)) >= 0:
+        thought = output.find(THINK, position)
+        if not 0 <= thought < call:
+            return output[:call], output[call:]
+        end = output.find(THINK_END, thought)
+        if end < 0:
+            break
+        position = end + len(THINK_END)
+    return output, ""
+
+
 class Reader:
     """Sorts a streamed output into parts as it comes; half-written tags are held back until they are whole or not.
 
     open_call: what a call begins with; "" where it is not known. thinking: whether the prompt has opened a thought.
+    open_answer: what the answer begins with, in a format where everything before it is thought.
     """
 
-    def __init__(self, open_call: str, thinking: bool = False) -> None:
+    def __init__(self, open_call: str, thinking: bool = False, open_answer: str = "") -> None:
         self._open_call = open_call
-        self._part: Part = "thought" if thinking else "answer"
+        self._open_answer = open_answer
+        self._part: Part = "thought" if thinking or open_answer else "answer"
         self._held = ""
 
     def feed(self, text: str) -> list[tuple[Part, str]]:
@@ -85,6 +101,8 @@ class Reader:
     def _tags(self) -> list[str]:
         if self._part == "call":
             return []
+        if self._open_answer:
+            return [self._open_answer, *filter(None, [self._open_call])] if self._part == "thought" else []
         tags = [THINK_END] if self._part == "thought" else [THINK]
         return tags + ([self._open_call] if self._open_call and self._part == "answer" else [])
 

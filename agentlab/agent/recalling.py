@@ -23,31 +23,39 @@ class Recall:
     """
 
     memory: "Memory | None" = None
-    conversation: "Conversation | None" = None
+    session_id: str | None = None
     count: int = 5
     context_tokens: int = 512
 
     def __post_init__(self) -> None:
         self.used: list[str] = []
+        self._conversation: Conversation | None = None
+
+    @property
+    def conversation(self) -> "Conversation | None":
+        """The session's talk, opened when it is first needed: that writes to the memory's file."""
+        if self._conversation is None and self.memory is not None and self.session_id is not None:
+            self._conversation = self.memory.conversation(self.session_id)
+        return self._conversation
 
     def look_up(self, task: str) -> Recalled | None:
         """The memories that have to do with `task`, and the session's summary, as text for the system prompt."""
-        if self.memory is None or not task.strip():
+        if self.memory is None:
             return None
         started = time.monotonic()
         lines, ids = [], []
         room = self.context_tokens // 2
-        if self.conversation is not None:
-            for part in self.conversation.summary():
-                lines.append(as_untrusted(part.text))
-        recent = {turn.user_input for turn in self._recent()} | {turn.agent_response for turn in self._recent()}
-        hits = self.memory.recall(task, self.count, explain=True) if self.count else []
-        for hit in hits:
-            size = len(hit.content) // 4 + 2
-            if relevance(hit.parts) >= _RELEVANT and hit.content not in recent and size <= room:
-                lines.append(f"- {as_untrusted(' '.join(hit.content.split()))}")
+        recent = {text for turn in self._recent() for text in (turn.user_input, turn.agent_response)}
+        for hit in self.memory.recall(task, self.count, explain=True) if self.count else []:
+            part = " ".join(hit.content[hit.start : hit.end or None].split())  # of a long memory what matched
+            if relevance(hit.parts) >= _RELEVANT and hit.content not in recent and _tokens(part) <= room:
+                lines.append(f"- {as_untrusted(part)}")
                 ids.append(hit.memory_id)
-                room -= size
+                room -= _tokens(part)
+        for summary in reversed(self.conversation.summary() if self.conversation is not None else []):
+            if _tokens(summary.text) <= room:
+                lines.insert(0, as_untrusted(summary.text))
+                room -= _tokens(summary.text)
         self.noted(ids)
         if not lines:
             return None
@@ -59,12 +67,12 @@ class Recall:
         messages: list[Message] = []
         room = self.context_tokens // 2
         for turn in reversed(self._recent()):
-            room -= (len(turn.user_input) + len(turn.agent_response)) // 4 + 8
+            room -= _tokens(turn.user_input) + _tokens(turn.agent_response)
             if room < 0:
                 break
             messages[:0] = [
-                {"role": "user", "content": turn.user_input},
-                {"role": "assistant", "content": turn.agent_response},
+                {"role": "user", "content": as_untrusted(turn.user_input)},
+                {"role": "assistant", "content": as_untrusted(turn.agent_response)},
             ]
         return messages
 
@@ -74,6 +82,12 @@ class Recall:
 
     def _recent(self) -> "list[ConversationItem]":
         return [] if self.conversation is None else self.conversation.window()
+
+
+def _tokens(text: str) -> int:
+    from agentlab.memory.compression import count_tokens
+
+    return count_tokens(text) + 4  # the line's or message's own frame
 
 
 def relevance(parts: dict[str, float]) -> float:

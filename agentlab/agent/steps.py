@@ -49,7 +49,9 @@ class ReasoningResult:
 
     confidence_score: 0 to 1, see docs/AGENT.md. processing_time: seconds from asking to answering. memory_usage: the
     machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of the memories that
-    the model was shown. cut_short: the answer ran into max_new_tokens. `error` says in one sentence why state is
+    the model was shown. cut_short: the answer ran into max_new_tokens. answer_adapter: who wrote the
+    answer's words; None: the base model. warnings: what went wrong beside it, the memory that could not be asked or
+    written. `error` says in one sentence why state is
     "failed".
     """
 
@@ -68,6 +70,8 @@ class ReasoningResult:
     completion_tokens: int = 0
     process_ram_mb: float = 0.0
     cut_short: bool = False
+    answer_adapter: str | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
     fallbacks: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
 

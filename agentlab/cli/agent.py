@@ -69,6 +69,8 @@ def _chosen(experiment: Path | None, overrides: tuple[str, ...]) -> "Lab":
     from agentlab.lab import Lab
 
     if experiment is None:
+        if overrides:
+            raise click.UsageError("--set needs --experiment: it changes that experiment's settings")
         return Lab.newest()
     try:
         return existing(experiment, overrides)
@@ -163,6 +165,7 @@ class _Printer:
         elif isinstance(step, kinds.Observed):
             self._note(f"← {_short(step.text)}" + ("" if step.ok else f" ({step.problem})"))
         elif isinstance(step, kinds.Rejected) and step.remedy != "repair":
+            self._line()
             self._note(f"not usable: {_short(step.problems[0])}; {step.remedy}")
         elif isinstance(step, kinds.FellBack):
             self._note(f"{step.from_model} → {step.to_model}: {step.reason}")
@@ -176,16 +179,22 @@ class _Printer:
         elif self._written:
             click.echo()
         self._written = ""
+        for warning in result.warnings:
+            self._note(warning)
         if self.steps:
             self._note(
                 f"{result.processing_time:.2f} s, confidence {result.confidence_score:.0%}, "
                 f"{result.prompt_tokens} + {result.completion_tokens} tokens, {len(result.context_used)} memories"
             )
 
-    def _note(self, text: str) -> None:
+    def _line(self) -> None:
+        """What was written so far was not the answer: the answer begins on a line of its own."""
         if self._written and not self._written.endswith("\n"):
             click.echo()
-            self._written = ""
+        self._written = ""
+
+    def _note(self, text: str) -> None:
+        self._line()
         click.secho(text, err=True, dim=True)
 
 

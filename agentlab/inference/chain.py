@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -39,7 +40,7 @@ class ChainExhausted(AgentlabError):
 
 
 class Chain:
-    """Models in the order in which they are tried; each is loaded when it is its turn. Not thread-safe.
+    """Models in the order in which they are tried; each is loaded when it is its turn. Not thread-safe: hold `lock`.
 
     A model that cannot be loaded, runs out of memory or breaks is not tried again in this chain's life; one whose
     output was unusable is, at the next `rewind`.
@@ -53,6 +54,7 @@ class Chain:
         self._broken: dict[int, str] = {}
         self._position = 0
         self._falls: list[Fall] = []
+        self.lock = threading.Lock()  # for whoever answers: engines take one call at a time
 
     @property
     def link(self) -> Link:
@@ -114,6 +116,9 @@ class Chain:
 
     def broken(self, error: BaseException) -> None:
         """Fall because answering raised `error`; a request that no model could take is raised again instead."""
+        if isinstance(error, EngineError) and not isinstance(error, OutOfMemoryError):
+            self.fall(f"{self.link.model} cannot take this: {_first_line(error)}", broken=False)
+            return
         if isinstance(error, AgentlabError) and not isinstance(error, OutOfMemoryError):
             raise error
         if not isinstance(error, Exception):

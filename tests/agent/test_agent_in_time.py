@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from helpers import Scripted, agent_of, call, kinds
+from helpers import Scripted, agent_of, call, chain_of, kinds
 
 from agentlab.agent import tool
 from agentlab.agent.budget import Speed
@@ -193,3 +193,26 @@ def test_cancelling_the_coroutine_ends_the_work():
 def test_an_impossible_deadline_is_refused(deadline):
     with pytest.raises(AgentError, match="deadline_s"):
         agent_of("x").run("Hm?", deadline_s=deadline)
+
+
+def test_no_time_left_after_a_tool_is_a_deadline_with_its_result():
+    @tool
+    def slow() -> str:
+        """Slow."""
+        time.sleep(0.6)
+        return "the result"
+
+    agent = agent_of(engine=Scripted(call("slow"), LONG), tools=[slow], max_steps=3)
+    agent.speeds["model-primary"] = Speed(10_000, 400)
+
+    def crawl(step):
+        if step.kind == "tool_called":
+            agent.speeds["model-primary"].decode_tokens_per_s = 2
+
+    result = agent.ask("Do it.", deadline_s=1.2, on_step=crawl)
+    assert (result.state, result.final_answer) == ("deadline", "the result")
+
+
+def test_loading_passes_over_a_model_that_breaks_at_it():
+    agent = agent_of(chain=chain_of(Scripted(RuntimeError("CUDA error")), Scripted("ok")))
+    assert agent.load().role == "fallback"

@@ -76,7 +76,7 @@ def bfcl(folder: Path, cases: int) -> dict[str, Any]:
     counted = {"required": [0, 0, 0], "auto": [0, 0, 0], "irrelevant": [0, 0, 0]}
     with base_chain() as chain:
         for kind, choice, some in (
-            ("required", "required", simple), ("auto", "auto", simple), ("irrelevant", "auto", irrelevant),
+            ("required", "required", simple), ("irrelevant", "auto", irrelevant), ("auto", "auto", simple),
         ):  # fmt: skip
             for number, row in enumerate(some):
                 tools = [from_definition(tool, lambda **_: "done") for tool in row["tools"]]
@@ -88,8 +88,13 @@ def bfcl(folder: Path, cases: int) -> dict[str, Any]:
                 counted[kind][0] += valid
                 counted[kind][1] += called
                 counted[kind][2] += check(item.answer, text, item) if called else item.answer is None
-                if number % 50 == 49:
-                    print(f"  {kind}: {number + 1} of {len(some)}", flush=True)
+                if number % 50 == 49 or number + 1 == len(some):
+                    valid_so_far, called_so_far, right_so_far = counted[kind]
+                    print(
+                        f"  {kind}: {number + 1} of {len(some)}, {valid_so_far} valid, {called_so_far} called, "
+                        f"{right_so_far:.0f} right",
+                        flush=True,
+                    )
     n, m = max(len(simple), 1), max(len(irrelevant), 1)
     shares = {
         "simple_cases": len(simple),

@@ -358,6 +358,10 @@ class Loop:
             elif not _shorten_result(talk):
                 break
         least = min(_LEAST_TOKENS, wanted)
+        if size + least > context and tools:  # a small window: better an answer without tools than none
+            self.warnings.append(f"the tools were left out: with them the prompt has {size} of {context} tokens")
+            self._show_tools = False
+            return self._request("none", link, engine, form)
         if size + least > context:
             raise AgentError(f"the task takes {size} tokens of the {context} that {link.model} can read; shorten it")
         if room < least or self.budget.over():

@@ -33,10 +33,8 @@ class Fall:
     reason: str
 
 
-class ChainExhausted(AgentlabError):
+class ChainExhausted(ModelError):
     """No model of the chain is left; the message says what became of each."""
-
-    exit_code = ModelError.exit_code
 
 
 class Chain:

@@ -341,8 +341,9 @@ class TransformersEngine(Engine):
     def _checked_prompt(self, request: Request) -> list[int]:
         prompt = self.encode(self.render(request.messages, request.tools))
         if request.structure is not None:
-            needed = self._grammars.grammar(request.structure).tokens_needed
-            if needed > request.max_new_tokens:
+            grammar = self._grammars.grammar(request.structure)
+            needed = grammar.tokens_needed
+            if grammar.required and needed > request.max_new_tokens:
                 raise EngineError(
                     f"max_new_tokens {request.max_new_tokens} is too small for any call; the shortest needs {needed}"
                 )

@@ -66,8 +66,9 @@ def test_a_talk_goes_on_after_a_restart(chain, tmp_path):
     with Memory.open(tmp_path / "memory.db") as memory:
         assert len(memory.conversation("s1").turns()) == 2
         agent = Agent(chain, memory=memory, builtin_tools=False, options=Options(max_new_tokens=16, recall=0))
-        result = agent.ask("What is my name?", session_id="s1")
-        assert "Tomas" in result.final_answer
+        steps = list(agent.run("What is my name?", session_id="s1"))
+        shown = next(step for step in steps if step.kind == "generated").messages
+        assert [m["content"] for m in shown if m["role"] == "user"] == ["My name is Tomas."] * 2 + ["What is my name?"]
 
 
 def test_pieces_are_the_answer_and_confidence_is_the_models_own(chain):
@@ -76,8 +77,8 @@ def test_pieces_are_the_answer_and_confidence_is_the_models_own(chain):
     result = steps[-1].result
     assert "".join(step.text for step in steps if step.kind == "delta").strip() == result.final_answer
     assert "Paris" in result.final_answer
-    unsure = agent.ask("Which number between 1 and 1000000 am I thinking of?")
-    assert 0 < unsure.confidence_score < result.confidence_score <= 1
+    assert 0.5 < result.confidence_score <= 1
+    assert result.confidence_score == next(step for step in steps if step.kind == "generated").confidence
 
 
 def test_a_deadline_cuts_a_long_answer_with_what_there_is(chain):

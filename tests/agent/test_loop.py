@@ -249,6 +249,14 @@ def test_two_tools_of_one_name_are_refused():
         agent_of("x", tools=[weather, weather])
 
 
+def test_tools_that_exceed_the_window_are_left_out_and_that_is_said():
+    engine = Scripted("Rain.", context=32)
+    result = agent_of(engine=engine, tools=[weather]).ask("Weather?")
+    assert result.state == "answered"
+    assert "the tools were left out" in result.warnings[0]
+    assert "weather(" not in str(engine.requests[0].messages)
+
+
 def test_a_prompt_that_exceeds_the_context_is_an_honest_failure():
     engine = Scripted("x", context=64)
     result = agent_of(engine=engine).ask("word " * 400)

@@ -167,6 +167,9 @@ def light(room: str, on: bool) -> str:
     return f"the light in the {room} is {'on' if on else 'off'}"
 
 
+FUNCTIONS: dict[str, Callable[..., str]] = {f.__name__: f for f in (weather, convert, music, light)}
+
+
 def toolcalls(experiment: Path, count: int) -> dict[str, Any]:
     """End-to-end shares with intervals and calibration, champion and base."""
     from agentlab import Lab
@@ -175,8 +178,7 @@ def toolcalls(experiment: Path, count: int) -> dict[str, Any]:
     from agentlab.evolution.stats import mean_interval
 
     lab = Lab.open_existing(experiment)
-    functions: dict[str, Callable[..., str]] = {f.__name__: f for f in (weather, convert, music, light)}
-    tools = [from_definition(tool, functions[tool["name"]]) for tool in lab.suite.tools]
+    tools = [from_definition(tool, FUNCTIONS[tool["name"]]) for tool in lab.suite.tools]
     items = lab.suite.split("gate")[:count]
     found: dict[str, Any] = {"items": len(items), "run": lab.run.id, "champion": lab.run.champion()}
     for who in dict.fromkeys(("champion", "base")):
@@ -184,7 +186,7 @@ def toolcalls(experiment: Path, count: int) -> dict[str, Any]:
         with lab.agent(who, tools=tools, remember=False, builtin_tools=False, options=None) as agent:
             for item in items:
                 result = agent.ask(item.messages[-1]["content"])
-                solved.append(float(is_solved(lab.suite, item, result, functions)))
+                solved.append(float(is_solved(lab.suite, item, result, FUNCTIONS)))
                 confidences.append(result.confidence_score)
                 seconds.append(result.processing_time)
         _, low, high = mean_interval(solved)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +75,40 @@ def test_memory():
     assert all(value > 0 for value in ours.values())
     assert result["met"]["recall_p50_ms<=2.3"] == (ours["recall_p50_ms"] <= 2.3)
     assert result["ratios"]["recall_to_flat_faiss"] > 0
+
+
+def test_agent_overhead():
+    result = run("agent.py", "--parts", "overhead")
+    assert result["benchmark"] == "agent"
+    assert 0 < result["overhead"]["agentlab_ms"] < 1000
+
+
+def test_agent_counts_as_solved_only_what_is(tmp_path):
+    sys.path.insert(0, str(BENCHMARKS))
+    from agent import FUNCTIONS, is_solved
+
+    from agentlab.tasks import load
+
+    suite = load("toolcalls", tmp_path)
+    item = next(i for i in suite.split("gate") if i.answer and i.answer["name"] == "light")
+    arguments = {name: value["any"][0] if isinstance(value, dict) else value for name, value in
+                 item.answer["arguments"].items()}  # fmt: skip
+
+    def result(answer, *calls, state="answered"):
+        steps = [SimpleNamespace(action={"name": name, "arguments": values}) for name, values in calls]
+        return SimpleNamespace(reasoning_steps=steps, final_answer=answer, state=state)
+
+    right = ("light", arguments)
+    told = FUNCTIONS["light"](**arguments)
+    assert is_solved(suite, item, result(told, right), FUNCTIONS)
+    assert not is_solved(suite, item, result("It is done once.", right), FUNCTIONS)  # "on" in another word
+    assert not is_solved(suite, item, result(told), FUNCTIONS)  # said, and never done
+    assert not is_solved(suite, item, result(told, right, right), FUNCTIONS)
+    assert not is_solved(suite, item, result(told, ("light", {**arguments, "room": "elsewhere"})), FUNCTIONS)
+    assert not is_solved(suite, item, result(told, right, state="deadline"), FUNCTIONS)
+    nothing = next(i for i in suite.split("gate") if i.answer is None)
+    assert is_solved(suite, nothing, result("Rivers are long."), FUNCTIONS)
+    assert not is_solved(suite, nothing, result("Rivers are long.", right), FUNCTIONS)
 
 
 @pytest.mark.model

@@ -161,7 +161,7 @@ def test_divergence_is_met_with_lower_rates(engine, examples, clean, parent):
 
 
 def test_divergence_without_remedies_is_a_failure(engine, examples, clean, parent):
-    with pytest.raises(TrainingFailed, match=r"divergence: loss rose from .* at step 3 \(after 0 remedies\)"):
+    with pytest.raises(TrainingFailed, match=r"divergence: loss rose from .* at step [23] \(after 0 remedies\)"):
         train(engine, genome_of(steps=8, learning_rate=1.0), parent, examples * 4, warmup_steps=0, max_remedies=0)
 
 

@@ -237,7 +237,8 @@ def written(step: int) -> str:
 def overhead(smolagents: Path | None) -> dict[str, Any]:
     """Median milliseconds a step costs beyond model and tool, here and in smolagents, and their ratio."""
     ours = agentlab_overhead()
-    found: dict[str, Any] = {"agentlab_ms": ours}
+    found: dict[str, Any] = {"agentlab_ms": ours, "python_tool_ms": python_tool()}
+    print(f"the sandboxed python tool: {found['python_tool_ms']:.0f} ms for a whole call (at most 150)")
     print(f"overhead of the loop: {ours:.2f} ms a step")
     if smolagents is None:
         print("smolagents: left out, give the python of an environment that has it with --smolagents")
@@ -253,6 +254,18 @@ def overhead(smolagents: Path | None) -> dict[str, Any]:
     found |= {"smolagents_ms": theirs["ms"], "smolagents_version": theirs["version"], "ratio": ours / theirs["ms"]}
     print(f"smolagents {theirs['version']}: {theirs['ms']:.2f} ms a step; ratio {found['ratio']:.2f} (at most 1)")
     return found
+
+
+def python_tool() -> float:
+    """Median milliseconds of one call in a sandbox of its own."""
+    from agentlab.agent.sandbox import run_python
+
+    times = []
+    for _ in range(TASKS):
+        began = time.perf_counter()
+        assert run_python("1 + 1") == ("2", None)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
 
 
 class Clock:
@@ -303,8 +316,9 @@ def agentlab_overhead() -> float:
         def adapters(self) -> list[str]:
             return []
 
-        def answers(self, *_: Any, **__: Any) -> Any:
-            raise NotImplementedError
+        def answers(self, requests: Any, *_: Any, **__: Any) -> Any:
+            for index, request in enumerate(requests):
+                yield index, [chunk.completion for chunk in self.stream(request)][-1]
 
     def add(a: int, b: int) -> int:
         """Add two numbers."""

@@ -170,11 +170,12 @@ class Agent:
             if before is not None:
                 before.join()
             try:
-                if recall.conversation is not None:
-                    recall.conversation.add(
-                        result.prompt, result.final_answer, context_used=result.context_used,
-                        agent=str(result.model_info), metadata={"task_id": result.task_id, "state": result.state},
-                    )  # fmt: skip
+                if recall.conversation is None:
+                    raise MemoryStoreError("the memory could not be opened")
+                recall.conversation.add(
+                    result.prompt, result.final_answer, context_used=result.context_used,
+                    agent=str(result.model_info), metadata={"task_id": result.task_id, "state": result.state},
+                )  # fmt: skip
             except Exception as error:
                 result.warnings.append(f"this turn was not remembered: {error}")
 
@@ -190,7 +191,7 @@ class Agent:
     def _result(self, task_id: str, loop: Loop, budget: Budget, session_id: str | None) -> ReasoningResult:
         state: State = loop.state
         if state == "failed" and not loop.error:
-            state = "cancelled" if budget.cancel.is_set() else "deadline" if budget.over() else "failed"
+            state = "cancelled" if budget.cancelled() else "deadline" if budget.over() else "failed"
         whole = state == "answered" and not loop.cut_short
         return ReasoningResult(
             task_id=task_id,
@@ -238,7 +239,7 @@ class Agent:
         return ModelInfo(
             model=link.model, model_sha256=known.get("model_sha256", ""), role=link.role,
             engine=engine.name if engine else "", device=engine.device if engine else "", adapter=link.adapter,
-            adapter_sha256=known.get("adapter_sha256"), run=self.run_id,
+            adapter_sha256=known.get("adapter_sha256") if link.adapter else None, run=self.run_id,
         )  # fmt: skip
 
     def load(self) -> ModelInfo:
@@ -301,12 +302,12 @@ def _next(steps: "queue.SimpleQueue[Step | BaseException | None]", budget: Budge
     waited_s = 0.0
     while True:
         left_s = budget.left_s
-        if budget.cancel.is_set():
+        if budget.cancelled():
             left_s = min(left_s, _GRACE_S - waited_s)
         try:
             return steps.get(timeout=max(0.0, min(left_s, 0.05)))
         except queue.Empty:
-            if budget.cancel.is_set():
+            if budget.cancelled():
                 waited_s += 0.05
             if left_s <= 0:
                 return None

@@ -43,7 +43,12 @@ class Budget:
     def __init__(self, deadline_s: float | None, cancel: threading.Event | None = None) -> None:
         self.started = time.monotonic()
         self.deadline_s = deadline_s
-        self.cancel = cancel or threading.Event()
+        self.cancel = threading.Event()
+        self._wish = cancel  # somebody else's: it is read, never set
+
+    def cancelled(self) -> bool:
+        """Whether somebody wants the answer to end."""
+        return self.cancel.is_set() or (self._wish is not None and self._wish.is_set())
 
     @property
     def elapsed_s(self) -> float:
@@ -63,7 +68,7 @@ class Budget:
 
     def over(self) -> bool:
         """Whether nothing more may be begun; polled by engines between tokens and by tools."""
-        return self.cancel.is_set() or self.work_left_s <= 0
+        return self.cancelled() or self.work_left_s <= 0
 
     def tokens(self, speed: Speed, prompt_tokens: int) -> int:
         """How many new tokens fit into the time that is left after reading the prompt."""

@@ -141,11 +141,12 @@ class Loop:
             if said.thought:
                 yield Thought(step_number=step, text=said.thought)
             calls = parse_calls(said.text, written.form.style) if choice != "none" else []
-            if not calls and said.text and said.text != NO_TOOL:
+            no_tool = said.text == NO_TOOL and self._show_tools and not last_turn
+            if not calls and said.text and not no_tool:
                 self._answered(step, said, written)
                 return
             self.best, self.best_is_a_result = before  # what was written is no answer
-            if said.text == NO_TOOL and self._show_tools and not last_turn:
+            if no_tool:
                 # the model has decided; now it answers as one who has no tools
                 self._done(step, said.thought or NO_TOOL, None, None, written.confidence)
                 self._show_tools, choice = False, "none"
@@ -227,7 +228,7 @@ class Loop:
     def _execute(self, number: int, call: Call) -> Observed:
         tool = self.tools[call.name]
         room_s = max(0.0, min(tool.timeout_s, self.budget.work_left_s))
-        found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancel.is_set)
+        found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancelled)
         return Observed(
             step_number=number,
             name=call.name,
@@ -380,7 +381,7 @@ class Loop:
         )
 
     def _out_of_time(self) -> None:
-        if not self.budget.cancel.is_set():
+        if not self.budget.cancelled():
             self.state = "deadline"
 
     # -- small things -------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import time
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
+from agentlab.events import Event
 from agentlab.hardware.monitor import MemoryStats
 
 State = Literal["answered", "deadline", "cancelled", "failed"]
@@ -81,15 +81,10 @@ class ReasoningResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """Base of what `agent.run` yields; `time_s` is seconds since the epoch, when it was over."""
+class Step(Event):
+    """Base of what `agent.run` yields, at its end. Steps carry a person's words, so no journal gets them."""
 
-    kind: ClassVar[str] = ""
     step_number: int
-    time_s: float = dataclasses.field(default_factory=time.time)
-
-    def __init_subclass__(cls) -> None:
-        cls.kind = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

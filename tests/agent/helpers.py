@@ -34,7 +34,8 @@ class Scripted(Engine):
         return []
 
     def answers(self, requests, batch_size=32, should_stop=lambda: False):
-        raise NotImplementedError
+        for index, request in enumerate(requests):
+            yield index, [chunk.completion for chunk in self.stream(request, should_stop)][-1]
 
     def count_tokens(self, messages, tools=None):
         return sum(len(str(message.get("content", ""))) // 4 + 4 for message in messages)

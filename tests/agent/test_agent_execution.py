@@ -121,11 +121,11 @@ def test_a_hanging_function_costs_its_timeout_and_no_more(isolated):
     def function():
         """Text."""
         print("began", flush=True)
-        time.sleep(4)
+        time.sleep(60)
 
     began = time.monotonic()
     seen = run(function, timeout_s=1.5, isolated=isolated)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     assert (seen.ok, seen.problem) == (False, "timeout")
     assert "timed out after 1.5 s" in seen.text
     assert "began" in seen.text
@@ -157,11 +157,11 @@ def test_no_time_left_is_said_without_running():
 def test_a_stop_is_heard_within_a_moment(isolated):
     def function():
         """Text."""
-        time.sleep(4)
+        time.sleep(60)
 
     began = time.monotonic()
     seen = run(function, should_stop=lambda: time.monotonic() - began > 0.3, timeout_s=20, isolated=isolated)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
     assert seen.problem == "cancelled"
 
 

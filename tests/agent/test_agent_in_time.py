@@ -131,6 +131,15 @@ def test_cancel_works_at_every_step(after):
     assert agent.ask("Ping.", deadline_s=30).state == "answered"  # and the next answer is a whole one
 
 
+def test_somebody_elses_wish_to_cancel_is_read_and_left_alone():
+    wish = threading.Event()
+    agent = agent_of(engine=Scripted(LONG, token_s=0.02))
+    assert list(agent_of("ok").run("Hm?", cancel=wish))[-1].result.state == "answered"
+    assert not wish.is_set()
+    threading.Timer(0.2, wish.set).start()
+    assert list(agent.run("Count.", cancel=wish))[-1].result.state == "cancelled"
+
+
 def test_walking_away_ends_the_work():
     engine = Scripted(LONG, token_s=0.02)
     agent = agent_of(engine=engine)

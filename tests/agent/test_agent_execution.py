@@ -121,11 +121,11 @@ def test_a_hanging_function_costs_its_timeout_and_no_more(isolated):
     def function():
         """Text."""
         print("began", flush=True)
-        time.sleep(60)
+        time.sleep(8)
 
     began = time.monotonic()
     seen = run(function, timeout_s=1.5, isolated=isolated)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 7
     assert (seen.ok, seen.problem) == (False, "timeout")
     assert "timed out after 1.5 s" in seen.text
     assert "began" in seen.text
@@ -157,7 +157,7 @@ def test_no_time_left_is_said_without_running():
 def test_a_stop_is_heard_within_a_moment(isolated):
     def function():
         """Text."""
-        time.sleep(60)
+        time.sleep(8)
 
     began = time.monotonic()
     seen = run(function, should_stop=lambda: time.monotonic() - began > 0.3, timeout_s=20, isolated=isolated)
@@ -300,7 +300,7 @@ def test_the_whole_process_group_is_killed(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
         with open(path, "w") as file:
             file.write(str(child.pid))
-        time.sleep(60)
+        time.sleep(8)
 
     seen = run(function, {"path": str(note)}, timeout_s=3, isolated=True)
     assert seen.problem == "timeout"
@@ -328,17 +328,3 @@ def test_a_grandchild_does_not_hold_the_answer_back():
     began = time.monotonic()
     assert run(function, isolated=True, timeout_s=20).text == "ok"
     assert time.monotonic() - began < 10
-
-
-def test_an_instant_tool_costs_little():
-    def function(x: int) -> int:
-        """Text."""
-        return x
-
-    made = tool(function)
-    took = []
-    for _ in range(300):
-        began = time.perf_counter()
-        execute(made, {"x": 1}, timeout_s=5)
-        took.append(time.perf_counter() - began)
-    assert sorted(took)[len(took) // 2] < 0.002  # 0.2 ms on an idle machine

@@ -32,7 +32,7 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
     match event:
         case events.EvolutionStarted():
             verb = "continuing" if event.continued else "starting"
-            plan = f"{words.counted(event.generations, 'generation')} of {event.population}"
+            plan = f"{words.counted(event.generations, 'generation')} of {words.counted(event.population, 'candidate')} each"
             return f"{verb} {event.run}: {plan}"
         case events.GenerationStarted():
             return f"generation {event.generation} {'continues' if event.continued else 'starts'} (pid {event.pid})"

@@ -23,12 +23,14 @@ class Event:
 
     kind: ClassVar[str] = ""
     durable: ClassVar[bool] = True  # fsynced before it is yielded; progress ticks are not
+    journaled: ClassVar[bool] = True  # what carries a person's words is not, and no journal takes it
     time_s: float = dataclasses.field(default_factory=time.time)
 
     def __init_subclass__(cls) -> None:
         # GateDecided → gate_decided
         cls.kind = "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
-        _KINDS[cls.kind] = cls
+        if cls.journaled:
+            _KINDS[cls.kind] = cls
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind, **dataclasses.asdict(self)}, ensure_ascii=False)
@@ -257,6 +259,8 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Add one line; durable events are on disk when this returns. Raises StorageError on a full disk."""
+        if not event.journaled:
+            raise ValueError(f"{event.kind} carries a person's words; a journal holds measurements and ids")
         line = (event.to_json() + "\n").encode()
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from agentlab.events import Event
 from agentlab.hardware.monitor import MemoryStats
@@ -84,6 +84,7 @@ class ReasoningResult:
 class Step(Event):
     """Base of what `agent.run` yields, at its end. Steps carry a person's words, so no journal gets them."""
 
+    journaled: ClassVar[bool] = False
     step_number: int
 
 

@@ -32,8 +32,8 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
     match event:
         case events.EvolutionStarted():
             verb = "continuing" if event.continued else "starting"
-            plan = f"{words.counted(event.generations, 'generation')} of {words.counted(event.population, 'candidate')} each"
-            return f"{verb} {event.run}: {plan}"
+            each = words.counted(event.population, "candidate")
+            return f"{verb} {event.run}: {words.counted(event.generations, 'generation')} of {each} each"
         case events.GenerationStarted():
             return f"generation {event.generation} {'continues' if event.continued else 'starts'} (pid {event.pid})"
         case events.ModelLoaded():

@@ -7,6 +7,7 @@ from helpers import Scripted, agent_of, call, chain_of, kinds
 
 from agentlab.agent import tool
 from agentlab.errors import AgentError, StorageError
+from agentlab.events import Journal
 from agentlab.toolformat import NO_TOOL, CallStyle
 
 
@@ -58,6 +59,13 @@ def test_a_call_is_executed_and_its_result_is_answered_from():
     assert second.action is second.observation is None
     assert "Oslo: rain for 3 days" in str(engine.requests[1].messages)
     assert not any("<tool_call>" in step.text for step in steps if step.kind == "delta" and step.part == "answer")
+
+
+def test_no_journal_takes_what_a_person_said(tmp_path):
+    (*_, answered) = agent_of("Rain.").run("A secret of mine?")
+    with pytest.raises(ValueError, match="carries a person's words"):
+        Journal(tmp_path / "events.jsonl").append(answered)
+    assert not (tmp_path / "events.jsonl").exists()
 
 
 def test_thoughts_become_steps_and_never_part_of_the_answer():

@@ -258,7 +258,7 @@ def overhead(smolagents: Path | None) -> dict[str, Any]:
 
 def python_tool() -> float:
     """Median milliseconds of one call in a sandbox of its own."""
-    from agentlab.agent.sandbox import run_python
+    from agentlab.agent.tools.sandbox import run_python
 
     times = []
     for _ in range(TASKS):

@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from agentlab.agent import builtin
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.loop import Loop, Options
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import Answered, ModelInfo, ReasoningResult, State, Step
-from agentlab.agent.tools import Tool, tool
+from agentlab.agent.tools import Tool, builtin, tool
 from agentlab.errors import AgentError, MemoryStoreError
 from agentlab.hardware.monitor import memory_stats, process_ram_mb
 from agentlab.inference import Engine, Request

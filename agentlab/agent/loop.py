@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
-from agentlab.agent.execution import execute
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
 from agentlab.agent.reading import THINK, THINK_END, Reader, Said
 from agentlab.agent.recalling import Recall
@@ -26,8 +25,7 @@ from agentlab.agent.steps import (
     Thought,
     ToolCalled,
 )
-from agentlab.agent.tools import Tool
-from agentlab.agent.untrusted import as_untrusted
+from agentlab.agent.tools import Tool, as_untrusted, execute
 from agentlab.errors import AgentError, AgentlabError
 from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain, ChainExhausted, Link

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from agentlab.agent.formats import Message
 from agentlab.agent.steps import Recalled
-from agentlab.agent.untrusted import as_untrusted
+from agentlab.agent.tools.untrusted import as_untrusted
 
 if TYPE_CHECKING:
     from agentlab.memory import ConversationItem, Memory

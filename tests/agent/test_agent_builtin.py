@@ -8,9 +8,10 @@ import time
 import pytest
 from memory.helpers import open_memory
 
-from agentlab.agent import builtin, execute, sandbox
-from agentlab.agent.arithmetic import calculate
-from agentlab.agent.sandbox import run_python
+from agentlab.agent import execute
+from agentlab.agent.tools import builtin, sandbox
+from agentlab.agent.tools.arithmetic import calculate
+from agentlab.agent.tools.sandbox import run_python
 from agentlab.errors import ToolError
 from agentlab.hardware import monitor
 from agentlab.toolformat import check_tool, signature

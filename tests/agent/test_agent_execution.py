@@ -15,7 +15,8 @@ import time
 import psutil
 import pytest
 
-from agentlab.agent import capture, execute, tool
+from agentlab.agent import execute, tool
+from agentlab.agent.tools import capture
 
 
 def run(function, arguments=None, *, timeout_s=5.0, should_stop=lambda: False, **options):

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentlab.agent import sandbox
-from agentlab.agent.sandbox import Limits, run_python
-from agentlab.agent.sandbox_kernel import ARCHITECTURES, DENIED, JUDGED, filter_program
+from agentlab.agent.tools import sandbox
+from agentlab.agent.tools.sandbox import Limits, run_python
+from agentlab.agent.tools.sandbox_kernel import ARCHITECTURES, DENIED, JUDGED, filter_program
 
 pytestmark = pytest.mark.skipif(
     sandbox.unavailable() is not None,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.agent import as_untrusted
-from agentlab.agent.untrusted import _OPENING, _shadow
+from agentlab.agent.tools.untrusted import _OPENING, _shadow
 from agentlab.toolformat import parse_calls
 
 TOKENS = [

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from agentlab.agent.rendering import BoundedText
+from agentlab.agent.tools.rendering import BoundedText
 
 POLL_S = 0.05
 _CHUNK_BYTES = 1 << 16

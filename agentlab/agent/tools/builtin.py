@@ -6,9 +6,9 @@ import zoneinfo
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from agentlab.agent import sandbox
-from agentlab.agent.arithmetic import calculate
-from agentlab.agent.tools import Tool, tool
+from agentlab.agent.tools import sandbox
+from agentlab.agent.tools.arithmetic import calculate
+from agentlab.agent.tools.definition import Tool, tool
 from agentlab.errors import ToolError
 from agentlab.hardware import monitor
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
 from agentlab import toolformat
-from agentlab.agent import docstrings, schema
+from agentlab.agent.tools import docstrings, schema
 from agentlab.errors import ToolError
 
 TIMEOUT_S = 10.0
@@ -113,7 +113,7 @@ def tool(
             hints=hints,
         )
         if isolated:
-            from agentlab.agent.worker import check_sendable
+            from agentlab.agent.tools.worker import check_sendable
 
             check_sendable(made)
         return made

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from agentlab.agent.capture import captured
-from agentlab.agent.process import POLL_S
-from agentlab.agent.rendering import BoundedText, bounded, describe_error, render, visible
-from agentlab.agent.tools import Tool, call
+from agentlab.agent.tools.capture import captured
+from agentlab.agent.tools.definition import Tool, call
+from agentlab.agent.tools.process import POLL_S
+from agentlab.agent.tools.rendering import BoundedText, bounded, describe_error, render, visible
 from agentlab.errors import AgentlabError
 
 Problem = Literal["timeout", "error", "cancelled"]
@@ -50,7 +50,7 @@ def execute(
             if tool.runner is not None:
                 text, problem = tool.runner(converted, timeout_s=limit_s, should_stop=should_stop)
             elif tool.isolated:
-                from agentlab.agent.worker import run_isolated
+                from agentlab.agent.tools.worker import run_isolated
 
                 text, problem, printed = run_isolated(
                     tool, converted, timeout_s=limit_s, should_stop=should_stop, printed_chars=half

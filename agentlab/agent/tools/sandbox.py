@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentlab.agent import process
+from agentlab.agent.tools import process
 
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _REFUSED = 120  # the worker's exit code when its locks did not hold
@@ -40,7 +40,7 @@ def unavailable() -> str | None:
     need = "running Python needs a Linux kernel with Landlock (5.13 or newer, and `landlock` among its LSMs)"
     if sys.platform != "linux":
         return f"{need}; this is {sys.platform}"
-    from agentlab.agent import sandbox_kernel
+    from agentlab.agent.tools import sandbox_kernel
 
     if os.uname().machine not in sandbox_kernel.ARCHITECTURES:
         return f"running Python needs x86_64 or aarch64; this is {os.uname().machine}"

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentlab.agent import process
-from agentlab.agent.rendering import BoundedText, bounded, describe_error, render
-from agentlab.agent.tools import Tool, call
+from agentlab.agent.tools import process
+from agentlab.agent.tools.definition import Tool, call
+from agentlab.agent.tools.rendering import BoundedText, bounded, describe_error, render
 from agentlab.errors import AgentlabError, ToolError
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from agentlab.agent.worker import main; main()"
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from agentlab.agent.tools.worker import main; main()"
 _PR_SET_PDEATHSIG = 1
 
 

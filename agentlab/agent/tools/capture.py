@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from agentlab.agent.rendering import BoundedText
+from agentlab.agent.tools.rendering import BoundedText
 
 # A context variable and not the thread's id: asyncio tasks and asyncio.to_thread carry it along.
 _CURRENT: ContextVar[BoundedText | None] = ContextVar("agentlab_capture", default=None)

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentlab import adapters
+from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.inference import attention
 from agentlab.inference.contract import Engine
@@ -48,18 +49,20 @@ class ResidentModel(Engine):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         base.requires_grad_(False)
         self._base: Any = base
-        self._peft: PeftModel | None = None  # wraps the same base while any adapter is loaded
+        self._peft: PeftModel | None = None  # wraps the same base while any adapter is injected
+        self._plain: dict[str, Lora] = {}  # adapters that answer from the base's own weights
+        self._sums: tuple[str, list[tuple[torch.nn.Parameter, torch.Tensor]]] | None = None  # of the last one used
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
     @property
     def model(self) -> Any:
-        """The model to call: wrapped by PEFT while adapters are loaded."""
+        """The model to call: wrapped by PEFT while adapters are injected."""
         return self._base if self._peft is None else self._peft
 
     @property
     def base(self) -> Any:
-        """The bare base model (PEFT injects its layers into it while adapters are loaded)."""
+        """The bare base model, into which PEFT injects adapters that are trained or cannot be added to the weights."""
         return self._base
 
     def parameters(self) -> int:
@@ -69,9 +72,48 @@ class ResidentModel(Engine):
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapters.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self.unload_adapter(adapter)
-        self.add_adapter(adapter, lora)
+        if self._fits_into_weights(adapter, lora):
+            self._plain[adapter] = lora
+        else:
+            self.add_adapter(adapter, lora)
 
-    def add_adapter(self, adapter: str, lora: "adapters.Lora", trainable: bool = False) -> None:
+    def _fits_into_weights(self, adapter: str, lora: Lora) -> bool:
+        """Whether the deltas can be added to the weights: fp32, dense, linear, nobody else's. Raises AdapterError."""
+        if self._base.dtype != torch.float32 or getattr(self._base, "is_quantized", False):
+            return False  # in 16 bits the sum would round small changes away
+        for name, (a, b) in lora.modules.items():
+            linear = self._linear(name)
+            if linear is None:
+                self._refuse_unless_there(adapter, name)
+                return False
+            self._check_shapes(adapter, name, a, b, linear.in_features, linear.out_features)
+        return True
+
+    def _linear(self, name: str) -> torch.nn.Linear | None:
+        try:
+            module = self._base.get_submodule(name)
+        except AttributeError:
+            return None
+        module = getattr(module, "base_layer", module)  # PEFT's layer around it, while something is trained
+        tied = getattr(module, "weight", None) is self._base.get_input_embeddings().weight  # the head's, in many models
+        return module if type(module) is torch.nn.Linear and not tied else None
+
+    def _refuse_unless_there(self, adapter: str, name: str) -> None:
+        if name not in dict(self._base.named_modules()):
+            raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: no module {name}")
+
+    def _check_shapes(
+        self, adapter: str, name: str, a: torch.Tensor, b: torch.Tensor, in_features: int, out_features: int
+    ) -> None:
+        """a: (rank, in), b: (out, rank)."""
+        for value, needed in ((a, (a.shape[0], in_features)), (b, (out_features, b.shape[1]))):
+            if tuple(value.shape) != needed:
+                raise AdapterError(
+                    f"adapter {adapter} does not fit {self.model_files.name}: {name} has shape "
+                    f"{tuple(value.shape)}, the model needs {needed}"
+                )
+
+    def add_adapter(self, adapter: str, lora: Lora, trainable: bool = False) -> None:
         """Inject in-memory LoRA weights under an id. Raises AdapterError when they do not fit the base model."""
         config = LoraConfig(
             r=lora.rank,
@@ -135,7 +177,7 @@ class ResidentModel(Engine):
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: none")
         self._peft.set_adapter(adapter)
 
-    def read_adapter(self, adapter: str) -> "adapters.Lora":
+    def read_adapter(self, adapter: str) -> Lora:
         """The weights of a loaded adapter as fp32 copies on the CPU."""
         if self._peft is None or adapter not in self._peft.peft_config:
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
@@ -148,7 +190,7 @@ class ResidentModel(Engine):
             for name, module in self._base.named_modules()
             if hasattr(module, "lora_A") and adapter in module.lora_A
         }
-        return adapters.Lora(
+        return Lora(
             modules=modules,
             rank=config.r,
             alpha=float(config.lora_alpha),
@@ -158,6 +200,9 @@ class ResidentModel(Engine):
         )
 
     def unload_adapter(self, adapter: str) -> None:
+        self._plain.pop(adapter, None)
+        if self._sums is not None and self._sums[0] == adapter:
+            self._sums = None
         if self._peft is None or adapter not in self._peft.peft_config:
             return
         with warnings.catch_warnings():
@@ -169,22 +214,21 @@ class ResidentModel(Engine):
                 self._peft.delete_adapter(adapter)
 
     def adapters(self) -> list[str]:
-        return [] if self._peft is None else sorted(self._peft.peft_config)
+        return sorted([*self._plain, *([] if self._peft is None else self._peft.peft_config)])
 
     @contextlib.contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
         """Let `model` answer with this adapter, or with none."""
         if adapter is not None and adapter not in self.adapters():
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
-        if self._peft is None:
-            yield
-        elif adapter is None:
-            with self._peft.disable_adapter():
+        if adapter is None or adapter in self._plain:
+            with contextlib.ExitStack() as stack:
+                if self._peft is not None:
+                    stack.enter_context(self._peft.disable_adapter())
+                if adapter is not None:
+                    stack.enter_context(self._added_to_weights(adapter))
                 yield
-        elif self._base.dtype == torch.float32 and not getattr(self._base, "is_quantized", False):
-            with self._added_to_weights(adapter), self._peft.disable_adapter():
-                yield
-        else:  # in 16 bits the sum would round small changes away
+        elif self._peft is not None:
             self._peft.set_adapter(adapter, inference_mode=True)
             yield
 
@@ -192,17 +236,27 @@ class ResidentModel(Engine):
     def _added_to_weights(self, adapter: str) -> Iterator[None]:
         """The base with the adapter's deltas in its weights: a token costs what it costs without an adapter.
 
-        The base's own tensors are kept and put back, bit for bit; nothing is subtracted again.
+        The base's own tensors are put back as they were; nothing is subtracted again.
         """
         own: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        if self._sums is None or self._sums[0] != adapter:
+            self._sums = None  # two at once would be memory for nothing
+            self._sums = adapter, self._sum(self._plain[adapter])
         try:
-            with torch.no_grad():
-                for module in self._base.modules():
-                    if adapter in getattr(module, "lora_A", ()):
-                        weight = module.base_layer.weight
-                        own.append((weight, weight.data))
-                        weight.data = weight.data + module.get_delta_weight(adapter)
+            for weight, summed in self._sums[1]:
+                own.append((weight, weight.data))
+                weight.data = summed
             yield
         finally:
             for weight, data in own:
                 weight.data = data
+
+    def _sum(self, lora: Lora) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+        """Each weight that the adapter changes, and the base's plus B·A·alpha/rank; kept for the next answer."""
+        summed = []
+        for name in lora.modules:
+            linear = self._linear(name)
+            assert linear is not None
+            with torch.no_grad():
+                summed.append((linear.weight, linear.weight.data + adapters.delta(lora, name).to(self.device)))
+        return summed

@@ -64,13 +64,14 @@ class TestOnTinyModel(EngineConformance):
         before = {name: weight.clone() for name, weight in engine.base.state_dict().items()}
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)
+            engine.add_adapter(f"beside-{adapter}", adapter_room.load(folder))
         ids = torch.tensor([engine.encode(engine.render(CHAT))])
         with torch.inference_mode():
             with engine.using(None):
                 plain = engine.model(ids).logits
             for adapter in adapters:
-                engine.model.set_adapter(adapter, inference_mode=True)
-                beside = engine.model(ids).logits
+                with engine.using(f"beside-{adapter}"):
+                    beside = engine.model(ids).logits
                 with engine.using(adapter):
                     inside = engine.model(ids).logits
                 torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
@@ -79,10 +80,33 @@ class TestOnTinyModel(EngineConformance):
                 assert torch.equal(engine.model(ids).logits, plain)
         with pytest.raises(RuntimeError, match="in the middle"), engine.using(next(iter(adapters))):
             raise RuntimeError("in the middle")
-        for adapter in adapters:
+        for adapter in engine.adapters():
             engine.unload_adapter(adapter)
         after = engine.base.state_dict()
         assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+    def test_an_adapter_on_a_head_that_shares_the_embeddings_weights_changes_the_head_alone(self, engine, tmp_path):
+        assert engine.base.lm_head.weight is engine.base.get_input_embeddings().weight
+        out, inner = engine.base.lm_head.weight.shape
+        draw = torch.Generator().manual_seed(4)
+        factors = torch.randn(2, inner, generator=draw), torch.randn(out, 2, generator=draw)
+        adapter_room.save(adapter_room.Lora({"lm_head": factors}, 2, 2.0, 0.0, ["lm_head"], ""), tmp_path / "head")
+        ids = torch.tensor([engine.encode(engine.render(CHAT))])
+        with torch.inference_mode():
+            hidden = engine.base.base_model(ids).last_hidden_state
+            plain = engine.base(ids).logits
+            engine.load_adapter("g000-c00", tmp_path / "head")
+            with engine.using("g000-c00"):
+                found = engine.model(ids).logits
+        torch.testing.assert_close(found, plain + hidden @ factors[0].T @ factors[1].T, atol=1e-3, rtol=1e-4)
+
+    def test_a_replaced_adapter_answers_as_the_new_one(self, engine, adapters):
+        first, second = adapters.values()
+        seen = []
+        for folder in (first, second, first):
+            engine.load_adapter("g000-c00", folder)
+            seen.append(engine.generate([Request(CHAT, adapter="g000-c00", max_new_tokens=12)])[0].token_ids)
+        assert seen[0] == seen[2] != seen[1]
 
     def test_out_of_memory_halves_the_batch(self, engine, monkeypatch):
         real, sizes = TransformersEngine._batch, []

@@ -138,9 +138,34 @@ def _checked(folder: Path) -> Path:
         raise ModelError(
             f"{folder} holds no safetensors weights" + (" (only pickles, which are not loaded)" if pickled else "")
         )
+    index = folder / "model.safetensors.index.json"
+    named = set(files.read_json(index).get("weight_map", {}).values()) if index.is_file() else set()
+    for name in sorted(named | {file.name for file in folder.glob("*.safetensors")}):
+        _check_whole(folder / name)
     if not (folder / "tokenizer.json").is_file() and not any(folder.glob("tokenizer*")):
         raise ModelError(f"{folder} holds no tokenizer: tokenizer.json is missing")
     return folder
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ModelError unless the safetensors file is there and as long as its header says: half downloads are common.
+
+    Format: 8 bytes N, little-endian; N bytes of JSON with each tensor's data_offsets; the data.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(min(length, size)))
+        needed = 8 + length + max(
+            (int(entry["data_offsets"][1]) for name, entry in tensors.items() if name != "__metadata__"), default=0
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing, and the model's index names it; download the model again") from None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: its header cannot be read ({type(error).__name__})") from None
+    if size != needed:
+        raise ModelError(f"{path} is damaged: {size} bytes, its header says {needed}; download or copy it again")
 
 
 def _folder_sha256(folder: Path) -> str:

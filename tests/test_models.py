@@ -1,6 +1,7 @@
 """Model names: what resolves to what, and the sentence for what is missing."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,39 @@ def test_what_is_missing_says_how_to_get_it(name, words, tmp_path):
     with pytest.raises(ModelError, match=words) as caught:
         models.resolve(name, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def cut(data):
+    return data[:-1]
+
+
+def cut_in_the_header(data):
+    return data[:20]
+
+
+def header_of_a_lie(data):
+    return (10**15).to_bytes(8, "little") + data[8:]
+
+
+@pytest.mark.parametrize("damage", [cut, cut_in_the_header, header_of_a_lie, lambda data: b""])
+def test_half_a_weights_file_is_named_before_anything_is_loaded(damage, tiny_model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    for look in (models.resolve, models.check):
+        with pytest.raises(ModelError, match=r"model\.safetensors is damaged") as caught:
+            look(str(copy))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_is_named(tiny_model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors is missing"):
+        models.resolve(str(copy))
 
 
 def test_incomplete_folders_and_pickles_are_refused(tiny_model, tmp_path):

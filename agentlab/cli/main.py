@@ -58,6 +58,8 @@ def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | Non
     lab = Lab.open(experiment, overrides)
     if lab.is_finished():
         click.echo(f"{lab.run.id} is finished already; another seed or name starts a new run.")
+    for warning in lab.suite.warnings:
+        click.echo(f"note on suite {lab.suite.name}: {warning}", err=True)
     _stop_on_signals(lab)
     stopped = False
     with Display(history=lab.run.journal.replay(), elites=lab.run.settings.population.elites) as display:

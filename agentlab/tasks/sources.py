@@ -118,7 +118,9 @@ def _from_folder(path: Path) -> Pools:
 
 def _from_hub(source: str) -> Pools:
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # without a network it tells of every retry
     name, _, configuration = source.partition(":")
     try:
         return _rows(datasets.load_dataset(name, configuration or None), source)

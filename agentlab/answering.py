@@ -64,8 +64,12 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
             continue
         known[role] = {}
         link = Link(role, name, _opener(run, role, name, known[role]))
-        if _is_served(run, role, name):
-            pass  # whether the server has it is seen when it is its turn
+        if _is_served(run, role, name):  # whether the server has it is seen when it is its turn
+            if adapter not in (CHAMPION, BASE):
+                raise AdapterError(
+                    f"adapter {adapter}: {name} answers on a server, which knows no adapters of this run; allowed: "
+                    f"{CHAMPION}, {BASE}"
+                )
         elif role == "primary":
             # the others may be missing until they are needed: that is one of the failures they are there for
             try:

@@ -121,7 +121,7 @@ class ChatServer:
                 choice["logprobs"] = {"content": [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
             send(choice)
             time.sleep(self.pause_s)
-        if body.get("tools") and self.calls:
+        if body.get("tools") and self.calls and body["messages"][-1]["role"] != "tool":  # it has seen the result
             for index, (name, arguments) in enumerate(self.calls):
                 call = {"index": index, "id": f"call_{index}", "type": "function"}
                 send({"delta": {"tool_calls": [{**call, "function": {"name": name, "arguments": arguments}}]}})

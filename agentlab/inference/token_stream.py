@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from agentlab.errors import AdapterError
 from agentlab.inference.constrained import Row
-from agentlab.inference.contract import Chunk, Completion, Request
+from agentlab.inference.contract import Chunk, Completion, EngineError, Request
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.inference.text import Decode, Pieces, cut_tokens
 
@@ -50,6 +50,8 @@ class Answer:
         if self.done:
             return
         self.last_s = news.at_s
+        if news.finish not in (None, "stop", "length"):
+            raise EngineError(f"the model's process ended the request with {news.finish}")
         ended_by_stop = news.finish == "stop"
         for number, token in enumerate(news.tokens):
             if token in self._stop_ids:

@@ -22,6 +22,7 @@ from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_settings import (
     VllmSettings,
     model_sizes,
+    planned_bytes,
     settings_for_cpu,
     settings_for_gpu,
     tensor_shapes,
@@ -33,7 +34,8 @@ START_S = 600.0  # a large model from a slow disk, and kernels compiled for the 
 _CALL_S = 120.0
 _WAIT_S = 0.05
 _MEMORY = re.compile(
-    r"out of memory|No available memory for the cache blocks|less than desired \w+ memory utilization|"
+    r"out of memory|No available memory for the cache blocks|"
+    r"less than (desired \w+ memory utilization|the engine's budget)|"
     r"larger than the available KV cache memory|cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
@@ -94,9 +96,11 @@ class VllmEngine(TokenStreamEngine):
         if self.tokenizer.chat_template is None:
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
         self._sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
-        if settings is None and self.device == "cuda":
-            total = torch.cuda.get_device_properties(0).total_memory / 2**30
-            settings = settings_for_gpu(min(vram_gib or total, total), self._sizes, rank, adapters)
+        if self.device == "cuda":
+            self._total_bytes = torch.cuda.get_device_properties(0).total_memory
+            total_gib = self._total_bytes / 2**30
+            budget_gib = min(vram_gib or total_gib, total_gib)
+            settings = settings or settings_for_gpu(budget_gib, self._sizes, rank, adapters)
         self.settings = settings or settings_for_cpu(self._sizes, rank, adapters)
         self._shapes = {name: shape for name, (_, shape) in tensor_shapes(model.folder).items()}
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
@@ -117,6 +121,8 @@ class VllmEngine(TokenStreamEngine):
     def _arguments(self) -> dict[str, Any]:
         """What vLLM's EngineArgs takes."""
         mine = dataclasses.asdict(self.settings)
+        if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
+            mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self._sizes) / self._total_bytes)
         return {
             **{name: value for name, value in mine.items() if name != "sleep_mode"},
             "model": str(self.model_files.folder),

@@ -69,6 +69,17 @@ class ModelSizes:
         return layer + 2 * sequences * self.vocabulary * 4
 
 
+def planned_bytes(settings: VllmSettings, sizes: ModelSizes) -> int:
+    """Everything that vLLM takes with these settings: weights, slots, activations, cache and the device's context."""
+    return (
+        sizes.weight_bytes
+        + settings.max_loras * sizes.lora_slot_bytes(settings.max_lora_rank)
+        + sizes.activation_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)
+        + settings.kv_cache_memory_bytes
+        + _CONTEXT_BYTES
+    )
+
+
 def lora_rank(rank: int) -> int:
     """The smallest of vLLM's ranks that holds `rank`. Raises ValueError above the largest."""
     for allowed in RANKS:

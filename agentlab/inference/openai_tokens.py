@@ -36,7 +36,7 @@ class OpenAITokenEngine(TokenStreamEngine):
         has_generation = (model.folder / "generation_config.json").is_file()
         self._generation = GenerationConfig.from_pretrained(model.folder) if has_generation else None
         self._adapters = ServerAdapters(server, possible=True)
-        self._inbox: queue.Queue[News | BaseException] = queue.Queue()
+        self._inbox: queue.Queue[tuple[int, News | Exception]] = queue.Queue()
         self._running: dict[int, threading.Event] = {}
         self._keys = 0
 
@@ -75,21 +75,23 @@ class OpenAITokenEngine(TokenStreamEngine):
                         raise EngineError(f"the server at {self.server.base_url} sends no token ids; is it vLLM?")
                     logprobs = choice.get("logprobs") or {}
                     finish = choice.get("finish_reason")
-                    self._inbox.put(News(key, list(tokens), logprobs.get("token_logprobs"), finish, time.monotonic()))
+                    news = News(key, list(tokens), logprobs.get("token_logprobs"), finish, time.monotonic())
+                    self._inbox.put((key, news))
         except Exception as error:  # handed to whoever waits for the answer
-            if not abandoned.is_set():
-                self._inbox.put(error)
+            self._inbox.put((key, error))
 
     def _news(self) -> list[News]:
         found = []
         try:
-            one = self._inbox.get(timeout=_WAIT_S)
+            key, one = self._inbox.get(timeout=_WAIT_S)
             while True:
-                if isinstance(one, BaseException):
-                    raise one
-                if one.key in self._running:
+                if key in self._running:  # what comes of abandoned requests is not wanted, errors neither
+                    if isinstance(one, Exception):
+                        raise one
                     found.append(one)
-                one = self._inbox.get_nowait()
+                    if one.finish is not None:
+                        del self._running[key]
+                key, one = self._inbox.get_nowait()
         except queue.Empty:
             return found
 

@@ -9,8 +9,9 @@ from agentlab.adapters import Pool
 from agentlab.errors import AdapterError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease
-from agentlab.inference import Engine, open_engine
+from agentlab.inference import Engine, choose_engine, open_engine
 from agentlab.inference.chain import Chain, Link, Role
+from agentlab.inference.opening import served_model
 from agentlab.records import BASE
 
 if TYPE_CHECKING:
@@ -62,8 +63,14 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
         if name is None:
             continue
         known[role] = {}
-        link = Link(role, name, _opener(run, name, known[role]))
-        if role == "primary":
+        link = Link(role, name, _opener(run, role, name, known[role]))
+        if _is_served(run, role, name):  # whether the server has it is seen when it is its turn
+            if adapter not in (CHAMPION, BASE):
+                raise AdapterError(
+                    f"adapter {adapter}: {name} answers on a server, which knows no adapters of this run; allowed: "
+                    f"{CHAMPION}, {BASE}"
+                )
+        elif role == "primary":
             # the others may be missing until they are needed: that is one of the failures they are there for
             try:
                 files = models.resolve(name, run.root)
@@ -77,11 +84,27 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
     return links, known
 
 
-def _opener(run: Run, name: str, known: dict[str, Any]) -> Callable[[], Engine]:
+def _is_served(run: Run, role: Role, name: str) -> bool:
+    """Whether `name` is a model of the server: the primary is; others are where they are not found on this machine."""
+    if run.settings.model.engine != "openai":
+        return False
+    if role == "primary":
+        return True
+    try:
+        models.check(name, run.root)
+    except ModelError:
+        return True
+    return False
+
+
+def _opener(run: Run, role: Role, name: str, known: dict[str, Any]) -> Callable[[], Engine]:
     def opened() -> Engine:
+        if _is_served(run, role, name):
+            return open_engine(run.settings, served_model(name), "openai")
         files = models.resolve(name, run.root)
         known["model_sha256"] = files.sha256
-        return open_engine(run.settings, files)
+        local = "transformers" if run.settings.model.engine == "openai" else choose_engine(run.settings, files)
+        return open_engine(run.settings, files, local)
 
     return opened
 

@@ -39,12 +39,31 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """Which models answer. `engine: auto` takes the best one installed that fits."""
+    """Which models answer, and on which engine. `engine: auto` takes the best one installed that fits.
+
+    openai: a server at `base_url` (like http://localhost:11434/v1), where the models have the names given here;
+    `api_key_env` names an environment variable. What the server does not say: `context_length` in tokens, and
+    `tokenizer`, the name or folder of a model on this machine whose tokens are counted.
+    """
 
     primary: str = "smollm2-135m-instruct"
     fallback: str | None = None
     emergency: str | None = None
-    engine: Literal["auto", "transformers"] = "auto"
+    engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
+    base_url: str | None = Field(None, pattern=r"^https?://[^\s@]+$")
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    context_length: int | None = Field(None, ge=128)
+    tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelSettings":
+        if self.engine == "openai" and self.base_url is None:
+            raise ValueError("base_url: None; allowed with engine openai: an address like http://localhost:11434/v1")
+        if self.engine != "openai":
+            given = [key for key in ("base_url", "api_key_env", "context_length", "tokenizer") if getattr(self, key)]
+            if given:
+                raise ValueError(f"{given[0]}: {getattr(self, given[0])!r}; allowed: null, or engine openai")
+        return self
 
 
 class BudgetSettings(_Section):

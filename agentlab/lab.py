@@ -314,8 +314,10 @@ class Lab:
         generations: so many at most in this call; None: all that are planned. Raises LeaseHeldError when another
         process is running this run, RunError when a generation fails.
         """
+        from agentlab.evolution.engines import check_learns
         from agentlab.launcher import run_notebook
 
+        check_learns(self.run.settings)
         models.check(self.run.settings.model.primary, self.run.root)
         launcher = Lease(self.run.launcher_lock, f"evolving {self.run.id}").acquire(wait_s=1.0)
         try:

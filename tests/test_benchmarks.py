@@ -39,6 +39,17 @@ def test_population(tiny_model):
     assert result["whole_time_ratio"] > 0
 
 
+@pytest.mark.soak
+@pytest.mark.model
+def test_engines():
+    result = run("engines.py", "--adapters", 2, "--rank", 4, "--items", 2, "--tokens", 6, "--slots", 1)
+    assert result["benchmark"] == "engines"
+    assert set(result["engines"]) == {"transformers", "vllm"}
+    assert result["answers"] == 6
+    assert result["same_met"] == (result["same_share"] >= result["same_bar"])
+    assert result["models_told_apart"] > 1
+
+
 def test_training_agrees_with_bare_trl(tiny_model):
     result = run("training.py", "--model", tiny_model, "--steps", 2, "--batch-size", 2, "--repeats", 1, "--same-loss")
     assert result["benchmark"] == "training"

@@ -126,3 +126,28 @@ def test_root_is_above_experiments_wherever_one_stands(tmp_path, monkeypatch):
     assert config.project_root(path) == tmp_path.resolve()
     (tmp_path / "loose.yaml").write_text("name: x\n")
     assert config.project_root(tmp_path / "loose.yaml") == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.engine=openai"], "base_url: None; allowed with engine openai"),
+        (["model.base_url=http://localhost:11434/v1"], "base_url: 'http://localhost:11434/v1'; allowed: null"),
+        (["model.engine=openai", "model.base_url=localhost:11434"], "model.base_url"),
+        (["model.engine=openai", "model.base_url=http://me:secret@host/v1"], "model.base_url"),
+        (["model.engine=openai", "model.base_url=http://h/v1", "model.api_key_env=sk-123"], "model.api_key_env"),
+        (["model.engine=cuda"], "model.engine"),
+    ],
+)
+def test_an_engine_and_its_keys_belong_together(tmp_path, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        config.load(write(tmp_path, "name: e\n"), overrides)
+    assert message in str(error.value)
+
+
+def test_a_server_is_a_setting(tmp_path):
+    server = "engine: openai, base_url: 'http://localhost:11434/v1'"
+    path = write(tmp_path, f"name: e\nmodel: {{primary: 'deepseek-r1:7b', {server}}}\n")
+    settings = config.load(path)
+    assert settings.model.primary == "deepseek-r1:7b"
+    assert config.load(write(tmp_path, config.dump(settings), "again.yaml")) == settings

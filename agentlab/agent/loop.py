@@ -367,15 +367,17 @@ class Loop:
             self._out_of_time()
             return None
         self._short_of_time = room < min(wanted, context - size)
+        can = engine.capabilities()
+        constrained = self.options.constrained and can.structure
         return Request(
             messages=shown,
             adapter=None if self.options.single_call and choice == "none" else link.adapter,
             max_new_tokens=min(wanted, room, context - size),
             temperature=self.options.temperature,
             seed=self.options.seed,
-            logprobs=True,
+            logprobs=can.logprobs,
             tools=tools if form.native and tools else None,
-            structure=structure(tools, form.style, choice) if self.options.constrained and self.tools else None,
+            structure=structure(tools, form.style, choice) if constrained and self.tools else None,
         )
 
     def _out_of_time(self) -> None:

@@ -29,9 +29,10 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
     steps = sum(c.genome.steps for c in trained)
     genome = founder(settings, 0, 0, steps).model_copy(update={"candidate": NAME})
     items = sample(bench.suite.split("train"), steps * genome.batch_size, {}, genome.seed)
-    examples = [encode(bench.engine, bench.suite, item) for item in items]
+    learner = bench.learner
+    examples = [encode(learner, bench.suite, item) for item in items]
     lora, training = train(
-        bench.engine,
+        learner,
         genome,
         None,
         examples,

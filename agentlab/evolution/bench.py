@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import transformers
 
-from agentlab import files, inference, models
+from agentlab import files, models
 from agentlab.adapters import Card, Pool
 from agentlab.errors import RunError
-from agentlab.events import Event, ModelLoaded
-from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate
+from agentlab.events import Event
+from agentlab.evolution.engines import Engines, check_learns
+from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
 from agentlab.evolution.run import Run
+from agentlab.inference import Engine, choose_engine
+from agentlab.inference.opening import EngineName
 from agentlab.learning import steps_of
 from agentlab.records import BASE, Genome, Score
 from agentlab.tasks import Suite
@@ -28,13 +31,23 @@ class Bench:
 
     run: Run
     suite: Suite
-    engine: "TransformersEngine"
+    engines: Engines
     pool: Pool
     rates: Rates
     limit: int  # most tokens of an answer
     steps: int  # optimiser steps of a candidate that is not a founder
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that answers, loaded; where another one learns, that one is off the device."""
+        return self.engines.answering()
+
+    @property
+    def learner(self) -> "TransformersEngine":
+        """The resident model that learns, loaded; where another engine answers, that one is off the device."""
+        return self.engines.learning()
 
     def score(self, adapter: str, split: str, latency_items: int = 0) -> Score:
         """Answer and score a split with an adapter of the pool (its weights are verified first) or with "base"."""
@@ -83,8 +96,8 @@ class Bench:
             performance_metrics=metrics,
             generation=genome.generation,
             parent_ids=genome.parents,
-            base_model=self.engine.model_files.name,
-            base_sha256=self.engine.model_files.sha256,
+            base_model=self.engines.model_files.name,
+            base_sha256=self.engines.model_files.sha256,
             weights_sha256=files.sha256_file(weights),
             operator=genome.operator,
             merge_weights=genome.merge_weights,
@@ -100,38 +113,44 @@ class Bench:
 def open_bench(
     run: Run, suite: Suite, emit: Callable[[Event], None], should_stop: Callable[[], bool]
 ) -> Iterator[Bench]:
-    """Load the run's model and wire everything; the model is freed at the end.
+    """Wire everything; the run's model is loaded for what needs it first and freed at the end.
 
-    Raises RunError when the model is not the one that the run began with: its scores would not compare.
+    Raises RunError when model or engine is not the one that the run began with: its scores would not compare.
     """
+    check_learns(run.settings)
     model = models.resolve(run.settings.model.primary, run.root)
-    _check_model(run, model)
-    started = time.monotonic()
-    with inference.open_engine(run.settings, model) as engine:
-        emit(
-            ModelLoaded(
-                model=model.name,
-                engine=engine.name,
-                device=engine.device,
-                parameters=engine.parameters(),
-                seconds=time.monotonic() - started,
-            )
-        )
+    engines = Engines(run.settings, model, _engine_of(run, model), emit)
+    try:
         pool = Pool(run.folder / "adapters", run.settings.population.pool, model.sha256)
         pool.sweep()
-        rates = calibrate(run, engine, suite, emit)
-        limit = answer_limit(engine, suite, run.settings)
-        steps = steps_of(engine, suite, run.settings.training)
-        yield Bench(run, suite, engine, pool, rates, limit, steps, emit, should_stop)
+        rates = stored_rates(run) or calibrate(run, engines.answering(), suite, emit)
+        limit = answer_limit(engines.templates(), suite, run.settings)
+        steps = steps_of(engines.templates(), suite, run.settings.training)
+        yield Bench(run, suite, engines, pool, rates, limit, steps, emit, should_stop)
+    finally:
+        engines.close()
 
 
-def _check_model(run: Run, model: models.ModelFiles) -> None:
+def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
+    """The run's engine, written down with its model; what `auto` chose first is kept for the whole run."""
     path = run.folder / "model.json"
+    wanted = run.settings.model.engine
     if not path.exists():
+        chosen = choose_engine(run.settings, model)
         versions = {"transformers": transformers.__version__}
-        files.write_json(path, {"name": model.name, "sha256": model.sha256, "versions": versions})
-    elif (known := files.read_json(path))["sha256"] != model.sha256:
+        record = {"name": model.name, "sha256": model.sha256, "engine": chosen, "versions": versions}
+        files.write_json(path, record)
+        return chosen
+    known = files.read_json(path)
+    if known["sha256"] != model.sha256:
         raise RunError(
             f"the model {model.name} has changed since run {run.id} began (sha256 {known['sha256'][:12]}…, now "
             f"{model.sha256[:12]}…); restore it, or start a new run under another name"
         )
+    engine: EngineName = known.get("engine", "transformers")
+    if wanted not in ("auto", engine):
+        raise RunError(
+            f"the scores of run {run.id} are those of the engine {engine}, not of {wanted}, and do not compare; set "
+            f"model.engine: {engine}, or start a new run under another name"
+        )
+    return engine

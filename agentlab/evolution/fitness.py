@@ -34,15 +34,20 @@ class Rates:
 _LONG_ANSWER = [{"role": "user", "content": "Tell a long story about a river, from its spring to the sea."}]
 
 
+def stored_rates(run: Run) -> Rates | None:
+    """The run's rates, once they were measured."""
+    path = run.folder / "rates.json"
+    return Rates(**files.read_json(path)) if path.exists() else None
+
+
 def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], None]) -> Rates:
     """The run's rates: read from its folder, or measured now and written there.
 
     The fastest of five, after one to warm up: whatever else the machine does can only make them slower. To two digits,
     because more would be noise.
     """
-    path = run.folder / "rates.json"
-    if path.exists():
-        return Rates(**files.read_json(path))
+    if (stored := stored_rates(run)) is not None:
+        return stored
     prefill, decode = [], []
     items = suite.split("train")
     for number in range(6):
@@ -52,7 +57,7 @@ def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], No
         if many.completion_tokens > 1:
             decode.append((many.completion_tokens - 1) / max(many.latency_s - first.latency_s, 1e-3))
     rates = Rates(_two_digits(max(prefill[1:])), _two_digits(max(decode[1:] or [10.0])))
-    files.write_json(path, dataclasses.asdict(rates))
+    files.write_json(run.folder / "rates.json", dataclasses.asdict(rates))
     emit(Calibrated(**dataclasses.asdict(rates)))
     return rates
 
@@ -137,7 +142,7 @@ def evaluate(
         latency_estimated_s=latency,
         latency_p50_s=float(np.percentile(latencies, 50)) if latencies else None,
         latency_p95_s=float(np.percentile(latencies, 95)) if latencies else None,
-        vram_peak_mib=meter.vram_peak_mib(),
+        vram_peak_mib=max(meter.vram_peak_mib(), engine.vram_peak_mib()),
         ram_peak_mib=meter.ram_peak_mib(),
         eval_seconds=time.monotonic() - started,
         fitness=fitness(accuracy, latency, planned, settings) if split == "fitness" else None,

@@ -196,11 +196,12 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         )
     )
     items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
+    learner = bench.learner
     return train(
-        bench.engine,
+        learner,
         genome,
         start,
-        [encode(bench.engine, bench.suite, item) for item in items],
+        [encode(learner, bench.suite, item) for item in items],
         warmup_steps=settings.warmup_steps,
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,

@@ -50,7 +50,7 @@ def compare(bench: Bench, champion: str) -> SealedResult:
     The champion must be loaded in the engine. An opening that was interrupted is finished, not counted again.
     """
     run, emit = bench.run, bench.emit
-    base_sha256, champion_sha256 = bench.engine.model_files.sha256, bench.pool.card(champion).weights_sha256 or ""
+    base_sha256, champion_sha256 = bench.engines.model_files.sha256, bench.pool.card(champion).weights_sha256 or ""
     kept = run.sealed()
     if kept is not None and kept.champion_sha256 == champion_sha256:
         return kept

@@ -29,21 +29,30 @@ class Row:
         """Whether what was generated is a whole answer that nothing can follow."""
         return self.finished and bool(self.matcher.is_completed())
 
+    def must_end(self) -> bool:
+        """Whether the answer is whole and only an end token may follow."""
+        if not self.matcher.is_completed():
+            return False
+        mask = xgrammar.allocate_token_bitmask(1, self.grammars.info.vocab_size)
+        self.matcher.fill_next_token_bitmask(mask, 0)
+        return not (mask[0] & ~self.grammars.ends).any()
+
     def choose(self, scores: torch.Tensor, best: int) -> int:  # (V,)
         """The next token: the model's choice, unless what it begins cannot be finished in the room that is left."""
         for _ in range(_TRIES):
-            if self._take(best):
+            if self.take(best):
                 return best
             scores[best] = -torch.inf
             best = int(scores.argmax())
             if scores[best] == -torch.inf:
                 break
         forced = self.path[0] if self.path else min(self.grammars.stop_ids)
-        if not self._take(forced):
+        if not self.take(forced):
             raise RuntimeError(f"token {forced} of the shortest completion is refused by its grammar")
         return forced
 
-    def _take(self, token: int) -> bool:
+    def take(self, token: int) -> bool:
+        """Read a token; False, and nothing read, where the grammar or the room that is left refuses it."""
         if token in self.grammars.stop_ids:
             if not self.matcher.is_completed():
                 return False
@@ -61,6 +70,17 @@ class Row:
         self.count += 1
         self.finished = self.room == 0
         return True
+
+    def close(self) -> list[int]:
+        """The tokens of `path`, taken: they complete the answer. Empty where it needs nothing more."""
+        closing = []
+        while self.path and not self.finished:
+            token = self.path[0]
+            if not self.take(token):
+                raise RuntimeError(f"token {token} of the shortest completion is refused by its grammar")
+            closing.append(token)
+        self.finished = True
+        return closing
 
     def _path_after(self, token: int) -> list[int] | None:
         """Tokens that complete the answer now that `token` was read; None if it began what there is no room for."""
@@ -104,9 +124,6 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
         self.rows = rows
         width = grammars.info.vocab_size
         self._masks = xgrammar.allocate_token_bitmask(len(rows), width)
-        self._ends = torch.zeros_like(self._masks[0])
-        for token in grammars.stop_ids:
-            self._ends[token // 32] |= -(2**31) if token % 32 == 31 else 1 << token % 32
         for index, row in enumerate(rows):
             if row is not None:
                 self._fill(index, row)
@@ -140,5 +157,5 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
             if not row.finished:
                 self._fill(index, row)
                 # a complete answer that only an end token may follow needs no end token
-                row.finished = row.matcher.is_completed() and not (self._masks[index] & ~self._ends).any()
+                row.finished = row.matcher.is_completed() and not (self._masks[index] & ~self.grammars.ends).any()
         return scores

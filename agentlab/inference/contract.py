@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from agentlab.errors import AgentlabError
+from agentlab.models import ModelFiles
 from agentlab.toolformat import CallStyle, Tool
 
 
@@ -66,6 +67,23 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; a request for anything else is refused with an EngineError, never answered without it.
+
+    logprobs, structure: as in `Request`. seeds: whether a temperature above 0 is taken. tools: whether the chat
+    template shows them. adapters: whether any can be loaded. exact_tokens: whether `token_ids` and token counts are
+    the model's own; where not, -1 stands for a token that is only known to have been there.
+    """
+
+    logprobs: bool = True
+    seeds: bool = True
+    structure: bool = True
+    tools: bool = True
+    adapters: bool = True
+    exact_tokens: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed answer; the last one carries the whole completion."""
 
@@ -78,6 +96,11 @@ class Engine(abc.ABC):
 
     name: str
     device: str
+    model_files: ModelFiles
+
+    def capabilities(self) -> Capabilities:
+        """What this engine, and the server behind it, can do."""
+        return Capabilities(tools=self.call_style() is not None)
 
     @abc.abstractmethod
     def load_adapter(self, adapter: str, folder: Path) -> None:
@@ -119,6 +142,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def context_length(self) -> int:
         """Most tokens of prompt and answer together."""
+
+    def parameters(self) -> int:
+        """Number of weights of the base model; 0 where it is not known."""
+        return 0
+
+    def vram_peak_mib(self) -> float:
+        """Peak of the accelerator memory reserved by processes of the engine's own; 0 where it works in this one."""
+        return 0.0
 
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         """The accelerator memory that a batch of `rows` requests of `tokens` tokens is planned to take; 0 on a CPU."""

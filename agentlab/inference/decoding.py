@@ -67,12 +67,6 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
-    """`text` up to the first stop string."""
-    ends = [position for position in (text.find(string) for string in stop) if position >= 0]
-    return text[: min(ends)] if ends else text
-
-
 def common_prefix(prompts: Sequence[list[int]]) -> int:
     """How many tokens all prompts begin with, at most all but the last of the shortest."""
     first, last = min(prompts), max(prompts)  # the two that differ most, in lexicographic order

@@ -60,6 +60,9 @@ class Grammars:
         )
         self.stop_ids = frozenset(stops)
         self.pieces: list[bytes] = self.info.decoded_vocab
+        self.ends = xgrammar.allocate_token_bitmask(1, vocabulary_size)[0].zero_()  # the mask of the stop tokens
+        for token in stops:
+            self.ends[token // 32] |= -(2**31) if token % 32 == 31 else 1 << token % 32
         barred = {*self.info.special_token_ids, *stops}
         self._by_bytes: dict[bytes, int] = {}
         for token, piece in enumerate(self.pieces):

@@ -15,11 +15,11 @@ from agentlab import adapters
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.inference import attention
-from agentlab.inference.contract import Engine
+from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
 
 
-class ResidentModel(Engine):
+class ResidentModel(TemplatedEngine):
     """A base model in fp32 on the CPU or bf16/fp16 on a GPU, and LoRA adapters injected into it.
 
     Learning trains its adapters; a subclass answers with them.

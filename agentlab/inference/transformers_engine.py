@@ -1,6 +1,5 @@
 """The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
 
-import functools
 import gc
 import queue
 import threading
@@ -8,18 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jinja2
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from agentlab.hardware.ledger import serving_mib
 from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
-from agentlab.inference.contract import Chunk, Completion, EngineError, OutOfMemoryError, Request
-from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix, cut_at_stop
-from agentlab.inference.grammars import Grammars
+from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
+from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix
 from agentlab.inference.resident import ResidentModel
-from agentlab.toolformat import CallStyle, Tool, shows_tools, style_of_template, template_tools
+from agentlab.inference.templates import as_list
+from agentlab.inference.text import Pieces, cut_tokens
 
 # A prompt's beginning is computed once per batch when at least so many rows share at least so many tokens.
 _SHARE_ROWS = 4
@@ -36,69 +34,11 @@ class TransformersEngine(ResidentModel):
 
     name = "transformers"
 
-    def render(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> str:
-        """The prompt text as the chat template writes it, ending where the answer begins.
+    def _end_token_ids(self) -> set[int]:
+        return set(as_list(self._base.generation_config.eos_token_id))
 
-        Raises EngineError for tools that the template does not show, and for messages that it refuses.
-        """
-        if tools and not self._shows_tools:
-            raise EngineError(f"the chat template of {self.model_files.name} shows no tools")
-        try:
-            return self._apply_template(messages, template_tools(tools) if tools else None, True)
-        except jinja2.TemplateError as error:
-            raise EngineError(f"the chat template of {self.model_files.name} refuses the chat: {error}") from None
-
-    def _apply_template(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool = False
-    ) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
-        )
-
-    @functools.cached_property
-    def _shows_tools(self) -> bool:
-        return shows_tools(self._apply_template)
-
-    @functools.cached_property
-    def _style(self) -> CallStyle | None:
-        return style_of_template(self._apply_template)
-
-    def call_style(self) -> CallStyle | None:
-        return self._style
-
-    @functools.cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Special tokens that are no text: all but those in which the model's own calls are written."""
-        style = self.call_style()
-        tags = "" if style is None else style.open + style.close
-        names = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
-        names |= {token: added.content for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        return frozenset(token for token, name in names.items() if name not in tags)
-
-    @functools.cached_property
-    def _stop_ids(self) -> frozenset[int]:
-        ends = {*_as_list(self._base.generation_config.eos_token_id), self.tokenizer.eos_token_id}
-        return frozenset(ends - {None})
-
-    @functools.cached_property
-    def _grammars(self) -> Grammars:
-        width = int(self._base.config.get_text_config().vocab_size)
-        return Grammars(self.tokenizer, width, self._stop_ids, self._control_ids)
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens without special ones, but for those of the model's own calls."""
-        text = [token for token in tokens if token not in self._control_ids]
-        return str(self.tokenizer.decode(text, skip_special_tokens=False))
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of rendered text (the template has written the special tokens already)."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def count_tokens(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> int:
-        return len(self.encode(self.render(messages, tools)))
-
-    def opens_thought(self, messages: list[dict[str, Any]]) -> bool:
-        return self.render(messages).rstrip().endswith("<think>")
+    def _vocabulary_size(self) -> int:
+        return int(self._base.config.get_text_config().vocab_size)
 
     def context_length(self) -> int:
         return int(self._base.config.max_position_embeddings)
@@ -144,22 +84,6 @@ class TransformersEngine(ResidentModel):
                         continue
                     start += len(batch)
                     yield from zip(batch, done, strict=True)
-
-    def _checked_prompt(self, request: Request) -> list[int]:
-        prompt = self.encode(self.render(request.messages, request.tools))
-        if request.structure is not None:
-            grammar = self._grammars.grammar(request.structure)
-            needed = grammar.tokens_needed
-            if grammar.required and needed > request.max_new_tokens:
-                raise EngineError(
-                    f"max_new_tokens {request.max_new_tokens} is too small for any call; the shortest needs {needed}"
-                )
-        if len(prompt) + request.max_new_tokens > self.context_length():
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of "
-                f"{self.context_length()} tokens"
-            )
-        return prompt
 
     def _batch(
         self,
@@ -254,14 +178,10 @@ class TransformersEngine(ResidentModel):
         end = next((i for i, token in enumerate(tokens) if token in self._stop_ids), None)
         steps = len(tokens) if end is None else end + 1
         tokens = tokens[: request.max_new_tokens] if end is None else tokens[:end]
-        text = self._decode(tokens)
         finish = "stop" if end is not None or complete else "length"
-        cut = cut_at_stop(text, request.stop)
-        if cut != text:
-            finish, text = "stop", cut
-            while tokens and len(self._decode(tokens[:-1])) >= len(cut):
-                tokens = tokens[:-1]
-            steps = len(tokens)
+        tokens, text, cut = cut_tokens(tokens, request.stop, self._decode)
+        if cut:
+            finish, steps = "stop", len(tokens)
         elif finish == "length" and watcher.cancelled and len(tokens) < request.max_new_tokens:
             finish = "cancelled"
         last = watcher.times[min(steps, len(watcher.times)) - 1] if watcher.times and steps else time.monotonic()
@@ -289,23 +209,19 @@ class TransformersEngine(ResidentModel):
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
-        sent = ""
+        pieces = Pieces(request.stop)
         seen: list[int] = []
-        hold = max((len(text) for text in request.stop), default=1) - 1  # a stop string may be half written
         try:
             while True:
                 item = tokens.get()
                 if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, Completion):
-                    yield Chunk(item.text[len(sent) :], item)
+                    yield Chunk(pieces.rest(item.text), item)
                     return
                 seen.append(item)
-                text = cut_at_stop(self._decode(seen), request.stop)
-                ready = text[: len(text) - hold] if hold else text
-                if len(ready) > len(sent) and not ready.endswith("�"):  # half of a multi-byte character
-                    yield Chunk(ready[len(sent) :])
-                    sent = ready
+                if piece := pieces.more(self._decode(seen)):
+                    yield Chunk(piece)
         finally:
             abandoned.set()
             worker.join()
@@ -337,9 +253,3 @@ class _TokenQueue:
 
     def end(self) -> None:
         pass
-
-
-def _as_list(value: Any) -> list[int]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -12,7 +12,7 @@ from agentlab.tasks import Item, Suite
 _MEASURED_ITEMS = 64
 
 if TYPE_CHECKING:
-    from agentlab.inference.transformers_engine import TransformersEngine
+    from agentlab.inference.templates import TemplatedEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def sample(items: Sequence[Item], count: int, mix: Mapping[str, float], seed: in
     return [items[i] for i in chosen]
 
 
-def steps_of(engine: "TransformersEngine", suite: Suite, training: TrainingSettings) -> int:
+def steps_of(engine: "TemplatedEngine", suite: Suite, training: TrainingSettings) -> int:
     """Optimiser steps of a candidate that is no founder: the setting, or what `training.tokens` pays for; at least 1.
 
     An item's cost is the mean over the training split's first ones.
@@ -54,7 +54,7 @@ def steps_of(engine: "TransformersEngine", suite: Suite, training: TrainingSetti
     return max(1, round(training.tokens / (mean * training.batch_size)))
 
 
-def encode(engine: "TransformersEngine", suite: Suite, item: Item) -> Example:
+def encode(engine: "TemplatedEngine", suite: Suite, item: Item) -> Example:
     """One item as tokens: the prompt as the engine would send it, the target up to its end-of-turn token."""
     messages = suite.chat(item)
     prompt = engine.render(messages)

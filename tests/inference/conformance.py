@@ -1,6 +1,7 @@
 """What every engine must do; subclass `EngineConformance` and give it an `engine` fixture and two adapter folders.
 
 The engine is loaded once per class. `adapters` maps two ids to PEFT folders that change the base model's answers.
+What an engine says it cannot do, it has to refuse.
 """
 
 import threading
@@ -39,6 +40,15 @@ TOOLS = [
 def is_one_call(text, style, tools=TOOLS):
     calls = parse_calls(text, style)
     return len(calls) == 1 and any(not validate(calls[0], tool) for tool in tools)
+
+
+def keeps_structure(engine):
+    """Whether the engine answers under structures; one that does not must refuse them."""
+    if engine.capabilities().structure:
+        return True
+    with pytest.raises(EngineError, match="structure"):
+        engine.generate([Request(CHAT, max_new_tokens=128, structure=structure(TOOLS, TAGS, "required"))])
+    return False
 
 
 class EngineConformance:
@@ -111,6 +121,52 @@ class EngineConformance:
         text = "".join(chunk.text for chunk in engine.stream(Request(CHAT, max_new_tokens=16, stop=(stop,))))
         assert text == whole.text[: whole.text.index(stop)]
 
+    def test_the_first_of_several_stop_strings_ends_the_answer(self, engine):
+        (whole,) = engine.generate([Request(CHAT, max_new_tokens=16)])
+        early, late = whole.text[4:6], whole.text[9:12]
+        (cut,) = engine.generate([Request(CHAT, max_new_tokens=16, stop=(late, early))])
+        assert cut.text == whole.text[: min(whole.text.index(early), whole.text.index(late))]
+
+    def test_a_sampled_answer_streams_as_it_is_generated(self, engine, adapters):
+        adapter, folder = next(iter(adapters.items()))
+        engine.load_adapter(adapter, folder)
+        for name in (None, adapter):
+            request = Request(CHAT, adapter=name, max_new_tokens=10, temperature=1.0, seed=5, logprobs=True)
+            *_, last = engine.stream(request)
+            (whole,) = engine.generate([request])
+            assert last.completion.token_ids == whole.token_ids
+            assert last.completion.logprobs == pytest.approx(whole.logprobs, abs=1e-3)
+
+    def test_a_stream_can_be_cancelled(self, engine):
+        chunks = []
+        for chunk in engine.stream(Request(CHAT, max_new_tokens=200), lambda: len(chunks) >= 2):
+            chunks.append(chunk)
+        assert chunks[-1].completion.finish_reason in ("cancelled", "stop")
+        assert chunks[-1].completion.completion_tokens < 200
+        assert "".join(chunk.text for chunk in chunks) == chunks[-1].completion.text
+
+    def test_an_abandoned_batch_leaves_the_engine_usable(self, engine):
+        (alone,) = engine.generate([Request(OTHER, max_new_tokens=4)])
+        answers = engine.answers([Request(CHAT, max_new_tokens=n) for n in (2, 60, 60)], batch_size=1)
+        next(answers)
+        answers.close()
+        assert engine.generate([Request(OTHER, max_new_tokens=4)])[0].token_ids == alone.token_ids
+
+    def test_prompt_and_answer_may_fill_the_context_and_no_more(self, engine):
+        room = engine.context_length() - engine.count_tokens(CHAT)
+        with pytest.raises(EngineError, match="context"):
+            engine.generate([Request(CHAT, max_new_tokens=room + 1)])
+        stop = engine.generate([Request(CHAT, max_new_tokens=8)])[0].text[2:4]
+        assert engine.generate([Request(CHAT, max_new_tokens=room, stop=(stop,))])[0].finish_reason == "stop"
+
+    def test_what_it_says_it_can_do_agrees_with_what_it_does(self, engine):
+        can = engine.capabilities()
+        assert can.tools == (engine.call_style() is not None)
+        assert can.adapters
+        assert engine.parameters() >= 0
+        assert engine.planned_vram_mib(4, 128) >= 0
+        assert engine.vram_peak_mib() >= 0
+
     def test_abandoned_stream_leaves_the_engine_usable(self, engine):
         stream = engine.stream(Request(CHAT, max_new_tokens=64))
         next(stream)
@@ -182,6 +238,8 @@ class EngineConformance:
             engine.generate([Request(long, max_new_tokens=4)])
 
     def test_a_required_call_is_whole_and_fits_its_tool(self, engine):
+        if not keeps_structure(engine):
+            return
         style = engine.call_style() or TAGS
         for tools in (TOOLS[:1], TOOLS[1:], TOOLS):
             tag = structure(tools, style, "required")
@@ -195,12 +253,16 @@ class EngineConformance:
                 assert completion.finish_reason == "stop"
 
     def test_free_text_may_be_kept_from_calling(self, engine):
+        if not keeps_structure(engine):
+            return
         style = engine.call_style() or TAGS
         tag = structure(TOOLS, style, "none")
         for completion in engine.generate([Request(chat, max_new_tokens=24, structure=tag) for chat in (CHAT, OTHER)]):
             assert parse_calls(completion.text, style) == []
 
     def test_a_call_in_free_text_fits_its_tool(self, engine):
+        if not keeps_structure(engine):
+            return
         style = engine.call_style() or TAGS
         tag = structure(TOOLS, style, "auto")
         requests = [Request(CHAT, max_new_tokens=128, temperature=1.0, seed=seed, structure=tag) for seed in range(4)]
@@ -208,6 +270,8 @@ class EngineConformance:
             assert parse_calls(completion.text, style) == [] or is_one_call(completion.text, style)
 
     def test_structured_and_free_requests_in_one_batch(self, engine):
+        if not keeps_structure(engine):
+            return
         tag = structure(TOOLS, TAGS, "required")
         requests = [
             Request(CHAT, max_new_tokens=10),
@@ -222,6 +286,8 @@ class EngineConformance:
         assert is_one_call(together[3].text, TAGS)
 
     def test_logprobs_of_a_structured_answer_are_the_free_models(self, engine):
+        if not keeps_structure(engine):
+            return
         tag = structure(TOOLS, TAGS, "required")
         (free,) = engine.generate([Request(CHAT, max_new_tokens=4, logprobs=True)])
         (bound,) = engine.generate([Request(CHAT, max_new_tokens=128, structure=tag, logprobs=True)])
@@ -229,12 +295,16 @@ class EngineConformance:
             assert bound.logprobs[0] < free.logprobs[0] <= 1e-4  # what the model would not have said
 
     def test_a_structured_answer_streams(self, engine):
+        if not keeps_structure(engine):
+            return
         request = Request(OTHER, max_new_tokens=128, structure=structure(TOOLS, TAGS, "required"))
         chunks = list(engine.stream(request))
         assert "".join(chunk.text for chunk in chunks) == engine.generate([request])[0].text
         assert is_one_call(chunks[-1].completion.text, TAGS)
 
     def test_a_structured_answer_with_an_adapter(self, engine, adapters):
+        if not keeps_structure(engine):
+            return
         tag = structure(TOOLS, TAGS, "required")
         adapter, folder = next(iter(adapters.items()))
         engine.load_adapter(adapter, folder)
@@ -242,6 +312,8 @@ class EngineConformance:
         assert is_one_call(completion.text, TAGS)
 
     def test_a_limit_too_small_for_a_call_is_refused(self, engine):
+        if not keeps_structure(engine):
+            return
         with pytest.raises(EngineError, match=r"too small for any call; the shortest needs \d+"):
             engine.generate([Request(CHAT, max_new_tokens=3, structure=structure(TOOLS, TAGS, "required"))])
 

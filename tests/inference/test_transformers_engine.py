@@ -3,34 +3,13 @@
 import pytest
 import torch
 from conformance import CHAT, EngineConformance
+from engine_adapters import random_lora, two_adapters
 
 from agentlab import adapters as adapter_room
 from agentlab import models
 from agentlab.errors import AdapterError
 from agentlab.inference import Request
 from agentlab.inference.transformers_engine import TransformersEngine
-
-
-def random_lora(engine, seed, rank=4, scale=0.3):
-    """An adapter on q and v that visibly changes the model."""
-    generator = torch.Generator().manual_seed(seed)
-    modules = {}
-    for name, module in engine.base.named_modules():
-        if name.endswith(("q_proj", "v_proj")):
-            a = torch.randn(rank, module.in_features, generator=generator) * scale
-            b = torch.randn(module.out_features, rank, generator=generator) * scale
-            modules[name] = (a, b)
-    # with dropout: an engine that leaves it on answers differently every time
-    return adapter_room.Lora(modules, rank, 2.0 * rank, 0.5, ["q_proj", "v_proj"], "")
-
-
-def two_adapters(engine, folder, scale):
-    found = {}
-    for index in range(2):
-        adapter = f"g000-c{index:02d}"
-        adapter_room.save(random_lora(engine, index, scale=scale), folder / adapter)
-        found[adapter] = folder / adapter
-    return found
 
 
 class TestOnTinyModel(EngineConformance):
@@ -41,10 +20,10 @@ class TestOnTinyModel(EngineConformance):
 
     @pytest.fixture(scope="class")
     def adapters(self, engine, tmp_path_factory):
-        return two_adapters(engine, tmp_path_factory.mktemp("adapters"), scale=0.3)
+        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.3)
 
     def test_foreign_adapter_is_refused_and_leaves_nothing(self, engine, tmp_path):
-        lora = random_lora(engine, 1)
+        lora = random_lora(engine.model_files.folder, 1)
         name, (a, b) = next(iter(lora.modules.items()))
         lora.modules[name] = (torch.cat([a, a], dim=1), b)
         adapter_room.save(lora, tmp_path / "wide")
@@ -53,7 +32,7 @@ class TestOnTinyModel(EngineConformance):
         assert engine.adapters() == []
 
     def test_weights_survive_the_round_trip_through_the_engine(self, engine):
-        lora = random_lora(engine, 5)
+        lora = random_lora(engine.model_files.folder, 5)
         engine.add_adapter("g000-c00", lora)
         back = engine.read_adapter("g000-c00")
         for name, (a, b) in lora.modules.items():
@@ -132,7 +111,7 @@ class TestOnSmolLM2(EngineConformance):
 
     @pytest.fixture(scope="class")
     def adapters(self, engine, tmp_path_factory):
-        return two_adapters(engine, tmp_path_factory.mktemp("adapters"), scale=0.05)
+        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.05)
 
     def test_it_knows_the_capital_of_france(self, engine):
         question = [{"role": "user", "content": "What is the capital of France?"}]

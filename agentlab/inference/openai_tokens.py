@@ -1,0 +1,130 @@
+"""A vLLM server whose model's tokenizer is on this machine: prompts and answers as tokens, structures included."""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentlab.inference.contract import EngineError, Request
+from agentlab.inference.openai_adapters import ServerAdapters
+from agentlab.inference.openai_server import Server
+from agentlab.inference.templates import as_list
+from agentlab.inference.token_stream import News, TokenStreamEngine
+from agentlab.models import ModelFiles
+
+_WAIT_S = 0.05
+
+
+class OpenAITokenEngine(TokenStreamEngine):
+    """Answers with `/v1/completions` of `vllm serve`, each request on a thread of its own."""
+
+    name = "openai"
+
+    def __init__(self, server: Server, model: ModelFiles, context_length: int) -> None:
+        """model: its name on the server, and a folder with the same tokenizer. Raises ModelError."""
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        self.model_files = model
+        self.device = server.base_url
+        self.server = server
+        self._context = context_length
+        self.tokenizer = AutoTokenizer.from_pretrained(model.folder)
+        self._config: Any = AutoConfig.from_pretrained(model.folder).get_text_config()
+        has_generation = (model.folder / "generation_config.json").is_file()
+        self._generation = GenerationConfig.from_pretrained(model.folder) if has_generation else None
+        self._adapters = ServerAdapters(server, possible=True)
+        self._inbox: queue.Queue[tuple[int, News | Exception]] = queue.Queue()
+        self._running: dict[int, threading.Event] = {}
+        self._keys = 0
+
+    def _begin(self, request: Request, prompt: list[int]) -> int:
+        self._keys += 1
+        abandoned = self._running[self._keys] = threading.Event()
+        body: dict[str, Any] = {
+            "model": self.model_files.name if request.adapter is None else self._adapters.name(request.adapter),
+            "prompt": prompt,
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.temperature,
+            "stop": list(request.stop),
+            "stop_token_ids": sorted(self._stop_ids),
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+        }
+        if request.temperature > 0:
+            body["seed"] = request.seed
+        if request.logprobs:
+            body["logprobs"] = 0
+        if request.structure is not None:
+            body["structured_outputs"] = {"structural_tag": json.dumps(request.structure)}
+        threading.Thread(target=self._read, args=(self._keys, body, abandoned), daemon=True).start()
+        return self._keys
+
+    def _read(self, key: int, body: dict[str, Any], abandoned: threading.Event) -> None:
+        try:
+            for chunk in self.server.chunks("/completions", body):
+                if abandoned.is_set():
+                    return
+                for choice in chunk.get("choices") or []:
+                    tokens = choice.get("token_ids")
+                    if tokens is None and not choice.get("text"):
+                        tokens = []
+                    if tokens is None:
+                        raise EngineError(f"the server at {self.server.base_url} sends no token ids; is it vLLM?")
+                    logprobs = choice.get("logprobs") or {}
+                    finish = choice.get("finish_reason")
+                    news = News(key, list(tokens), logprobs.get("token_logprobs"), finish, time.monotonic())
+                    self._inbox.put((key, news))
+        except Exception as error:  # handed to whoever waits for the answer
+            self._inbox.put((key, error))
+
+    def _news(self) -> list[News]:
+        found = []
+        try:
+            key, one = self._inbox.get(timeout=_WAIT_S)
+            while True:
+                if key in self._running:  # what comes of abandoned requests is not wanted, errors neither
+                    if isinstance(one, Exception):
+                        raise one
+                    found.append(one)
+                    if one.finish is not None:
+                        del self._running[key]
+                key, one = self._inbox.get_nowait()
+        except queue.Empty:
+            return found
+
+    def _abort(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            if (abandoned := self._running.pop(key, None)) is not None:
+                abandoned.set()  # the thread closes its connection at the next piece, and the server stops
+
+    def _score(self, tokens: list[int], start: int, adapter: str | None) -> list[float]:
+        model = self.model_files.name if adapter is None else self._adapters.name(adapter)
+        body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        rows = self.server.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
+        return [float(rows[at][str(tokens[at])]["logprob"]) for at in range(start, len(tokens))]
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        self._adapters.load(adapter, folder)
+
+    def unload_adapter(self, adapter: str) -> None:
+        self._adapters.unload(adapter)
+
+    def adapters(self) -> list[str]:
+        return self._adapters.ids()
+
+    def _end_token_ids(self) -> set[int]:
+        return set(as_list(getattr(self._generation, "eos_token_id", None)))
+
+    def _vocabulary_size(self) -> int:
+        return int(self._config.vocab_size)
+
+    def context_length(self) -> int:
+        return self._context
+
+    def close(self) -> None:
+        self._abort(list(self._running))
+        self._adapters.close()
+        self.server.close()

@@ -1,0 +1,423 @@
+"""The engine on vLLM, which runs in a child process: one batch holds any mix of adapters."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentlab import adapters as adapter_room
+from agentlab.adapters import Lora
+from agentlab.errors import AdapterError, ModelError
+from agentlab.hardware.ledger import serving_mib
+from agentlab.inference.contract import EngineError, OutOfMemoryError, Request
+from agentlab.inference.templates import as_list
+from agentlab.inference.token_stream import News, TokenStreamEngine
+from agentlab.inference.vllm_settings import (
+    VllmSettings,
+    model_sizes,
+    planned_bytes,
+    settings_for_cpu,
+    settings_for_gpu,
+    tensor_shapes,
+)
+from agentlab.inference.worker_process import ChildDied, ChildProcess, Message
+from agentlab.models import ModelFiles
+
+START_S = 600.0  # a large model from a slow disk, and kernels compiled for the first time
+_CALL_S = 120.0
+_WAIT_S = 0.05
+_MEMORY = re.compile(
+    r"out of memory|No available memory for the cache blocks|"
+    r"less than (desired \w+ memory utilization|the engine's budget)|"
+    r"larger than the available KV cache memory|cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+_CANARY_TOKENS = 16
+_CANARY = [{"role": "user", "content": "Name the months of the year."}]
+
+
+class EngineBroken(EngineError):
+    """The process that held the model is gone, or answers differently than it did; open the engine again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    number: int  # vLLM's id; a fresh one for each load, because vLLM keeps what it knows under an old one
+    folder: Path
+
+    def message(self, adapter: str) -> list[Any]:
+        return [f"{adapter}-{self.number}", self.number, str(self.folder)]
+
+
+class VllmEngine(TokenStreamEngine):
+    """Answers with vLLM in a child process, which is started here and killed by `close`.
+
+    Adapters have three tiers: `settings.max_loras` on the device, `settings.max_cpu_loras` in RAM, all on disk.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: ModelFiles,
+        vram_gib: float | None = None,
+        settings: VllmSettings | None = None,
+        rank: int = 64,
+        adapters: int = 4,
+    ) -> None:
+        """settings: None makes them from the budget for `adapters` of up to `rank` on the device at once.
+
+        Raises ModelError, OutOfMemoryError where the budget or the device is too small, EngineError otherwise.
+        """
+        import torch
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        self._child: ChildProcess | None = None
+        self._asleep = False
+        self.model_files = model
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = "float32"
+        if self.device == "cuda":
+            self._dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model.folder)
+            self._config: Any = AutoConfig.from_pretrained(model.folder).get_text_config()
+            with contextlib.suppress(OSError):  # a folder without a generation config ends where its tokenizer says
+                self._generation = GenerationConfig.from_pretrained(model.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if self.tokenizer.chat_template is None:
+            raise ModelError(f"{model.name} has no chat template; choose an instruct model")
+        self._sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
+        if self.device == "cuda":
+            self._total_bytes = torch.cuda.get_device_properties(0).total_memory
+            total_gib = self._total_bytes / 2**30
+            budget_gib = min(vram_gib or total_gib, total_gib)
+            settings = settings or settings_for_gpu(budget_gib, self._sizes, rank, adapters)
+        self.settings = settings or settings_for_cpu(self._sizes, rank, adapters)
+        self._shapes = {name: shape for name, (_, shape) in tensor_shapes(model.folder).items()}
+        self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
+        self._loaded: dict[str, _Loaded] = {}
+        self._pinned: set[str] = set()
+        self._numbers = 0
+        self._keys = 0
+        self._pending: deque[News | EngineError] = deque()
+        self._canary: dict[str | None, list[int]] = {}
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- the child ----------------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> dict[str, Any]:
+        """What vLLM's EngineArgs takes."""
+        mine = dataclasses.asdict(self.settings)
+        if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
+            mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self._sizes) / self._total_bytes)
+        return {
+            **{name: value for name, value in mine.items() if name != "sleep_mode"},
+            "model": str(self.model_files.folder),
+            "dtype": self._dtype,
+            "enable_lora": True,
+            "enable_sleep_mode": self._device_sleeps,
+            "generation_config": "vllm",  # not the model's own sampling defaults: a request says what it wants
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+
+    @property
+    def _device_sleeps(self) -> bool:
+        return self.device == "cuda" and self.settings.sleep_mode
+
+    def _start(self) -> None:
+        env = {
+            **os.environ,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the child is process enough
+            "VLLM_NO_USAGE_STATS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would overrule kv_cache_memory_bytes
+        if self.device == "cpu":  # vLLM pins threads to cores, where spinning ones keep everybody else waiting
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._child = ChildProcess("agentlab.inference.vllm_worker", env)
+        try:
+            self._child.send({"start": self._arguments()})
+            answer = self._child.receive(START_S)
+        except ChildDied as died:
+            self._kill()
+            raise _error(f"vLLM cannot load {self.model_files.name}: the process {died}") from None
+        if answer is None:
+            self._kill()
+            raise EngineError(f"vLLM has not loaded {self.model_files.name} within {START_S:g} s")
+        if "failed" in answer:
+            self._kill()
+            raise _error(f"vLLM cannot load {self.model_files.name}: {answer['failed']}")
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+        self._pending.clear()
+
+    def _running(self) -> ChildProcess:
+        if self._asleep:
+            raise EngineError("the engine sleeps; wake it first")
+        if self._child is None:
+            raise EngineBroken(f"the vLLM process of {self.model_files.name} is gone; open the engine again")
+        return self._child
+
+    def _send(self, message: Message) -> None:
+        child = self._running()
+        try:
+            child.send(message)
+        except ChildDied as died:
+            self._kill()
+            raise _broken(str(died)) from None
+
+    def _take(self, wait_s: float) -> Message | None:
+        """The child's next message that is not news, which is put aside for `_news`."""
+        child = self._running()
+        try:
+            message = child.receive(wait_s)
+        except ChildDied as died:
+            self._kill()
+            raise _broken(str(died)) from None
+        if message is not None and "step" in message:
+            self._pending += [
+                News(key, tokens, logprobs, finish, message["at"]) for key, tokens, logprobs, finish in message["step"]
+            ]
+        elif message is not None and "refused" in message:
+            self._pending.append(_error(f"vLLM refuses the request: {message['why']}"))
+        else:
+            return message
+        return None
+
+    def _call(self, what: str, **values: Any) -> Any:
+        """Have the child do something, and what it says to it. Raises EngineError with the child's reason."""
+        self._keys += 1
+        number = self._keys
+        self._send({"call": number, "what": what, **values})
+        deadline = time.monotonic() + _CALL_S
+        while (left := deadline - time.monotonic()) > 0:
+            message = self._take(left)
+            if message is None or number not in (message.get("result"), message.get("error")):
+                continue
+            if "error" in message:
+                raise _error(f"vLLM cannot {what}: {message['why']}")
+            return message["value"]
+        self._kill()
+        raise EngineBroken(f"vLLM did not answer to {what} within {_CALL_S:g} s")
+
+    # -- answering ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request, prompt: list[int]) -> int:
+        self._keys += 1
+        self._send(
+            {
+                "answer": self._keys,
+                "prompt": prompt,
+                "adapter": self._lora(request.adapter),
+                "temperature": request.temperature,
+                "seed": None if request.temperature == 0 else request.seed,
+                "max_tokens": request.max_new_tokens,
+                "stop": list(request.stop),
+                "stop_ids": sorted(self._stop_ids),
+                "logprobs": request.logprobs,
+                "structure": request.structure,
+            }
+        )
+        return self._keys
+
+    def _news(self) -> list[News]:
+        if not self._pending:
+            self._take(_WAIT_S)
+        found = []
+        while self._pending:
+            one = self._pending.popleft()
+            if isinstance(one, EngineError):
+                raise one
+            found.append(one)
+        return found
+
+    def _abort(self, keys: Sequence[int]) -> None:
+        if keys and self._child is not None and not self._asleep:
+            self._send({"abort": list(keys)})
+
+    def _score(self, tokens: list[int], start: int, adapter: str | None) -> list[float]:
+        return list(self._call("score", prompt=tokens, start=start, adapter=self._lora(adapter)))
+
+    def _lora(self, adapter: str | None) -> list[Any] | None:
+        return None if adapter is None else self._loaded[adapter].message(adapter)
+
+    # -- adapters -----------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        lora = adapter_room.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
+        self._check_fit(adapter, lora)
+        self.unload_adapter(adapter)
+        self._numbers += 1
+        # vLLM reads what was checked, not what the folder may hold by then
+        loaded = _Loaded(self._numbers, self._scratch / f"adapter-{self._numbers}")
+        adapter_room.save(lora, loaded.folder)
+        try:
+            self._call("load", adapter=loaded.message(adapter))
+        except EngineBroken:
+            raise
+        except EngineError as error:
+            shutil.rmtree(loaded.folder, ignore_errors=True)
+            if isinstance(error, OutOfMemoryError):
+                raise
+            raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
+        self._loaded[adapter] = loaded
+
+    def _check_fit(self, adapter: str, lora: Lora) -> None:
+        name = self.model_files.name
+        if lora.rank > self.settings.max_lora_rank:
+            raise AdapterError(
+                f"adapter {adapter} has rank {lora.rank}; allowed: up to {self.settings.max_lora_rank}, for which this "
+                "engine was opened"
+            )
+        for module, (a, b) in sorted(lora.modules.items()):
+            shape = self._shapes.get(f"{module}.weight")
+            packed = any(key.startswith(f"{module}.") for key in self._shapes)
+            if shape is None and not packed:
+                raise AdapterError(f"adapter {adapter} does not fit {name}: no module {module}")
+            needed, found = (b.shape[0], a.shape[1]), shape
+            if found is not None and len(found) == 2 and tuple(found) != needed and not self._is_quantized:
+                raise AdapterError(
+                    f"adapter {adapter} does not fit {name}: {module} has shape {needed}, the model needs {found}"
+                )
+
+    @property
+    def _is_quantized(self) -> bool:
+        return getattr(self._config, "quantization_config", None) is not None
+
+    def unload_adapter(self, adapter: str) -> None:
+        loaded = self._loaded.pop(adapter, None)
+        self._pinned.discard(adapter)
+        if loaded is None:
+            return
+        if self._child is not None and not self._asleep:
+            self._call("unload", number=loaded.number)
+        shutil.rmtree(loaded.folder, ignore_errors=True)
+
+    def adapters(self) -> list[str]:
+        return sorted(self._loaded)
+
+    def pin(self, adapter: str) -> None:
+        """Keep a loaded adapter in RAM and on the device whatever else is used. Raises AdapterError, EngineError."""
+        if adapter not in self._loaded:
+            raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        self._call("pin", number=self._loaded[adapter].number)
+        self._pinned.add(adapter)
+
+    # -- sleeping -----------------------------------------------------------------------------------------------------
+
+    def sleep(self) -> None:
+        """Leave the device to somebody else: weights go to RAM where vLLM can do that, else the process ends.
+
+        What fixed requests answer is kept first, for `wake` to compare.
+        """
+        if self._asleep:
+            return
+        self._canary = self._answer_canary()
+        if self._device_sleeps:
+            self._call("sleep")
+        else:
+            self._kill()
+        self._asleep = True
+
+    def wake(self) -> bool:
+        """Take the device again. Whether the process had to be started anew because it answered differently.
+
+        Waking has been seen to damage adapters silently, so fixed requests must answer as they did before. Raises
+        EngineBroken where they do not even in a new process.
+        """
+        if not self._asleep:
+            return False
+        self._asleep = False
+        if self._device_sleeps and self._child is not None:
+            with contextlib.suppress(EngineError):  # what does not wake is started anew below
+                self._call("wake")
+                if self._is_as_before():
+                    return False
+            self._restart()
+            restarted = True
+        else:
+            self._restart()
+            restarted = False
+        if not self._is_as_before():
+            self._kill()
+            raise EngineBroken(f"{self.model_files.name} answers differently after it slept, also in a new process")
+        return restarted
+
+    def _restart(self) -> None:
+        self._kill()
+        self._start()
+        for adapter, loaded in self._loaded.items():
+            self._call("load", adapter=loaded.message(adapter))
+        for adapter in self._pinned:
+            self._call("pin", number=self._loaded[adapter].number)
+
+    def _is_as_before(self) -> bool:
+        return self._answer_canary() == self._canary
+
+    def _answer_canary(self) -> dict[str | None, list[int]]:
+        """The tokens of fixed greedy requests: the base model's and those of every adapter."""
+        names: list[str | None] = [None, *self.adapters()]
+        requests = [Request(_CANARY, adapter=name, max_new_tokens=_CANARY_TOKENS) for name in names]
+        return {name: completion.token_ids for name, completion in zip(names, self.generate(requests), strict=True)}
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def _end_token_ids(self) -> set[int]:
+        return set(as_list(getattr(getattr(self, "_generation", None), "eos_token_id", None)))
+
+    def _vocabulary_size(self) -> int:
+        return int(self._config.vocab_size)
+
+    def context_length(self) -> int:
+        return self.settings.max_model_len
+
+    def parameters(self) -> int:
+        """Number of weights of the base model, as they are stored."""
+        return self._sizes.weight_bytes // self._sizes.element_bytes
+
+    def vram_peak_mib(self) -> float:
+        if self.device == "cpu" or self._child is None or self._asleep:
+            return 0.0
+        return float(self._call("measure"))
+
+    def planned_vram_mib(self, rows: int, tokens: int) -> float:
+        if self.device == "cpu":
+            return 0.0
+        sizes = self._sizes
+        return serving_mib(
+            sizes.weight_bytes, sizes.layers, sizes.kv_heads, sizes.head_dim, sizes.element_bytes, rows, tokens
+        )
+
+    def close(self) -> None:
+        self._kill()
+        self._loaded.clear()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _error(text: str) -> EngineError:
+    """OutOfMemoryError where vLLM, CUDA or the kernel says that memory was lacking."""
+    return OutOfMemoryError(text) if _MEMORY.search(text) else EngineError(text)
+
+
+def _broken(text: str) -> EngineError:
+    """What a dead process means to whoever waits for its answer."""
+    if _MEMORY.search(text):
+        return OutOfMemoryError(f"the vLLM process {text}")
+    return EngineBroken(f"the vLLM process {text}")

@@ -1,0 +1,143 @@
+"""A small HTTP server that speaks as Ollama, llama.cpp and others do, their oddities included."""
+
+import contextlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class ChatServer:
+    """`kind`: "ollama", "llama.cpp" or "other". `answer(body)` gives the text pieces of a chat's answer.
+
+    statuses: given, one after another, to chats before the first is answered. posted: the bodies of all chats.
+    """
+
+    def __init__(
+        self, kind, answer, *, statuses=(), usage=True, logprobs=False, calls=None, pause_s=0.0, models=("m",)
+    ):
+        self.kind, self.answer, self.usage, self.logprobs, self.calls = kind, answer, usage, logprobs, calls
+        self.statuses, self.pause_s, self.models = list(statuses), pause_s, models
+        self.posted, self.keys, self.running, self.most = [], [], 0, 0
+        self.broken_off = threading.Event()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                outer._get(self)
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer._post(self, body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _get(self, handler):
+        self.keys.append(handler.headers["Authorization"])
+        if handler.path == "/v1/models":
+            self._json(handler, 200, {"data": [{"id": name, "object": "model"} for name in self.models]})
+        elif handler.path == "/api/version" and self.kind == "ollama":
+            self._json(handler, 200, {"version": "0.13.0"})
+        elif handler.path == "/props" and self.kind == "llama.cpp":
+            self._json(handler, 200, {"default_generation_settings": {"n_ctx": 640}})
+        else:
+            self._json(handler, 404, {"error": {"message": "File Not Found", "code": 404}})
+
+    def _post(self, handler, body):
+        if handler.path == "/api/show" and self.kind == "ollama":
+            self._json(handler, 200, {"capabilities": ["completion"] + (["tools"] if self.calls else [])})
+            return
+        if handler.path != "/v1/chat/completions":
+            self._json(handler, 404, {"error": "404 page not found"})
+            return
+        self.posted.append(body)
+        if self.statuses:
+            status = self.statuses.pop(0)
+            self._json(handler, status, {"error": {"message": f"status {status} on purpose"}})
+            return
+        if body["model"] not in self.models:
+            self._json(handler, 404, {"error": {"message": f"model '{body['model']}' not found"}})
+            return
+        if body.get("tools") and self.calls is None and self.kind != "other":
+            self._json(handler, 400, {"error": {"message": "does not support tools"}})
+            return
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            self._stream(handler, body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.broken_off.set()
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def _stream(self, handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+
+        def send(choice=None, **more):
+            choices = [] if choice is None else [{"index": 0, "finish_reason": None, **choice}]
+            chunk = {
+                "id": "c",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "m",
+                "choices": choices,
+                **more,
+            }
+            handler.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            handler.wfile.flush()
+
+        count = 0
+        finish = "stop"
+        for piece in self.answer(body):
+            if count >= body["max_tokens"]:
+                finish = "length"
+                break
+            count += 1
+            delta = piece if isinstance(piece, dict) else {"content": piece}
+            choice = {"delta": delta}
+            if self.logprobs and body.get("logprobs"):
+                choice["logprobs"] = {"content": [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+            send(choice)
+            time.sleep(self.pause_s)
+        if body.get("tools") and self.calls and body["messages"][-1]["role"] != "tool":  # it has seen the result
+            for index, (name, arguments) in enumerate(self.calls):
+                call = {"index": index, "id": f"call_{index}", "type": "function"}
+                send({"delta": {"tool_calls": [{**call, "function": {"name": name, "arguments": arguments}}]}})
+            finish = "tool_calls"
+        send({"delta": {}, "finish_reason": finish})
+        if self.usage:
+            shown = 11 + 30 * len(body.get("tools") or () if self.calls else ())
+            send(usage={"prompt_tokens": shown, "completion_tokens": count, "total_tokens": shown + count})
+        handler.wfile.write(b"data: [DONE]\n\n")
+
+    @staticmethod
+    def _json(handler, status, value):
+        data = json.dumps(value).encode()
+        with contextlib.suppress(BrokenPipeError):
+            handler.send_response(status)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data)

@@ -1,0 +1,64 @@
+"""Runs whose scores come from another engine than the one that learns."""
+
+import json
+
+import pytest
+from evolution_helpers import evolve
+from support import write_suite
+
+from agentlab.errors import RunError
+from agentlab.evolution.generation import run_generation
+from agentlab.lab import Lab
+
+
+def test_scores_of_one_engine_are_not_continued_with_another(tiny_experiment):
+    lab = Lab.open(tiny_experiment, ["population.generations=2"])
+    evolve(lab, generations=[0])
+    record = lab.run.folder / "model.json"
+    known = json.loads(record.read_text())
+    assert known["engine"] == "transformers"
+    scores = [candidate.score for candidate in lab.run.candidates()]
+    assert {score.engine for score in scores} == {"transformers"}
+    vllm = lab.run.settings.model_copy(update={"model": lab.run.settings.model.model_copy(update={"engine": "vllm"})})
+    other = type(lab.run)(lab.run.root, vllm, lab.run.run_hash, lab.run.suite_folder)
+    with pytest.raises(RunError, match=r"are those of the engine transformers, not of vllm.*set model\.engine"):
+        run_generation(other, lab.suite, 1, lambda event: None)
+    assert Lab.open(tiny_experiment, ["model.engine=vllm"]).run.run_hash != lab.run.run_hash
+
+
+def test_a_run_begun_before_engines_were_recorded_goes_on(tiny_experiment):
+    lab = Lab.open(tiny_experiment, ["population.generations=2"])
+    evolve(lab, generations=[0])
+    record = lab.run.folder / "model.json"
+    known = json.loads(record.read_text())
+    del known["engine"]
+    record.write_text(json.dumps(known))
+    evolve(lab, generations=[1])
+    assert lab.run.result(1) is not None
+
+
+def test_nothing_is_learned_on_a_server(tiny_experiment):
+    lab = Lab.open(tiny_experiment, ["model.engine=openai", "model.base_url=http://127.0.0.1:9/v1"])
+    for begin in (lambda: evolve(lab, generations=[0]), lambda: next(lab.evolve())):
+        with pytest.raises(RunError, match="'openai' only answers"):
+            begin()
+
+
+@pytest.mark.soak
+def test_a_whole_run_is_scored_by_vllm(tmp_path, tiny_model, tiny_experiment):
+    """vLLM answers, transformers learns, and each is off the device while the other works."""
+    write_suite(tmp_path / "small", {"train": 24, "fitness": 8, "gate": 12, "test": 12})
+    lab = Lab.open(
+        tiny_experiment,
+        ["model.engine=vllm", "population.generations=2", f"suite={tmp_path / 'small'}", "mutation.max_rank=8"],
+    )
+    events = []
+    evolve(lab, events.append)
+    assert lab.run.result(1) is not None
+    loaded = [event.engine for event in events if event.kind == "model_loaded"]
+    assert loaded[:2] == ["vllm", "transformers"]
+    scores = [candidate.score for candidate in lab.run.candidates() if candidate.score is not None]
+    assert scores
+    assert {score.engine for score in scores} == {"vllm"}
+    assert lab.run.score("base", "fitness").engine == "vllm"
+    assert lab.run.champion() == "base" or lab.run.sealed().base.engine == "vllm"

@@ -1,0 +1,204 @@
+"""The vLLM engine, in its child process, against the conformance suite and where it differs from others."""
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conformance import CHAT, OTHER, EngineConformance
+from engine_adapters import random_lora, two_adapters
+
+from agentlab import adapters as adapter_room
+from agentlab import models
+from agentlab.errors import AdapterError
+from agentlab.inference import EngineError, OutOfMemoryError, Request
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.inference.vllm_engine import EngineBroken, VllmEngine, _error
+from agentlab.inference.vllm_settings import VllmSettings
+
+SMALL = VllmSettings(
+    kv_cache_memory_bytes=2**29, max_model_len=1024, max_num_seqs=16, max_loras=2, max_cpu_loras=4, max_lora_rank=8
+)
+
+
+@pytest.mark.model
+class TestOnSmolLM2(EngineConformance):
+    """One engine for all of it, started once and, to see it sleep, once again."""
+
+    @pytest.fixture(scope="class")
+    def engine(self, embedded):
+        with VllmEngine(embedded, settings=SMALL) as engine:
+            yield engine
+
+    @pytest.fixture(scope="class")
+    def adapters(self, engine, tmp_path_factory):
+        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.05)
+
+    def test_greedy_tokens_are_those_of_transformers(self, engine, adapters, embedded):
+        adapter, folder = next(iter(adapters.items()))
+        requests = [
+            Request(chat, adapter=name, max_new_tokens=16, logprobs=True)
+            for chat in (CHAT, OTHER)
+            for name in (None, adapter)
+        ]
+        with TransformersEngine(embedded) as other:
+            other.load_adapter(adapter, folder)
+            expected = other.generate(requests)
+        engine.load_adapter(adapter, folder)
+        found = engine.generate(requests)
+        assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+        assert [c.text for c in found] == [c.text for c in expected]
+        for one, two in zip(found, expected, strict=True):
+            assert one.logprobs == pytest.approx(two.logprobs, abs=5e-3)
+
+    def test_more_adapters_than_slots_answer_in_one_batch(self, engine, tmp_path):
+        folder = engine.model_files.folder
+        names = [f"g001-c{index:02d}" for index in range(6)]
+        for seed, name in enumerate(names):
+            adapter_room.save(random_lora(folder, seed, rank=4, scale=0.05), tmp_path / name)
+            engine.load_adapter(name, tmp_path / name)
+        engine.pin(names[0])
+        alone = [engine.generate([Request(CHAT, adapter=name, max_new_tokens=6)])[0].token_ids for name in names]
+        mixed = engine.generate([Request(CHAT, adapter=name, max_new_tokens=6) for name in names])
+        assert [c.token_ids for c in mixed] == alone
+        assert len({tuple(tokens) for tokens in alone}) > 3
+
+    def test_foreign_and_too_large_adapters_are_refused_before_vllm_sees_them(self, engine, tmp_path):
+        folder = engine.model_files.folder
+        wide = random_lora(folder, 1)
+        name, (a, b) = next(iter(wide.modules.items()))
+        wide.modules[name] = (a.repeat(1, 2), b)
+        adapter_room.save(wide, tmp_path / "wide")
+        adapter_room.save(random_lora(folder, 1, rank=16), tmp_path / "large")
+        for which, message in (("wide", "does not fit"), ("large", "rank 16; allowed: up to 8")):
+            with pytest.raises(AdapterError, match=message):
+                engine.load_adapter("g000-c00", tmp_path / which)
+        assert engine.adapters() == []
+
+    def test_what_was_checked_is_what_vllm_reads(self, engine, adapters, tmp_path):
+        import shutil
+
+        adapter, folder = next(iter(adapters.items()))
+        shutil.copytree(folder, tmp_path / "copy")
+        engine.load_adapter(adapter, tmp_path / "copy")
+        before = engine.generate([Request(CHAT, adapter=adapter, max_new_tokens=6)])[0].token_ids
+        shutil.rmtree(tmp_path / "copy")  # a culled adapter may still be answering
+        assert engine.generate([Request(CHAT, adapter=adapter, max_new_tokens=6)])[0].token_ids == before
+
+    def test_a_structure_that_is_none_is_refused_and_the_engine_lives_on(self, engine):
+        with pytest.raises(EngineError, match="structural tag"):
+            engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
+        assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
+
+    def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        requests = [Request(CHAT, adapter=name, max_new_tokens=8) for name in (None, *adapters)]
+        before = [c.token_ids for c in engine.generate(requests)]
+        engine.sleep()
+        with pytest.raises(EngineError, match="sleeps"):
+            engine.generate(requests)
+        assert engine.wake() is False
+        assert [c.token_ids for c in engine.generate(requests)] == before
+
+    def test_zz_a_killed_process_is_said_to_be_gone(self, engine):
+        stream = engine.stream(Request(CHAT, max_new_tokens=200))
+        next(stream)
+        os.killpg(engine._child.pid, signal.SIGKILL)
+        with pytest.raises(EngineBroken, match="the vLLM process ended with SIGKILL"):
+            list(stream)
+        with pytest.raises(EngineBroken, match="is gone; open the engine again"):
+            engine.generate([Request(CHAT, max_new_tokens=2)])
+        engine.close()
+
+
+@pytest.mark.soak
+class TestOnTinyModel(EngineConformance):
+    @pytest.fixture(scope="class")
+    def engine(self, tiny_model):
+        settings = VllmSettings(kv_cache_memory_bytes=2**27, max_model_len=512, max_num_seqs=16, max_lora_rank=8)
+        with VllmEngine(models.resolve(str(tiny_model)), settings=settings) as engine:
+            yield engine
+
+    @pytest.fixture(scope="class")
+    def adapters(self, engine, tmp_path_factory):
+        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.3)
+
+
+@pytest.mark.soak
+@pytest.mark.model
+def test_too_small_a_cache_is_a_lack_of_memory(embedded):
+    settings = VllmSettings(kv_cache_memory_bytes=2**20, max_model_len=1024, max_lora_rank=8)
+    with pytest.raises(OutOfMemoryError, match="vLLM cannot load smollm2-135m-instruct"):
+        VllmEngine(embedded, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("No available memory for the cache blocks", "v1/core/kv_cache_utils.py"),
+        ("cache is needed, which is larger than the available KV cache ", "v1/core/kv_cache_utils.py"),
+        ("is less than desired GPU memory utilization ", "v1/worker/utils.py"),
+        ("is less than the engine's budget ", "v1/worker/utils.py"),
+    ],
+)
+def test_vllms_words_for_a_lack_of_memory_are_known(words, file):
+    (package,) = importlib.util.find_spec("vllm").submodule_search_locations
+    assert words in (Path(package) / file).read_text(), "vLLM says it in other words now"
+    assert isinstance(_error(f"ValueError: {words}memory. Try something."), OutOfMemoryError)
+
+
+def test_other_errors_are_no_lack_of_memory():
+    assert isinstance(_error("CUDA error: out of memory"), OutOfMemoryError)
+    assert not isinstance(_error("ValueError: rank 7 is not allowed"), OutOfMemoryError)
+
+
+class Sleeper(VllmEngine):
+    """An engine whose card can sleep and whose answers are given: what `wake` decides, without a card."""
+
+    def __init__(self, answers):
+        self.model_files = models.ModelFiles("fake", None, "")
+        self.device = "cuda"
+        self.settings = VllmSettings(1, 1, sleep_mode=True)
+        self._child = object()
+        self._asleep = False
+        self._loaded, self._pinned = {}, set()
+        self.answers = iter(answers)
+        self.did = []
+
+    def _answer_canary(self):
+        return {None: next(self.answers)}
+
+    def _call(self, what, **values):
+        self.did.append(what)
+
+    def _kill(self):
+        self.did.append("kill")
+        self._child = None
+
+    def _start(self):
+        self.did.append("start")
+        self._child = object()
+
+
+@pytest.mark.parametrize(
+    ("answers", "restarted", "did"),
+    [
+        ([[1, 2], [1, 2]], False, ["sleep", "wake"]),
+        ([[1, 2], [1, 3], [1, 2]], True, ["sleep", "wake", "kill", "start"]),
+    ],
+)
+def test_a_canary_that_answers_differently_has_the_process_started_anew(answers, restarted, did):
+    engine = Sleeper(answers)
+    engine.sleep()
+    assert engine.wake() is restarted
+    assert engine.did == did
+
+
+def test_an_engine_that_never_answers_as_before_is_broken():
+    engine = Sleeper([[1, 2], [1, 3], [1, 3]])
+    engine.sleep()
+    with pytest.raises(EngineBroken, match="answers differently"):
+        engine.wake()
+    assert engine.did == ["sleep", "wake", "kill", "start", "kill"]

@@ -1,0 +1,81 @@
+"""Settings of vLLM from a budget: what fits is below it, what does not is refused in bytes."""
+
+import dataclasses
+
+import pytest
+
+from agentlab.inference import OutOfMemoryError
+from agentlab.inference.vllm_settings import (
+    RANKS,
+    ModelSizes,
+    lora_rank,
+    model_sizes,
+    planned_bytes,
+    settings_for_cpu,
+    settings_for_gpu,
+    tensor_shapes,
+)
+
+GIB = 2**30
+# Qwen2.5-1.5B in bf16: 28 layers, 2 KV heads of 128, Σ(in + out) of its seven projections
+SMALL = ModelSizes(
+    weight_bytes=int(2.88 * GIB), layers=28, kv_heads=2, head_dim=128, hidden_size=1536, intermediate_size=8960,
+    vocabulary=151_936, context_length=32_768, lora_width=28 * 43_008, element_bytes=2,
+)  # fmt: skip
+
+
+def test_one_token_of_qwen_takes_28_kib_and_a_slot_of_rank_16_35_mib():
+    assert SMALL.kv_bytes_per_token == 28 * 1024
+    assert SMALL.lora_slot_bytes(16) / 2**20 == pytest.approx(36.75)
+
+
+@pytest.mark.parametrize("budget", [3.6, 4.0, 5.0, 6.0, 24.0])
+@pytest.mark.parametrize("rank", [1, 16, 64])
+def test_everything_together_stays_below_the_budget(budget, rank):
+    settings = settings_for_gpu(budget, SMALL, rank)
+    assert planned_bytes(settings, SMALL) <= budget * GIB
+    assert settings.kv_cache_memory_bytes >= settings.max_model_len * SMALL.kv_bytes_per_token
+    assert settings.max_cpu_loras >= settings.max_loras >= 1
+    assert settings.max_lora_rank >= rank
+
+
+def test_a_larger_budget_never_takes_anything_away():
+    previous = settings_for_gpu(3.6, SMALL, 16)
+    for tenths in range(37, 100):
+        current = settings_for_gpu(tenths / 10, SMALL, 16)
+        for name in ("max_loras", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            assert getattr(current, name) >= getattr(previous, name)
+        previous = current
+
+
+def test_a_model_that_does_not_fit_is_refused_with_its_bytes():
+    seven = dataclasses.replace(SMALL, weight_bytes=int(5.17 * GIB))
+    with pytest.raises(OutOfMemoryError, match=r"5\.17 GiB.*budget of 5 GiB; allowed: a smaller model"):
+        settings_for_gpu(5.0, seven, 16)
+
+
+def test_ranks_are_those_of_vllm():
+    import typing
+
+    from vllm.config.lora import MaxLoRARanks
+
+    assert typing.get_args(MaxLoRARanks) == RANKS
+    assert [lora_rank(rank) for rank in (1, 2, 8, 9, 64, 65, 512)] == [1, 8, 8, 16, 64, 128, 512]
+    with pytest.raises(ValueError, match="rank 513; allowed: up to 512"):
+        lora_rank(513)
+
+
+def test_sizes_are_read_from_the_folder_alone(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sizes = model_sizes(tiny_model, 4)
+    assert sizes.weight_bytes == 4 * sum(p.numel() for p in model.parameters())
+    assert sizes.lora_width == sum(
+        m.in_features + m.out_features for n, m in model.named_modules() if n.endswith("_proj")
+    )
+    state = model.state_dict()
+    assert all(tuple(state[name].shape) == shape for name, (_, shape) in tensor_shapes(tiny_model).items())
+    settings = settings_for_cpu(sizes, 16)
+    assert settings.max_model_len == 512
+    assert settings.kv_cache_memory_bytes <= GIB

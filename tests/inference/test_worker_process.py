@@ -1,0 +1,102 @@
+"""The child process of an engine: messages beside noise, its last words, and that it outlives nobody."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from agentlab.inference.worker_process import ChildDied, ChildProcess
+
+ECHO = """
+import os, subprocess, sys
+from agentlab.inference.worker_process import die_with_parent, end_group, parents_channel
+die_with_parent()
+channel = parents_channel()
+while True:
+    try:
+        message = channel.receive()
+    except EOFError:
+        end_group()
+    print("noise", message, flush=True)
+    os.write(1, bytes(range(256)))
+    if "die" in message:
+        print("the last words", file=sys.stderr, flush=True)
+        os._exit(3)
+    if "spawn" in message:
+        message["pid"] = subprocess.Popen(["sleep", "600"]).pid
+    channel.send(message)
+"""
+
+
+@pytest.fixture
+def env(tmp_path):
+    (tmp_path / "echo_child.py").write_text(ECHO)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+
+@pytest.fixture
+def child(env):
+    child = ChildProcess("echo_child", env)
+    yield child
+    child.kill()
+
+
+def is_gone(pid):
+    """Whether the process ends within a while; a zombie has ended."""
+    for _ in range(600):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_messages_pass_whole_whatever_is_printed(child):
+    for message in ({"text": "ü" * 100_000}, {"nested": [1, None, {"a": -0.5}]}, {}):
+        child.send(message)
+        assert child.receive() == message
+    assert child.receive(0.01) is None
+    assert "noise" in child.log()
+
+
+def test_a_dead_child_is_quoted(child):
+    child.send({"die": True})
+    with pytest.raises(ChildDied, match=r"ended with exit code 3; its log ends: .*the last words"):
+        child.receive()
+    assert not child.is_alive()
+    with pytest.raises(ChildDied, match="exit code 3"):
+        child.receive()
+
+
+def test_killing_takes_what_it_started_along(child):
+    child.send({"spawn": True})
+    grandchild = child.receive()["pid"]
+    child.kill()
+    child.kill()
+    assert is_gone(child.pid)
+    assert is_gone(grandchild)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_it_dies_with_the_process_that_started_it(env, how):
+    program = (
+        "import os, time\n"
+        "from agentlab.inference.worker_process import ChildProcess\n"
+        "child = ChildProcess('echo_child', dict(os.environ))\n"
+        "child.send({'spawn': True})\n"
+        "print(child.pid, child.receive()['pid'], flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True)
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.send_signal(how)
+    parent.wait()
+    parent.stdout.close()
+    assert all(is_gone(pid) for pid in pids)

@@ -1,0 +1,60 @@
+"""An agent whose models are on a server, and what takes over where the server fails."""
+
+import pytest
+from chat_server import ChatServer
+
+from agentlab.errors import AdapterError
+from agentlab.lab import Lab
+
+
+def river_length(river: str) -> str:
+    """The length of a river."""
+    return f"{river} is 1230 km long."
+
+
+def opened(experiment, server, *more):
+    settings = ["model.engine=openai", f"model.base_url={server.url}", "model.primary=m", *more]
+    return Lab.open(experiment, settings)
+
+
+def ask(lab, task, tools=()):
+    with lab.agent(tools=tools, remember=False, builtin_tools=False, lease=False) as agent:
+        return agent.ask(task)
+
+
+def test_an_agent_calls_tools_through_a_server_that_reads_the_calls(tiny_experiment):
+    def answer(body):
+        return ["About 1230 km."] if body["messages"][-1]["role"] == "tool" else []
+
+    with ChatServer("ollama", answer, calls=[("river_length", '{"river": "Rhine"}')]) as server:
+        lab = opened(tiny_experiment, server)
+        result = ask(lab, "How long is the Rhine?", [river_length])
+    assert "1230" in result.final_answer
+    assert [step.action for step in result.reasoning_steps if step.action]
+    assert any("1230 km long" in (step.observation or "") for step in result.reasoning_steps)
+
+
+def test_thoughts_of_a_reasoning_model_are_steps_and_no_answer(tiny_experiment):
+    pieces = ["<think>It is ", "the capital.</think>", "Paris."]
+    with ChatServer("ollama", lambda body: pieces, models=("m", "deepseek-r1:7b")) as server:
+        result = ask(opened(tiny_experiment, server, "model.primary=deepseek-r1:7b"), "What is the capital of France?")
+    assert result.final_answer == "Paris."
+    assert result.model_info.model == "deepseek-r1:7b"
+
+
+def test_where_the_server_fails_a_model_on_this_machine_answers(tiny_experiment, tiny_model):
+    with ChatServer("ollama", lambda body: ["x"]) as server:
+        lab = opened(tiny_experiment, server, "model.primary=not-there", f"model.emergency={tiny_model}")
+        with lab.agent(remember=False, builtin_tools=False, lease=False) as agent:
+            link, engine = agent.chain.current()
+            assert (link.role, engine.name) == ("emergency", "transformers")
+            (fall,) = agent.chain.take_falls()
+            assert "has no model not-there; it has: m" in fall.reason
+
+
+def test_an_adapter_of_a_run_is_not_silently_left_out(tiny_experiment):
+    with (
+        ChatServer("ollama", lambda body: ["x"]) as server,
+        pytest.raises(AdapterError, match=r"g000-c00: m answers on a server.*allowed: champion, base"),
+    ):
+        opened(tiny_experiment, server).agent("g000-c00", remember=False, lease=False)

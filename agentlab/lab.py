@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentlab import config, files, models
 from agentlab.errors import AgentlabError, EvolutionStopped, LeaseHeldError, RunError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from agentlab.agent import Agent, Options, Step, Tool
+    from agentlab.hardware.plan import Device, Plan
     from agentlab.memory import Memory
     from agentlab.tracking import Recorder
 
@@ -155,6 +156,17 @@ class Lab:
 
         return write_trace(self.run.root, self.run.settings.name, steps)
 
+    # -- what fits --------------------------------------------------------------------------------------------------
+
+    def plan(self, device: "Device | Literal['auto']" = "cuda") -> "Plan":
+        """What each model of this experiment needs, and what fits: on a GPU of `budget.vram_gib`, or on this CPU.
+
+        Loads nothing. Raises ModelError for a model of which no config is known.
+        """
+        from agentlab.planning import plan_run
+
+        return plan_run(self.run, self.suite, device)
+
     # -- one generation, in this process ------------------------------------------------------------------------
 
     def generation(self, generation: int) -> Iterator[Event]:
@@ -163,10 +175,10 @@ class Lab:
         A KeyboardInterrupt (the notebook's stop button) stops it cleanly. When it was stopped, the last event is
         `Stopped`; when it failed, `GenerationFailed` comes last and then the error is raised.
         """
-        from agentlab.evolution.generation import check_order, run_generation
+        from agentlab.evolution.generation import run_generation
 
         die_with_launcher()
-        check_order(self.run, generation)  # a mistaken number leaves no trace in a run
+        self._check_generation(generation)
         self._acquire(f"generation {generation} of {self.run.id}")
         interrupted = threading.Event()
         events: queue.Queue[Event | BaseException | None] = queue.Queue()
@@ -216,6 +228,14 @@ class Lab:
                 self._take(item, recorder, generation)
             recorder.close()
             self.release()
+
+    def _check_generation(self, generation: int) -> None:
+        """Refuse what cannot be done before it leaves a trace in the run."""
+        from agentlab.evolution.generation import check_order
+        from agentlab.planning import refuse_what_does_not_fit
+
+        check_order(self.run, generation)
+        refuse_what_does_not_fit(self.run, self.suite)
 
     def _take(self, item: "Event | BaseException | None", recorder: "Recorder", generation: int) -> list[Event]:
         """Bring one piece of news into MLflow and the journal; the events to show for it."""
@@ -315,8 +335,10 @@ class Lab:
         process is running this run, RunError when a generation fails.
         """
         from agentlab.launcher import run_notebook
+        from agentlab.planning import refuse_what_does_not_fit
 
         models.check(self.run.settings.model.primary, self.run.root)
+        refuse_what_does_not_fit(self.run, self.suite)
         launcher = Lease(self.run.launcher_lock, f"evolving {self.run.id}").acquire(wait_s=1.0)
         try:
             if holder(self.run.worker_lock):

@@ -14,7 +14,7 @@ FLOORS = [
     ["cli"],
     ["notebook"],
     ["lab"],
-    ["launcher", "answering"],
+    ["launcher", "answering", "planning"],
     ["tracking", "report"],
     ["evolution"],
     ["learning"],

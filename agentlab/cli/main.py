@@ -223,12 +223,13 @@ def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, agent, memory, models, planning, suites
+    from agentlab.cli import adapters, agent, doctor, memory, models, planning, suites
 
     for command in (
         agent.ask,
         agent.chat,
         adapters.adapters,
+        doctor.doctor,
         memory.memory,
         models.models,
         planning.plan,

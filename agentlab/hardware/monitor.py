@@ -81,6 +81,13 @@ def gpus(nvml: Any = None) -> list[Gpu]:
     return [] if nvml is None else list(_read(nvml))
 
 
+def driver_version(nvml: Any = None) -> str | None:
+    """The NVIDIA driver's version; None without a driver."""
+    nvml = nvml or _nvml()
+    version = None if nvml is None else _value(nvml.nvmlSystemGetDriverVersion)
+    return version.decode(errors="replace") if isinstance(version, bytes) else version
+
+
 def process_vram_mb(index: int, nvml: Any = None) -> float | None:
     """Memory of this process on a GPU, in MB; None where the driver does not report it, as under WSL2."""
     nvml = nvml or _nvml()

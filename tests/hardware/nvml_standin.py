@@ -20,6 +20,9 @@ class Nvml:
     def _refuse(self, *arguments):
         raise NotSupported
 
+    def nvmlSystemGetDriverVersion(self):
+        return "580.95"
+
     def nvmlDeviceGetCount(self):
         return 2
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from agentlab.agent import Agent, Options, Step, Tool
-    from agentlab.hardware.plan import Device, Plan
+    from agentlab.hardware.plan import Plan
+    from agentlab.hardware.sizing import Device
     from agentlab.memory import Memory
     from agentlab.tracking import Recorder
 

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
+from agentlab.config import RungName
 from agentlab.errors import ConfigError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
-from agentlab.hardware.plan import Device, Machine, Model, Plan, Workload, check_fits, make_plan
+from agentlab.hardware.plan import Plan, check_fits, make_plan
 from agentlab.hardware.rungs import RUNGS
-from agentlab.inference import loadable_rungs
+from agentlab.hardware.sizing import Device, Machine, Model, Workload
 from agentlab.tasks import Suite
 
 _CHARS_PER_TOKEN = 3.0  # English in chat templates; the embedded model's 3.4 leaves room for markup and other languages
+# what the engines load so far
+_LOADED: dict[Device, tuple[RungName, ...]] = {"cuda": ("bf16",), "cpu": ("fp32",)}
 _TEMPLATE_TOKENS = 16  # what a chat template adds
 
 
@@ -24,13 +27,14 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
     return make_plan(run.settings, found, machine(device), workload(suite))
 
 
-def refuse_what_does_not_fit(run: Run, suite: Suite) -> None:
-    """Raise DoesNotFitError when the run's primary model cannot be loaded, evaluated and trained on this machine.
+def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
+    """The plan of the run's primary model on this machine, as the engine loads it.
 
-    Raises ConfigError for a `model.rung` that no engine loads here.
+    Raises DoesNotFitError when it cannot be loaded, evaluated and trained here, ConfigError for a `model.rung` that no
+    engine loads here.
     """
     here = machine("auto")
-    loadable = loadable_rungs(here.device)
+    loadable = _LOADED[here.device]
     if run.settings.model.rung not in ("auto", *loadable):
         raise ConfigError(
             f"key model.rung: {run.settings.model.rung!r} cannot be loaded on this machine's "
@@ -38,7 +42,9 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> None:
         )
     name = run.settings.model.primary
     primary = Model("primary", name, *models.shape_of(name, run.root))
-    check_fits(make_plan(run.settings, [primary], here, workload(suite), [RUNGS[rung] for rung in loadable]))
+    plan = make_plan(run.settings, [primary], here, workload(suite), [RUNGS[rung] for rung in loadable])
+    check_fits(plan)
+    return plan
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

@@ -9,7 +9,8 @@ import click
 from agentlab.cli.options import experiment, overrides
 
 if TYPE_CHECKING:
-    from agentlab.hardware.plan import ModelPlan, Phase, Plan
+    from agentlab.hardware.plan import ModelPlan, Plan
+    from agentlab.hardware.sizing import Phase
 
 _MIB, _GIB = 2**20, 2**30
 _WORDS = {

@@ -83,6 +83,8 @@ def _size(memory_mb: float | None) -> str:
 
 def check_versions(facts: Facts) -> list[Finding]:
     """The packages against what agentlab declares."""
+    if not facts.packages:
+        return [Finding("versions", "warn", "agentlab is not installed, so that it declares nothing", "make install")]
     wrong = [
         f"{name} {installed or 'missing'} (allowed: {allowed or 'any'})"
         for name, (installed, allowed, fits) in sorted(facts.packages.items())

@@ -23,6 +23,7 @@ LOGIT_TILE_VOCAB = 32_768
 KV_ROOM_TOKENS = 64  # agentlab.inference.cache allocates so many tokens ahead
 ADAM_BYTES = 8  # two moments in fp32
 _ADAPTER_BYTES = 4  # PEFT keeps LoRA factors in fp32 beside a 16-bit or quantized base, and they are saved so
+_NORM_BYTES = 4  # RMSNorm keeps its input in fp32
 _ADAPTER_FILES = 4096  # config, card and safetensors header
 
 
@@ -214,7 +215,11 @@ class Training(_Account):
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch of LoRA training: `rows` sequences of `tokens` tokens, all of which may count for the loss."""
+    """One micro-batch of LoRA training: `rows` sequences of `tokens` tokens, all of which may count for the loss.
+
+    mask_bytes: what dropout keeps per element; a byte in CUDA's fused kernel, a factor in fp32 on a CPU. padded: rows
+    of unequal length, whose mask keeps attention from reading grouped keys and values as they are.
+    """
 
     rows: int
     tokens: int
@@ -222,6 +227,8 @@ class Step:
     modules: tuple[str, ...]
     dropout: bool = True
     checkpointing: bool = True
+    mask_bytes: int = 1
+    padded: bool = False
 
 
 def training(
@@ -233,6 +240,7 @@ def training(
     boundary = step.rows * step.tokens * shape.hidden * element_bytes
     # checkpointing keeps each layer's input and computes one layer again (Chen et al. 2016, arXiv:1604.06174)
     activations = shape.layers * boundary + kept if step.checkpointing else shape.layers * kept
+    activations += _NORM_BYTES * step.rows * step.tokens * shape.hidden  # the last norm
     return Training(
         weights=weights(shape, rung, element_bytes).total if weight_bytes is None else weight_bytes,
         adapter=_ADAPTER_BYTES * parameters,
@@ -249,23 +257,15 @@ def layer_activation_bytes(shape: ModelShape, step: Step, element_bytes: int = 2
 
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), for a gated MLP, grouped queries and RMSNorm, without
     the attention matrix, which fused attention does not keep. A frozen linear module keeps nothing; under LoRA it keeps
-    its input, with dropout a copy and a mask.
+    its own copy of its input, and with dropout the mask.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norm_copy = 4 if element_bytes < 4 else 0  # RMSNorm works on an fp32 copy
-    norms = 2 * shape.hidden * (element_bytes + norm_copy) + (
-        2 * (q + kv) * (element_bytes + norm_copy) if shape.qk_norm else 0
-    )
-    attention = element_bytes * (4 * q if shape.kv_heads < shape.heads else 2 * q + 2 * kv)  # q, repeated k and v, out
-    mlp = element_bytes * 4 * shape.intermediate  # gate, its SiLU, up, their product
+    norms = _NORM_BYTES * (2 * shape.hidden + (q + kv if shape.qk_norm else 0))
+    attention = element_bytes * (2 * q + 2 * (q if step.padded else kv)) + 4 * shape.heads  # q, out, k, v, log-sums
+    mlp = element_bytes * 3 * shape.intermediate  # gate, its SiLU, up
     adapted = [n_in for name, (n_in, _) in shape.linears.items() if name in step.modules]
-    ranks = len(adapted) * step.rank * element_bytes
-    lora = sum(adapted) * (element_bytes + 1 if step.dropout else 0) + ranks
-    if not step.dropout:
-        # modules that read the same tensor share it; the MLP's product is counted above
-        lora += element_bytes * (shape.hidden * bool({"q_proj", "k_proj", "v_proj"} & set(step.modules)))
-        lora += element_bytes * (shape.hidden * bool({"gate_proj", "up_proj"} & set(step.modules)))
-    return step.rows * step.tokens * (norms + attention + mlp + lora)
+    inputs = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted)
+    return step.rows * step.tokens * (norms + attention + mlp + inputs + len(adapted) * step.rank * element_bytes)
 
 
 def loss_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:

@@ -14,6 +14,10 @@ _QWEN3_HEAD_DIM = 128  # what transformers takes where a config does not say
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
+class ShapeError(ModelError):
+    """A model's config tells no shape that can be planned; it may still be loadable."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of a dense decoder: `layers` blocks of attention and a gated MLP between an embedding and a head."""
@@ -41,11 +45,12 @@ class ModelShape:
     def from_config(cls, config: Mapping[str, Any], name: str = "") -> Self:
         """The shape in a config.json's values.
 
-        Families beyond FAMILIES are read as Llama-like, which `exact` tells. Raises ModelError for what is no dense
+        Families beyond FAMILIES are read as Llama-like, which `exact` tells. Raises ShapeError for what is no dense
         decoder or lacks a size.
         """
+        config = config.get("text_config") or config  # of a model that also sees or hears, the part that writes
         if experts := next((key for key in _EXPERTS if config.get(key)), None):
-            raise ModelError(
+            raise ShapeError(
                 f"{name or 'config.json'} is a mixture of experts ({experts}); only dense decoders can be planned"
             )
         try:
@@ -77,19 +82,19 @@ class ModelShape:
             )
         except (KeyError, TypeError, ValueError) as error:
             missing = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ModelError(
+            raise ShapeError(
                 f"{name or 'config.json'} cannot be planned: {missing}; allowed: a decoder's config.json"
             ) from None
 
     @classmethod
     def read(cls, path: Path, name: str = "") -> Self:
-        """The shape in a config.json on disk. Raises ModelError."""
+        """The shape in a config.json on disk. Raises ShapeError."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from None
+            raise ShapeError(f"{path} cannot be read: {error}") from None
         if not isinstance(values, dict):
-            raise ModelError(f"{path} holds no settings of a model")
+            raise ShapeError(f"{path} holds no settings of a model")
         return cls.from_config(values, name or path.parent.name)
 
     @property

@@ -14,7 +14,7 @@ from agentlab.hardware import ledger
 from agentlab.hardware.shape import ModelShape
 
 if TYPE_CHECKING:
-    from agentlab.hardware.plan import Workload
+    from agentlab.hardware.sizing import Workload
 
 COPIES = 2  # an adapter lies in the run's pool and, as a logged model, in MLflow's store
 _LAPTOP_GIB = 8  # a larger budget means a workstation's card

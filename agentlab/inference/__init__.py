@@ -1,29 +1,15 @@
 """Engines: one loaded base model that answers batches of chats, each request with its own adapter."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from agentlab.config import RungName, Settings
+from agentlab.config import Settings
 from agentlab.inference.contract import Chunk, Completion, Engine, EngineError, OutOfMemoryError, Request
 from agentlab.models import ModelFiles
 
 if TYPE_CHECKING:
     from agentlab.inference.transformers_engine import TransformersEngine
 
-__all__ = [
-    "Chunk",
-    "Completion",
-    "Engine",
-    "EngineError",
-    "OutOfMemoryError",
-    "Request",
-    "loadable_rungs",
-    "open_engine",
-]
-
-
-def loadable_rungs(device: Literal["cuda", "cpu"]) -> tuple[RungName, ...]:
-    """The precisions in which the engines load a model's own weights, precise first."""
-    return ("bf16",) if device == "cuda" else ("fp32",)
+__all__ = ["Chunk", "Completion", "Engine", "EngineError", "OutOfMemoryError", "Request", "open_engine"]
 
 
 def open_engine(settings: Settings, model: ModelFiles) -> "TransformersEngine":

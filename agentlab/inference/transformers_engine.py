@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from agentlab.hardware.ledger import MIB, serving
 from agentlab.hardware.rungs import BF16
-from agentlab.hardware.shape import ModelShape
+from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, EngineError, OutOfMemoryError, Request
@@ -108,8 +108,11 @@ class TransformersEngine(ResidentModel):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        weights = sum(p.numel() * p.element_size() for p in self._base.parameters())  # loaded adapters included
-        shape = ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
+        weights: int = sum(p.numel() * p.element_size() for p in self._base.parameters())  # loaded adapters included
+        try:
+            shape = ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
+        except ShapeError:  # its weights are known all the same
+            return weights / MIB
         element = self._base.dtype.itemsize
         return serving(shape, rows, tokens, weight_bytes=weights, rung=BF16, element_bytes=element).total / MIB
 

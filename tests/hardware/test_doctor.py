@@ -45,6 +45,7 @@ def test_a_good_machine_is_all_ok():
         (doctor.check_driver, {"gpus": [Gpu("Card")], "driver": None}, "ok", "not reported"),
         (doctor.check_versions, {"packages": {"trl": ("2.0", "<1.17", False)}}, "fail", "trl 2.0 (allowed: <1.17)"),
         (doctor.check_versions, {"packages": {"trl": (None, "", False)}}, "fail", "trl missing (allowed: any)"),
+        (doctor.check_versions, {"packages": {}}, "warn", "make install"),
         (doctor.check_disk, {"disk_free_gib": {Path("/a"): 50.0, Path("/b"): 1.0}}, "fail", "1.0 GiB free at /b"),
         (doctor.check_disk, {"disk_free_gib": {Path("/a"): 10.0}}, "warn", "hub"),
         (doctor.check_disk, {"disk_free_gib": {}}, "warn", "not reported"),

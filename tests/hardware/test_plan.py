@@ -10,9 +10,10 @@ from agentlab import config
 from agentlab.errors import DoesNotFitError
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
-from agentlab.hardware.plan import Machine, Model, Workload, check_fits, make_plan
+from agentlab.hardware.plan import check_fits, make_plan
 from agentlab.hardware.rungs import BF16, FP32
 from agentlab.hardware.shape import published
+from agentlab.hardware.sizing import Machine, Model, Workload
 from agentlab.hardware.speed import CPU
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -188,6 +189,24 @@ def test_a_refusal_is_one_sentence_with_numbers_and_the_remedy():
         assert part in message
     with pytest.raises(DoesNotFitError, match=r"at fp32: .*budget\.ram_fraction.*GiB too much; what would fit: .*Qwen"):
         check_fits(plan_of(QWEN_7B, machine=Machine("cpu", 24 * GIB)))
+
+
+def test_nothing_is_moved_into_ram_that_has_no_room_for_it():
+    def remedies(ram_gib):
+        found = plan_of(QWEN_7B, machine=Machine("cuda", int(ram_gib * GIB)), model={"rung": "nf4"})
+        return " ".join(found.models[0].remedies)
+
+    assert "on the CPU" in remedies(1.3)
+    assert "on the CPU" not in remedies(1.2)  # 80 % of it are less than the embedding's 1.02 GiB
+
+
+def test_a_refusal_advises_only_what_is_loaded():
+    with pytest.raises(DoesNotFitError) as caught:
+        check_fits(plan_of(QWEN_7B, rungs=[BF16]))
+    remedy = str(caught.value).partition("what would fit: ")[2]
+    assert "Qwen3-1.7B at bf16" in remedy
+    for other in ("int8", "nf4", "hqq3", "embedding"):
+        assert other not in remedy
 
 
 def test_a_quantized_file_counts_as_it_is_stored():

@@ -7,7 +7,7 @@ import pytest
 
 from agentlab.errors import ModelError
 from agentlab.hardware.ledger import stored_weight_bytes
-from agentlab.hardware.shape import ModelShape, published, published_names
+from agentlab.hardware.shape import ModelShape, ShapeError, published, published_names
 
 LEAST = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -20,6 +20,8 @@ def test_what_is_not_written_has_its_default():
     assert (shape.head_dim, shape.kv_heads, shape.tied, shape.qkv_bias, shape.window) == (16, 4, False, False, None)
     assert shape.exact
     assert not ModelShape.from_config(LEAST | {"model_type": "gemma9"}).exact
+    seeing = {"model_type": "seer", "vision_config": {}, "text_config": LEAST}
+    assert ModelShape.from_config(seeing) == shape
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_what_is_not_written_has_its_default():
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(change, words):
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ShapeError, match=words):
         ModelShape.from_config(LEAST | change, "some/model")
 
 

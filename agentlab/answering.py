@@ -9,6 +9,7 @@ from agentlab.adapters import Pool
 from agentlab.errors import AdapterError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease
+from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, open_engine
 from agentlab.inference.chain import Chain, Link, Role
 from agentlab.records import BASE
@@ -81,6 +82,7 @@ def _opener(run: Run, name: str, known: dict[str, Any]) -> Callable[[], Engine]:
     def opened() -> Engine:
         files = models.resolve(name, run.root)
         known["model_sha256"] = files.sha256
+        limit_threads(run.settings.budget.threads)
         return open_engine(run.settings, files)
 
     return opened

@@ -73,11 +73,45 @@ class Alert:
     message: str
 
 
+class Owners:
+    """Who holds what. Thread-safe; owners are, by convention, base, adapters, kv_cache and training."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, Callable[[], Holding]] = {}
+        self._lock = threading.Lock()
+
+    def register(self, owner: str, holding: Holding | Callable[[], Holding]) -> None:
+        """Say what an owner holds, as a value or a function asked at every sample; again replaces it."""
+        if owner in (OTHERS, UNATTRIBUTED):
+            raise ValueError(f"owner: {owner!r}; allowed: any name but {OTHERS} and {UNATTRIBUTED}, which are computed")
+        with self._lock:
+            self._owners[owner] = holding if callable(holding) else lambda: holding
+
+    def unregister(self, owner: str) -> None:
+        """The owner has freed its memory; unknown ones are ignored."""
+        with self._lock:
+            self._owners.pop(owner, None)
+
+    def holdings(self) -> dict[str, Holding]:
+        """What each owner holds now; one that cannot say it is left out."""
+        with self._lock:
+            owners = dict(self._owners)
+        found = {}
+        for owner, ask in owners.items():
+            with contextlib.suppress(Exception):  # an owner that is just being freed has nothing to say
+                found[owner] = ask()
+        return found
+
+
+OWNERS = Owners()  # this process's
+
+
 class Monitor:
     """Samples in a daemon thread: `with Monitor(budget) as watching: …; watching.history()[-1]`.
 
     The same with and without a GPU. on_alert is called in the sampling thread, once when a limit is passed; the alert
-    stays in `alerts()` until the value is well below it again. nvml: the library to ask instead of pynvml.
+    stays in `alerts()` until the value is well below it again. owners: a registry of their own, unless it is OWNERS.
+    nvml: the library to ask instead of pynvml.
     """
 
     def __init__(
@@ -88,6 +122,7 @@ class Monitor:
         keep: int = 3600,
         device_index: int = 0,
         on_alert: Callable[[Alert], None] = lambda alert: None,
+        owners: Owners | None = None,
         nvml: Any = None,
     ) -> None:
         self.budget = budget or BudgetSettings()
@@ -96,28 +131,11 @@ class Monitor:
         self._on_alert = on_alert
         self._nvml = nvml
         self._history: deque[Sample] = deque(maxlen=keep)
-        self._owners: dict[str, Callable[[], Holding]] = {}
+        self.owners = owners or Owners()
         self._alerts: dict[AlertKind, Alert] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-
-    # -- owners -------------------------------------------------------------------------------------------------
-
-    def register(self, owner: str, holding: Holding | Callable[[], Holding]) -> None:
-        """Say what an owner holds, as a value or a function asked at every sample; again replaces it.
-
-        Owners are, by convention, base, adapters, kv_cache and training.
-        """
-        if owner in (OTHERS, UNATTRIBUTED):
-            raise ValueError(f"owner: {owner!r}; allowed: any name but {OTHERS} and {UNATTRIBUTED}, which are computed")
-        with self._lock:
-            self._owners[owner] = holding if callable(holding) else lambda: holding
-
-    def unregister(self, owner: str) -> None:
-        """The owner has freed its memory; unknown ones are ignored."""
-        with self._lock:
-            self._owners.pop(owner, None)
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -156,13 +174,7 @@ class Monitor:
 
     def sample(self) -> Sample:
         """Read now, keep the sample, and judge it."""
-        with self._lock:
-            owners = dict(self._owners)
-        holdings = {}
-        for owner, ask in owners.items():
-            with contextlib.suppress(Exception):  # an owner that is just being freed has nothing to say
-                holdings[owner] = ask()
-        found = read(holdings, self._device_index, self._nvml)
+        found = read(self.owners.holdings(), self._device_index, self._nvml)
         raised = []
         with self._lock:
             self._history.append(found)

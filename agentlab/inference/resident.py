@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentlab import adapters
 from agentlab.errors import AdapterError, ModelError
 from agentlab.inference import attention
+from agentlab.inference.accounting import account_for
 from agentlab.inference.contract import Engine
 from agentlab.models import ModelFiles
 
@@ -49,6 +50,7 @@ class ResidentModel(Engine):
         base.requires_grad_(False)
         self._base: Any = base
         self._peft: PeftModel | None = None  # wraps the same base while any adapter is loaded
+        account_for(self)
 
     # -- adapters -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 from nvml_standin import Nvml
 
 from agentlab.config import BudgetSettings
-from agentlab.hardware.watch import OTHERS, UNATTRIBUTED, Holding, Monitor, Sample, judge
+from agentlab.hardware.watch import OTHERS, UNATTRIBUTED, Holding, Monitor, Owners, Sample, judge
 
 BUDGET = BudgetSettings()
 NONE = frozenset()
@@ -23,21 +23,21 @@ def sample(used=1000.0, total=6000.0, **more):
 
 def test_a_sample_of_the_gpu_attributes_memory_to_its_owners():
     watching = Monitor(nvml=Nvml(used=4 * 2**30, processes={os.getpid(): 3 * 2**30}))
-    watching.register("base", Holding(2000))
-    watching.register("kv_cache", lambda: Holding(500, idle_mib=400))
+    watching.owners.register("base", Holding(2000))
+    watching.owners.register("kv_cache", lambda: Holding(500, idle_mib=400))
     found = watching.sample()
     assert (found.device, found.name, found.total_mib, found.used_mib) == ("cuda", "Card A", 6144, 4096)
     assert found.owners == {"base": 2000, "kv_cache": 500, UNATTRIBUTED: 3072 - 2500, OTHERS: 1024}
     assert found.efficiency == pytest.approx(2100 / 2500)
     assert found.pressure == pytest.approx((4096 - 400) / 6144)
-    watching.unregister("base")
-    watching.unregister("nobody")
+    watching.owners.unregister("base")
+    watching.owners.unregister("nobody")
     assert "base" not in watching.sample().owners
 
 
 def test_where_the_driver_knows_no_processes_the_others_are_not_guessed():
     watching = Monitor(nvml=Nvml())
-    watching.register("base", Holding(100))
+    watching.owners.register("base", Holding(100))
     assert watching.sample().owners == {"base": 100}
 
 
@@ -61,13 +61,13 @@ def test_without_a_gpu_the_ram_is_watched(monkeypatch):
 def test_owners_that_are_computed_cannot_be_registered():
     for owner in (OTHERS, UNATTRIBUTED):
         with pytest.raises(ValueError, match=owner):
-            Monitor().register(owner, Holding(1))
+            Owners().register(owner, Holding(1))
 
 
 def test_an_owner_that_fails_is_left_out():
     watching = Monitor(nvml=Nvml())
-    watching.register("base", Holding(100))
-    watching.register("training", lambda: 1 / 0)
+    watching.owners.register("base", Holding(100))
+    watching.owners.register("training", lambda: 1 / 0)
     assert watching.sample().owners == {"base": 100}
 
 
@@ -83,7 +83,7 @@ def test_the_thread_samples_until_it_is_stopped_and_the_history_is_bounded():
         return Holding(1)
 
     watching = Monitor(interval_s=0.01, keep=3, nvml=nvml)
-    watching.register("base", count)
+    watching.owners.register("base", count)
     with watching:
         assert watching.start() is watching
         assert enough.wait(60)
@@ -115,7 +115,7 @@ def test_a_consumers_mistake_does_not_end_the_watch():
         return Holding(0)
 
     watching = Monitor(interval_s=0.01, on_alert=fail, nvml=nvml)
-    watching.register("base", refill)
+    watching.owners.register("base", refill)
     with watching:
         assert again.wait(60)
 
@@ -126,7 +126,7 @@ def test_a_consumers_mistake_does_not_end_the_watch():
 def test_memory_alerts_once_and_ends_well_below_the_limit():
     nvml, raised = Nvml(used=int(0.89 * 6 * 2**30)), []
     watching = Monitor(nvml=nvml, on_alert=raised.append)
-    watching.register("adapters", Holding(900))
+    watching.owners.register("adapters", Holding(900))
     for share, active, times in [(0.89, 0, 0), (0.91, 1, 1), (0.88, 1, 1), (0.92, 1, 1), (0.84, 0, 1), (0.9001, 1, 2)]:
         nvml.used = int(share * 6 * 2**30)
         watching.sample()
@@ -195,7 +195,7 @@ def test_prometheus_reads_every_metric(monkeypatch):
     nvml = Nvml(used=int(5.9 * 2**30), processes={os.getpid(): 2**30})
     nvml.nvmlDeviceGetName = lambda handle: 'A "card"\\with\na name'
     watching = Monitor(nvml=nvml)
-    watching.register("base", Holding(1000))
+    watching.owners.register("base", Holding(1000))
     text = watching.prometheus()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(family.documentation and family.type == "gauge" for family in families.values())

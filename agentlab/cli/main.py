@@ -131,6 +131,10 @@ def status(experiment: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(
         f"{found['run']}: {found['finished_generations']} of {found['planned_generations']} generations finished"
     )
+    if found["accelerator"] and not holder:
+        running += (
+            f"; the accelerator is with process {found['accelerator']['pid']} ({found['accelerator']['purpose']})"
+        )
     click.echo(f"  {running}\n  candidates: {states}\n  champion: {found['champion']}\n  folder: {found['folder']}")
 
 

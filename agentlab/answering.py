@@ -9,6 +9,7 @@ from agentlab.adapters import Pool
 from agentlab.errors import AdapterError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease
+from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, choose_engine, open_engine
 from agentlab.inference.chain import Chain, Link, Role
 from agentlab.inference.opening import served_model
@@ -103,6 +104,7 @@ def _opener(run: Run, role: Role, name: str, known: dict[str, Any]) -> Callable[
             return open_engine(run.settings, served_model(name), "openai")
         files = models.resolve(name, run.root)
         known["model_sha256"] = files.sha256
+        limit_threads(run.settings.budget.threads)
         local = "transformers" if run.settings.model.engine == "openai" else choose_engine(run.settings, files)
         return open_engine(run.settings, files, local)
 

@@ -34,6 +34,9 @@ MergeMethod = Literal[
 ]
 
 
+RungName = Literal["fp32", "bf16", "int8", "nf4", "hqq3"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
@@ -44,12 +47,15 @@ class ModelSettings(_Section):
     openai: a server at `base_url` (like http://localhost:11434/v1), where the models have the names given here;
     `api_key_env` names an environment variable. What the server does not say: `context_length` in tokens, and
     `tokenizer`, the name or folder of a model on this machine whose tokens are counted.
+
+    `rung` is the precision of the weights; `auto` is the most precise one that fits into the budget.
     """
 
     primary: str = "smollm2-135m-instruct"
     fallback: str | None = None
     emergency: str | None = None
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
+    rung: Literal["auto"] | RungName = "auto"
     base_url: str | None = Field(None, pattern=r"^https?://[^\s@]+$")
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     context_length: int | None = Field(None, ge=128)
@@ -67,10 +73,30 @@ class ModelSettings(_Section):
 
 
 class BudgetSettings(_Section):
-    """Limits that fitness is measured against: GiB of accelerator memory, seconds per answer."""
+    """Limits. Fitness is measured against the first two: GiB of accelerator memory, seconds per answer.
+
+    Of `vram_gib`, `context_gib` are the driver's and the libraries' own; `reserve_gib` of the card stay free beyond it.
+    `memory_efficiency` is the least share of the reserved memory that answers shall use; `memory_alert` the share of
+    used memory, and `temperature_c` the heat, from which the monitor warns. On a CPU, and for what is moved there, at
+    most `ram_fraction` of the RAM, `swap_gib` of swap and `threads` threads are used.
+    """
 
     vram_gib: Number = Field(5.0, gt=0)
     latency_s: Number = Field(2.0, gt=0)
+    context_gib: Number = Field(0.35, ge=0)
+    reserve_gib: Number = Field(0.5, ge=0)
+    memory_efficiency: Number = Field(0.8, ge=0, le=1)
+    memory_alert: Number = Field(0.9, gt=0, le=1)
+    temperature_c: Number = Field(80, gt=0)
+    ram_fraction: Number = Field(0.8, gt=0, le=1)
+    swap_gib: Number = Field(8.0, ge=0)
+    threads: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _room_for_a_model(self) -> "BudgetSettings":
+        if self.context_gib >= self.vram_gib:
+            raise ValueError(f"context_gib: {self.context_gib:g}; allowed: less than vram_gib = {self.vram_gib:g}")
+        return self
 
 
 class PopulationSettings(_Section):

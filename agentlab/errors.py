@@ -77,6 +77,12 @@ class AgentError(AgentlabError):
     exit_code = 11
 
 
+class DoesNotFitError(AgentlabError):
+    """A model needs more memory than the budget or the machine has; the message says how much and what would fit."""
+
+    exit_code = 12
+
+
 def of_exit_code(code: int) -> type[AgentlabError]:
     """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
     found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]

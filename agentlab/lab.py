@@ -4,12 +4,11 @@ import contextlib
 import os
 import queue
 import shlex
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentlab import config, files, models
 from agentlab.errors import AgentlabError, EvolutionStopped, LeaseHeldError, RunError
@@ -23,13 +22,17 @@ from agentlab.events import (
 )
 from agentlab.evolution.run import Run
 from agentlab.hardware.lease import Lease, describe, holder
+from agentlab.hardware.shape import ShapeError
 from agentlab.records import BASE, BaselineResult
 from agentlab.tasks import Item, Suite, load
+from agentlab.working import Work
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from agentlab.agent import Agent, Options, Step, Tool
+    from agentlab.hardware.plan import Plan
+    from agentlab.hardware.sizing import Device
     from agentlab.memory import Memory
     from agentlab.tracking import Recorder
 
@@ -47,6 +50,8 @@ class Lab:
         self.experiment = experiment
         self.overrides = list(overrides)
         self._leases: list[Lease] = []
+        self._agents: list[Agent] = []
+        self._work: Work | None = None  # what runs in this process
         self._memory: Memory | None = None
 
     @classmethod
@@ -137,23 +142,36 @@ class Lab:
         """
         from agentlab.answering import open_agent
 
-        return open_agent(
+        agent = open_agent(
             self.run, adapter, self.memory if remember else None, tools, lease, load, options, self.suite.metric,
             builtin_tools=builtin_tools, python=python,
         )  # fmt: skip
+        self._agents.append(agent)
+        return agent
 
     def close(self) -> None:
-        """Close the memory and give up what this process holds; harmless when repeated."""
+        """Give up what this process holds and close the memory; harmless when repeated."""
+        self.release()
         if self._memory is not None:
             self._memory.close()
             self._memory = None
-        self.release()
 
     def trace(self, steps: "Sequence[Step]") -> str:
         """Keep one answer, given as all its steps, as an MLflow trace in this project; the trace's id."""
         from agentlab.tracking.traces import write_trace
 
         return write_trace(self.run.root, self.run.settings.name, steps)
+
+    # -- what fits --------------------------------------------------------------------------------------------------
+
+    def plan(self, device: "Device | Literal['auto']" = "cuda") -> "Plan":
+        """What each model of this experiment needs, and what fits: on a GPU of `budget.vram_gib`, or on this CPU.
+
+        Loads nothing. Raises ModelError for a model of which no config is known.
+        """
+        from agentlab.planning import plan_run
+
+        return plan_run(self.run, self.suite, device)
 
     # -- one generation, in this process ------------------------------------------------------------------------
 
@@ -163,59 +181,55 @@ class Lab:
         A KeyboardInterrupt (the notebook's stop button) stops it cleanly. When it was stopped, the last event is
         `Stopped`; when it failed, `GenerationFailed` comes last and then the error is raised.
         """
-        from agentlab.evolution.generation import check_order, run_generation
+        from agentlab.evolution.generation import run_generation
 
         die_with_launcher()
-        check_order(self.run, generation)  # a mistaken number leaves no trace in a run
+        plan = self._check_generation(generation)
         self._acquire(f"generation {generation} of {self.run.id}")
-        interrupted = threading.Event()
-        events: queue.Queue[Event | BaseException | None] = queue.Queue()
-
-        def emit(event: Event) -> None:
-            self.run.journal.append(event)
-            events.put(event)
-
-        def should_stop() -> bool:
-            return interrupted.is_set() or self.run.stop_file.exists()
-
-        def work() -> None:
-            try:
-                run_generation(self.run, self.suite, generation, emit, should_stop)
-                events.put(None)
-            except BaseException as error:  # handed to the consumer, who raises it
-                events.put(error)
-
         recorder = self.recorder()
-        worker = threading.Thread(target=work, name="generation", daemon=True)
+        work = self._work = Work(self.run.journal.append, self.run.stop_file)
         ended = False
         try:
             self._write_run()
+            if isinstance(plan, Warned):
+                yield self._append(plan)
+            else:
+                self.run.save_plan(plan.as_dict())
             if "AGENTLAB_LAUNCHER_PID" not in os.environ:  # under a launcher the request may be meant for this kernel
                 self.run.stop_file.unlink(missing_ok=True)
-            worker.start()
+            work.start(lambda emit, should_stop: run_generation(self.run, self.suite, generation, emit, should_stop))
             while not ended:
                 try:
-                    item = events.get(timeout=0.5)
+                    item = work.items.get(timeout=0.5)
                     ended = not isinstance(item, Event)
                     following = self._take(item, recorder, generation)
                 except queue.Empty:
                     continue
                 except KeyboardInterrupt:
-                    interrupted.set()
+                    work.interrupt()
                     continue
                 yield from following
                 if isinstance(item, BaseException) and not isinstance(item, EvolutionStopped):
                     raise item
         finally:  # also when the consumer walks away: the work ends and its end is written down
-            interrupted.set()
-            if worker.ident is not None:
-                worker.join()
-            while not ended and not events.empty():
-                item = events.get()
+            work.end()
+            while not ended and not work.items.empty():
+                item = work.items.get()
                 ended = not isinstance(item, Event)
                 self._take(item, recorder, generation)
             recorder.close()
-            self.release()
+            self._give_up()
+
+    def _check_generation(self, generation: int) -> "Plan | Warned":
+        """Refuse what cannot be done before it leaves a trace in the run; its memory's plan, or why there is none."""
+        from agentlab.evolution.generation import check_order
+        from agentlab.planning import refuse_what_does_not_fit
+
+        check_order(self.run, generation)
+        try:
+            return refuse_what_does_not_fit(self.run, self.suite)
+        except ShapeError as error:
+            return Warned(message=f"memory is not planned: {error}")
 
     def _take(self, item: "Event | BaseException | None", recorder: "Recorder", generation: int) -> list[Event]:
         """Bring one piece of news into MLflow and the journal; the events to show for it."""
@@ -289,7 +303,7 @@ class Lab:
             try:
                 self._leases.append(Lease(path, purpose).acquire(wait_s=3.0))
             except BaseException:
-                self.release()
+                self._give_up()
                 raise
 
     def _wait_for_accelerator(self) -> None:
@@ -302,7 +316,19 @@ class Lab:
         raise LeaseHeldError(f"{self.run.id} must wait for the accelerator: {describe(path)}")
 
     def release(self) -> None:
-        """Give up the run and the accelerator; harmless when nothing is held."""
+        """Free the accelerator: close this lab's agents, end what it runs in this process, give up the leases.
+
+        A generation that runs here stops after its current step and can be continued; kernels of `evolve` are other
+        processes, which `stop` ends. Harmless when nothing is held.
+        """
+        while self._agents:
+            self._agents.pop().close()
+        if self._work is not None:
+            self._work.end()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._work = None
         while self._leases:
             self._leases.pop().release()
 
@@ -316,9 +342,12 @@ class Lab:
         """
         from agentlab.evolution.engines import check_learns
         from agentlab.launcher import run_notebook
+        from agentlab.planning import refuse_what_does_not_fit
 
         check_learns(self.run.settings)
         models.check(self.run.settings.model.primary, self.run.root)
+        with contextlib.suppress(ShapeError):  # each generation says it
+            refuse_what_does_not_fit(self.run, self.suite)
         launcher = Lease(self.run.launcher_lock, f"evolving {self.run.id}").acquire(wait_s=1.0)
         try:
             if holder(self.run.worker_lock):
@@ -380,11 +409,13 @@ class Lab:
         from agentlab.evolution.bench import open_bench
 
         self._acquire(f"the baseline of {self.run.id}")
+        work = self._work = Work()
         try:
-            with open_bench(self.run, self.suite, emit, lambda: False) as bench:
+            with open_bench(self.run, self.suite, emit, work.should_stop) as bench:
                 return equal_cost_sft(bench)
         finally:
-            self.release()
+            work.done()
+            self._give_up()
 
     # -- watching and stopping ------------------------------------------------------------------------------------
 
@@ -449,6 +480,7 @@ class Lab:
             "folder": str(self.run.folder),
             "running": self.is_running(),
             "holder": holder(self.run.launcher_lock) or holder(self.run.worker_lock),
+            "accelerator": holder(config.home() / "accelerator.lock"),
             "finished_generations": sum(self._is_finished(k) for k in range(planned)),
             "planned_generations": planned,
             "candidates": states,

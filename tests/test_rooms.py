@@ -14,7 +14,7 @@ FLOORS = [
     ["cli"],
     ["notebook"],
     ["lab"],
-    ["launcher", "answering"],
+    ["launcher", "answering", "planning", "working"],
     ["tracking", "report"],
     ["evolution"],
     ["learning"],

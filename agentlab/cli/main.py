@@ -133,6 +133,10 @@ def status(experiment: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(
         f"{found['run']}: {found['finished_generations']} of {found['planned_generations']} generations finished"
     )
+    if found["accelerator"] and not holder:
+        running += (
+            f"; the accelerator is with process {found['accelerator']['pid']} ({found['accelerator']['purpose']})"
+        )
     click.echo(f"  {running}\n  candidates: {states}\n  champion: {found['champion']}\n  folder: {found['folder']}")
 
 
@@ -225,9 +229,18 @@ def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, agent, memory, models, suites
+    from agentlab.cli import adapters, agent, doctor, memory, models, planning, suites
 
-    for command in (agent.ask, agent.chat, adapters.adapters, memory.memory, models.models, suites.suite):
+    for command in (
+        agent.ask,
+        agent.chat,
+        adapters.adapters,
+        doctor.doctor,
+        memory.memory,
+        models.models,
+        planning.plan,
+        suites.suite,
+    ):
         add(command)
 
 

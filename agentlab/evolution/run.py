@@ -3,6 +3,7 @@
 experiments/<name>/<hash>/
   config.yaml         the resolved settings
   model.json          name and digest of the base model
+  plan.json           the memory that was planned before the model was loaded
   events.jsonl        the journal
   rates.json          calibrated once
   base/               the base model's own scores: fitness.json, gate.json
@@ -15,8 +16,9 @@ experiments/<name>/<hash>/
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -149,6 +151,14 @@ class Run:
         """The frozen list of model hashes of each opening of the sealed split so far."""
         path = self.folder / "seal-openings.json"
         return list(files.read_json(path)) if path.exists() else []
+
+    def plan(self) -> dict[str, Any] | None:
+        """The memory that was planned when this run last began to work, as `hardware.plan.Plan.as_dict` writes it."""
+        path = self.folder / "plan.json"
+        return dict(files.read_json(path)) if path.exists() else None
+
+    def save_plan(self, plan: Mapping[str, Any]) -> None:
+        files.write_json(self.folder / "plan.json", dict(plan))
 
     def baseline(self) -> BaselineResult | None:
         return _read(self.folder / "baseline.json", BaselineResult)

@@ -83,5 +83,7 @@ def describe(path: Path) -> str:
     found = holder(path)
     if found is None:
         return "it was held a moment ago and is free now; try again"
+    if found["pid"] == os.getpid():
+        return f"this process holds it itself ({found['purpose']}); lab.release() or closing the agent gives it up"
     since = time.strftime("%H:%M:%S", time.localtime(found["since_s"]))
     return f"process {found['pid']} holds it since {since} ({found['purpose']}); stop that one or wait for it"

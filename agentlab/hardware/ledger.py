@@ -1,12 +1,318 @@
-"""Bytes known before anything runs: what weights and KV cache take while answering."""
+"""The account of memory before anything runs: bytes of weights, adapters, KV cache and a training step.
+
+Weights, KV cache and adapters are exact (the tests hold them against real tensors). Activations are a model of what
+transformers, PEFT and TRL keep; each formula says where it comes from. Everything is in bytes.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from agentlab.errors import ModelError
+from agentlab.hardware.rungs import Rung
+from agentlab.hardware.shape import ModelShape
+
+MIB = 2**20
+GIB = 2**30
+
+# TRL 1.16 projects hidden states onto the vocabulary in tiles of this size (trl.kernels.chunked_logprob).
+LOGIT_TILE_TOKENS = 4096
+LOGIT_TILE_VOCAB = 32_768
+KV_ROOM_TOKENS = 64  # agentlab.inference.cache allocates so many tokens ahead
+ADAM_BYTES = 8  # two moments in fp32
+_ADAPTER_BYTES = 4  # PEFT keeps LoRA factors in fp32 beside a 16-bit or quantized base, and they are saved so
+_NORM_BYTES = 4  # RMSNorm keeps its input in fp32
+_ADAPTER_FILES = 4096  # config, card and safetensors header
 
 
-def serving_mib(
-    weight_bytes: int, layers: int, kv_heads: int, head_dim: int, element_bytes: int, rows: int, tokens: int
-) -> float:
-    """MiB of weights and KV cache for a batch of `rows` requests of `tokens` tokens each.
+@dataclass(frozen=True)
+class _Account:
+    """Lines in bytes; `total` is their sum."""
 
-    One token keeps a key and a value in every layer: 2 · layers · kv_heads · head_dim · element_bytes.
+    @property
+    def total(self) -> int:
+        return sum(value for _, value in self.lines())
+
+    def lines(self) -> Iterator[tuple[str, int]]:
+        """(name, bytes) of each line."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+
+# -- weights ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights(_Account):
+    """Bytes of a loaded base model."""
+
+    linear: int  # the linear modules, packed
+    quantization_state: int  # scales, zeros and maxima of the linear modules
+    embedding: int
+    head: int  # 0 where it is the embedding
+    small: int  # norms, biases and the rotary buffers
+
+    @property
+    def footprint(self) -> int:
+        """What transformers' `get_memory_footprint` counts: all but the quantization state."""
+        return self.total - self.quantization_state
+
+
+def weights(shape: ModelShape, rung: Rung, element_bytes: int | None = None) -> Weights:
+    """Bytes of the base model at a rung. element_bytes: of what is not quantized (4 at fp32, else 2)."""
+    element = element_bytes or (4 if rung.name == "fp32" else 2)
+    sizes = shape.linears.values()
+    table = element * shape.embedding_parameters
+    rotary = 2 * 4 * (shape.head_dim // 2)  # inverse frequencies in fp32, and a copy as they were
+    return Weights(
+        linear=shape.layers * sum(rung.packed_bytes(n_in, n_out) for n_in, n_out in sizes),
+        quantization_state=shape.layers * sum(rung.state_bytes(n_in, n_out, element) for n_in, n_out in sizes),
+        embedding=table,
+        head=0 if shape.tied else table,
+        small=element * shape.small_parameters + rotary,
+    )
+
+
+def stored_weight_bytes(path: Path) -> int:
+    """Bytes of the weights in a model's folder (safetensors, sharded or not) or in a GGUF file, as they are stored.
+
+    This is how a model that was quantized before it was stored is sized. Raises ModelError.
     """
-    kv_bytes = 2 * layers * kv_heads * head_dim * element_bytes * rows * tokens
-    return (weight_bytes + kv_bytes) / 2**20
+    try:
+        if path.is_file():
+            return path.stat().st_size
+        index = path / "model.safetensors.index.json"
+        if index.is_file():
+            total = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
+            if total is not None:
+                return int(total)
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"{path} holds no safetensors weights")
+        return sum(_tensor_bytes(file) for file in files)
+    except (OSError, ValueError, TypeError, struct.error) as error:
+        raise ModelError(f"the size of the weights at {path} cannot be read: {error}") from None
+
+
+def _tensor_bytes(file: Path) -> int:
+    """Bytes of the tensors in a safetensors file: its size without the header and the header's length."""
+    with file.open("rb") as handle:
+        (header,) = struct.unpack("<Q", handle.read(8))
+    size = file.stat().st_size - 8 - header
+    if size < 0:
+        raise ModelError(f"{file} is damaged: its header is longer than the file")
+    return int(size)
+
+
+# -- adapters -----------------------------------------------------------------------------------------------------
+
+
+def lora_parameters(shape: ModelShape, rank: int, modules: Collection[str]) -> int:
+    """Weights of one LoRA: rank · (in + out) of every module whose name ends in one of `modules`."""
+    named = {name: size for name, size in shape.linears.items() if name in modules}
+    return shape.layers * rank * sum(n_in + n_out for n_in, n_out in named.values())
+
+
+def adapter_bytes(shape: ModelShape, rank: int, modules: Collection[str], element_bytes: int = _ADAPTER_BYTES) -> int:
+    """Bytes of one LoRA in memory, on the GPU or in RAM."""
+    return element_bytes * lora_parameters(shape, rank, modules)
+
+
+def adapter_file_bytes(shape: ModelShape, rank: int, modules: Collection[str]) -> int:
+    """Bytes of one adapter's folder on disk, rounded up for its config and card."""
+    return adapter_bytes(shape, rank, modules) + _ADAPTER_FILES
+
+
+def slot_bytes(shape: ModelShape, max_rank: int, element_bytes: int = 2) -> int:
+    """Bytes of one adapter slot in vLLM, which it allocates for every linear module whatever the adapter targets."""
+    return element_bytes * lora_parameters(shape, max_rank, shape.linears)
+
+
+# -- answering ----------------------------------------------------------------------------------------------------
+
+
+def kv_bytes_per_token(shape: ModelShape, element_bytes: int = 2) -> int:
+    """Bytes that one token of one request keeps: a key and a value per layer and key-value head."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * element_bytes
+
+
+def kv_cache_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2) -> int:
+    """Bytes of keys and values of `rows` requests of `tokens` tokens each; windowed layers keep no more than theirs."""
+    layer = kv_bytes_per_token(shape, element_bytes) // shape.layers
+    # a windowed layer drops the token that the next one pushes out before it is asked for
+    windowed = tokens if shape.window is None else min(tokens, shape.window - 1)
+    return rows * layer * ((shape.layers - shape.windowed_layers) * tokens + shape.windowed_layers * windowed)
+
+
+def prefill_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2) -> int:
+    """Peak of what is alive while `rows` prompts of `tokens` tokens are read, and their last logits.
+
+    Largest in the gated MLP: three products of the intermediate size beside residual and normed input, as the forward
+    of transformers' Llama writes it; the norm works in fp32. The logits come in fp32 beside the element type.
+    """
+    token = element_bytes * (3 * shape.intermediate + 2 * shape.hidden) + 4 * shape.hidden
+    return rows * (tokens * token + (element_bytes + 4) * shape.vocab)
+
+
+def dequantization_bytes(shape: ModelShape, rung: Rung, element_bytes: int = 2) -> int:
+    """Bytes of the largest linear module restored for a matrix product; 0 where nothing is quantized."""
+    if not rung.is_quantized:
+        return 0
+    return element_bytes * max(n_in * n_out for n_in, n_out in shape.linears.values())
+
+
+@dataclass(frozen=True)
+class Serving(_Account):
+    """Bytes while answering."""
+
+    weights: int
+    adapters: int
+    kv_cache: int
+    working: int  # activations, logits, restored weights
+
+    @property
+    def useful(self) -> int:
+        """What answers need to be kept for longer than one step."""
+        return self.weights + self.adapters + self.kv_cache
+
+
+def serving(
+    shape: ModelShape,
+    rows: int,
+    tokens: int,
+    *,
+    weight_bytes: int,
+    rung: Rung,
+    adapter_bytes: int = 0,
+    element_bytes: int = 2,
+) -> Serving:
+    """Bytes for a batch of `rows` requests of `tokens` tokens (prompt and answer), adapters included."""
+    return Serving(
+        weights=weight_bytes,
+        adapters=adapter_bytes,
+        kv_cache=kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes),
+        working=prefill_bytes(shape, rows, tokens, element_bytes) + dequantization_bytes(shape, rung, element_bytes),
+    )
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training(_Account):
+    """Bytes at the peak of one optimiser step."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimiser: int
+    activations: int
+    logits: int
+    working: int  # gradients of activations, restored weights
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch of LoRA training: `rows` sequences of `tokens` tokens, all of which may count for the loss.
+
+    mask_bytes: what dropout keeps per element; a byte in CUDA's fused kernel, a factor in fp32 on a CPU. padded: rows
+    of unequal length, whose mask keeps attention from reading grouped keys and values as they are.
+    """
+
+    rows: int
+    tokens: int
+    rank: int
+    modules: tuple[str, ...]
+    dropout: bool = True
+    checkpointing: bool = True
+    mask_bytes: int = 1
+    padded: bool = False
+
+
+def training(
+    shape: ModelShape, rung: Rung, step: Step, *, weight_bytes: int | None = None, element_bytes: int = 2
+) -> Training:
+    """Bytes of one step of LoRA training with AdamW and TRL's chunked loss."""
+    parameters = lora_parameters(shape, step.rank, step.modules)
+    kept = layer_activation_bytes(shape, step, element_bytes)
+    boundary = step.rows * step.tokens * shape.hidden * element_bytes
+    # checkpointing keeps each layer's input and computes one layer again (Chen et al. 2016, arXiv:1604.06174)
+    activations = shape.layers * boundary + kept if step.checkpointing else shape.layers * kept
+    activations += _NORM_BYTES * step.rows * step.tokens * shape.hidden  # the last norm
+    return Training(
+        weights=weights(shape, rung, element_bytes).total if weight_bytes is None else weight_bytes,
+        adapter=_ADAPTER_BYTES * parameters,
+        gradients=_ADAPTER_BYTES * parameters,
+        optimiser=ADAM_BYTES * parameters,
+        activations=activations,
+        logits=loss_bytes(shape, step, element_bytes),
+        working=_backward_bytes(shape, step, element_bytes) + dequantization_bytes(shape, rung, element_bytes),
+    )
+
+
+def layer_activation_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
+    """Bytes that one layer keeps for its backward pass, frozen weights and fused attention assumed.
+
+    After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), for a gated MLP, grouped queries and RMSNorm, without
+    the attention matrix, which fused attention does not keep. A frozen linear module keeps nothing; under LoRA it keeps
+    its own copy of its input, and with dropout the mask.
+    """
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = _NORM_BYTES * (2 * shape.hidden + (q + kv if shape.qk_norm else 0))
+    attention = element_bytes * (2 * q + 2 * (q if step.padded else kv)) + 4 * shape.heads  # q, out, k, v, log-sums
+    mlp = element_bytes * 3 * shape.intermediate  # gate, its SiLU, up
+    adapted = [n_in for name, (n_in, _) in shape.linears.items() if name in step.modules]
+    inputs = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted)
+    return step.rows * step.tokens * (norms + attention + mlp + inputs + len(adapted) * step.rank * element_bytes)
+
+
+def loss_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
+    """Bytes of TRL's chunked loss: one tile of logits, and the hidden states' gradient in fp32.
+
+    Whole logits would take (element + 4) bytes · tokens · vocabulary, twice with their gradient.
+    """
+    count = step.rows * step.tokens
+    tile = min(count, LOGIT_TILE_TOKENS) * min(shape.vocab, LOGIT_TILE_VOCAB) * element_bytes
+    return tile + count * shape.hidden * (4 + element_bytes)
+
+
+def _backward_bytes(shape: ModelShape, step: Step, element_bytes: int) -> int:
+    """Gradients of activations alive at once: of the residual, and of gate, up and their product in the MLP."""
+    return step.rows * step.tokens * element_bytes * (2 * shape.hidden + 3 * shape.intermediate)
+
+
+# -- the other way round ------------------------------------------------------------------------------------------
+
+
+def longest_context(shape: ModelShape, free_bytes: int, rows: int = 1, element_bytes: int = 2) -> int:
+    """Most tokens per request whose KV cache and prefill fit into `free_bytes`, at most the model's own context."""
+
+    def needed(tokens: int) -> int:
+        cache = kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes)
+        return cache + prefill_bytes(shape, rows, tokens, element_bytes)
+
+    return _largest(lambda tokens: needed(tokens) <= free_bytes, shape.context_length)
+
+
+def most_adapters(shape: ModelShape, rank: int, modules: Collection[str], free_bytes: int) -> int:
+    """How many adapters of this rank fit into `free_bytes`."""
+    return max(0, free_bytes) // max(1, adapter_bytes(shape, rank, modules))
+
+
+def largest_batch(shape: ModelShape, tokens: int, free_bytes: int, limit: int, element_bytes: int = 2) -> int:
+    """Most requests of `tokens` tokens that fit into `free_bytes` at once, at most `limit`; 0 where not even one."""
+    one = kv_cache_bytes(shape, 1, tokens + KV_ROOM_TOKENS, element_bytes) + prefill_bytes(
+        shape, 1, tokens, element_bytes
+    )
+    return min(limit, max(0, free_bytes) // one)
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, where all smaller ones do too; 0 where none does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _MB = 2**20
 
@@ -71,10 +72,42 @@ def process_ram_mb() -> float:
     return psutil.Process().memory_info().rss / _MB
 
 
-def gpus() -> list[Gpu]:
-    """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises."""
-    nvml = _nvml()
+def gpus(nvml: Any = None) -> list[Gpu]:
+    """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises.
+
+    nvml: the library to ask instead of pynvml.
+    """
+    nvml = nvml or _nvml()
     return [] if nvml is None else list(_read(nvml))
+
+
+def driver_version(nvml: Any = None) -> str | None:
+    """The NVIDIA driver's version; None without a driver."""
+    nvml = nvml or _nvml()
+    version = None if nvml is None else _value(nvml.nvmlSystemGetDriverVersion)
+    return version.decode(errors="replace") if isinstance(version, bytes) else version
+
+
+def process_vram_mb(index: int, nvml: Any = None) -> float | None:
+    """Memory of this process on a GPU, in MB; None where the driver does not report it, as under WSL2."""
+    nvml = nvml or _nvml()
+    handle = None if nvml is None else _value(nvml.nvmlDeviceGetHandleByIndex, index)
+    if handle is None:
+        return None
+    for process in _value(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []:
+        if process.pid == os.getpid() and process.usedGpuMemory is not None:
+            return float(process.usedGpuMemory) / _MB
+    return None
+
+
+def accelerator() -> Literal["cuda", "cpu"]:
+    """Where torch will run, asked without importing it: on a GPU that the driver shows, with a torch built for one."""
+    from importlib import metadata
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        hidden |= "+cpu" in metadata.version("torch")
+    return "cuda" if not hidden and gpus() else "cpu"
 
 
 def _read(nvml: Any) -> Iterator[Gpu]:

@@ -15,6 +15,7 @@ from agentlab import adapters
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.inference import attention
+from agentlab.inference.accounting import account_for
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
 
@@ -52,6 +53,7 @@ class ResidentModel(TemplatedEngine):
         self._peft: PeftModel | None = None  # wraps the same base while any adapter is injected
         self._plain: dict[str, Lora] = {}  # adapters that answer from the base's own weights
         self._sums: tuple[str, list[tuple[torch.nn.Parameter, torch.Tensor]]] | None = None  # of the last one used
+        account_for(self)
 
     # -- adapters -----------------------------------------------------------------------------------------------
 

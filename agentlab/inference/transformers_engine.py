@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from agentlab.hardware.ledger import serving_mib
+from agentlab.hardware.ledger import MIB, serving
+from agentlab.hardware.rungs import BF16
+from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
@@ -46,18 +48,13 @@ class TransformersEngine(ResidentModel):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        config = self._base.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return serving_mib(
-            sum(p.numel() * p.element_size() for p in self._base.parameters()),
-            config.num_hidden_layers,
-            kv_heads,
-            head_dim,
-            self._base.dtype.itemsize,
-            rows,
-            tokens,
-        )
+        weights: int = sum(p.numel() * p.element_size() for p in self._base.parameters())  # loaded adapters included
+        try:
+            shape = ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
+        except ShapeError:  # its weights are known all the same
+            return weights / MIB
+        element = self._base.dtype.itemsize
+        return serving(shape, rows, tokens, weight_bytes=weights, rung=BF16, element_bytes=element).total / MIB
 
     def answers(
         self, requests: Sequence[Request], batch_size: int = 32, should_stop: Callable[[], bool] = lambda: False

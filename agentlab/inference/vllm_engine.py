@@ -15,7 +15,6 @@ from typing import Any
 from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
-from agentlab.hardware.ledger import serving_mib
 from agentlab.inference.contract import EngineError, OutOfMemoryError, Request
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
@@ -400,10 +399,7 @@ class VllmEngine(TokenStreamEngine):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        sizes = self._sizes
-        return serving_mib(
-            sizes.weight_bytes, sizes.layers, sizes.kv_heads, sizes.head_dim, sizes.element_bytes, rows, tokens
-        )
+        return planned_bytes(self.settings, self._sizes) / 2**20  # taken at the start, whatever is asked
 
     def close(self) -> None:
         self._kill()

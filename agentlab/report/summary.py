@@ -136,7 +136,18 @@ def resource_lines(run: Run) -> list[str]:
             budget = words.mebibytes(1024 * run.settings.budget.vram_gib)
             peak = f"peak VRAM {words.mebibytes(score.vram_peak_mib)} of {budget}, {peak}"
         lines.append(f"{'':<22}{peak}")
-    return lines
+    return lines + planned_lines(run)
+
+
+def planned_lines(run: Run) -> list[str]:
+    """The memory that was planned before anything was loaded, to compare with the peaks."""
+    plan = run.plan()
+    if plan is None:
+        return []
+    place = "VRAM" if plan["machine"]["device"] == "cuda" else "RAM"
+    phases = {phase["name"]: words.mebibytes(phase["total_bytes"] / 2**20) for phase in plan["models"][0]["phases"]}
+    sizes = f"{phases['evaluate']} of {place} to evaluate, {phases['train']} to train"
+    return [f"{'planned beforehand':<22}{sizes}"]
 
 
 def cost_lines(run: Run) -> list[str]:

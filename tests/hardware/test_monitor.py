@@ -1,50 +1,12 @@
 """Memory and GPU readings, with and without a driver; the driver is a stand-in with NVML's own interface."""
 
 import time
-from types import SimpleNamespace
 
 import psutil
 import pytest
+from nvml_standin import NotSupported, Nvml
 
 from agentlab.hardware import monitor
-
-
-class NotSupported(Exception):
-    pass
-
-
-class Nvml:
-    """Two cards as NVML answers for them; what is in `silent` raises, as under WSL2."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self, silent=()):
-        for name in silent:
-            setattr(self, name, self._refuse)
-
-    def _refuse(self, *arguments):
-        raise NotSupported
-
-    def nvmlDeviceGetCount(self):
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index):
-        return index
-
-    def nvmlDeviceGetName(self, handle):
-        return b"Card A" if handle == 0 else "Card B"
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(total=6 * 2**30, used=2**30, free=5 * 2**30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle):
-        return SimpleNamespace(gpu=37, memory=10)
-
-    def nvmlDeviceGetTemperature(self, handle, kind):
-        return 61
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return 45_500
 
 
 def test_without_a_driver_there_are_zeros_and_no_gpus(monkeypatch):
@@ -103,3 +65,28 @@ def test_monitoring_is_cheap_enough_for_every_answer():
     for _ in range(20):
         monitor.memory_stats()
     assert (time.perf_counter() - began) / 20 < 1
+
+
+def test_the_accelerator_is_where_torch_will_run(monkeypatch):
+    from importlib import metadata
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(monitor, "_nvml", lambda: None)
+    assert monitor.accelerator() == "cpu"
+    monkeypatch.setattr(monitor, "_nvml", Nvml)
+    assert monitor.accelerator() == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert monitor.accelerator() == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")
+    assert monitor.accelerator() == "cpu"
+
+
+def test_a_processs_own_memory_is_the_drivers_or_not_reported():
+    import os
+
+    assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): 700 * 2**20, 1: 2**30})) == 700
+    assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): None})) is None
+    assert monitor.process_vram_mb(0, Nvml()) is None
+    assert monitor.process_vram_mb(0, Nvml(["nvmlDeviceGetComputeRunningProcesses"])) is None

@@ -14,6 +14,7 @@ import pytest
 
 from agentlab import events
 from agentlab.errors import StorageError
+from agentlab.hardware.watch import Holding, Owners
 from agentlab.tracking import Recorder, configure, store, ui_command
 
 from .helpers import SUITE, Shown, Story
@@ -174,6 +175,8 @@ def test_system_metrics_are_sampled_and_end_with_the_generation(root: Path, monk
 
     monkeypatch.setattr("agentlab.tracking.system.SAMPLE_S", 0.1)
     monkeypatch.setattr("agentlab.tracking.system.SAMPLES_PER_POINT", 2)
+    monkeypatch.setattr("agentlab.tracking.system.OWNERS", owners := Owners())
+    owners.register("base", Holding(100))
     story = Story(root)
     story.recorder = Recorder(story.run, SUITE)
     story.begin(0)
@@ -182,6 +185,8 @@ def test_system_metrics_are_sampled_and_end_with_the_generation(root: Path, monk
     assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]
     metrics = Shown(story.run).runs["generation 0"].data.metrics
     assert metrics["system/system_memory_usage_megabytes"] > 0
+    assert 0 < metrics["system/memory_pressure_percentage"] < 100
+    assert metrics["system/memory_base_megabytes"] == pytest.approx(100 * 2**20 / 1e6, rel=0.01)
     assert story.recorder.problems == []
 
 

@@ -1,0 +1,174 @@
+"""What of a model's config.json decides its memory, read without loading anything."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from agentlab.errors import ModelError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose modules are counted one by one
+PUBLISHED = Path(__file__).with_name("published")
+_QWEN3_HEAD_DIM = 128  # what transformers takes where a config does not say
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+class ShapeError(ModelError):
+    """A model's config tells no shape that can be planned; it may still be loadable."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a dense decoder: `layers` blocks of attention and a gated MLP between an embedding and a head."""
+
+    name: str
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # the head is the embedding
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    context_length: int  # tokens
+    window: int | None = None  # tokens that a windowed layer keeps
+    windowed_layers: int = 0
+    prequantized: str | None = None  # the method with which the stored weights are quantized
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], name: str = "") -> Self:
+        """The shape in a config.json's values.
+
+        Families beyond FAMILIES are read as Llama-like, which `exact` tells. Raises ShapeError for what is no dense
+        decoder or lacks a size.
+        """
+        config = config.get("text_config") or config  # of a model that also sees or hears, the part that writes
+        if experts := next((key for key in _EXPERTS if config.get(key)), None):
+            raise ShapeError(
+                f"{name or 'config.json'} is a mixture of experts ({experts}); only dense decoders can be planned"
+            )
+        try:
+            heads, hidden, layers = (
+                int(config[k]) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers")
+            )
+            family = str(config["model_type"])
+            attention_bias = bool(config.get("attention_bias", False))
+            window, windowed = _window(config, family, layers)
+            return cls(
+                name=name,
+                family=family,
+                layers=layers,
+                hidden=hidden,
+                intermediate=int(config["intermediate_size"]),
+                heads=heads,
+                kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_dim=int(config.get("head_dim") or (_QWEN3_HEAD_DIM if family == "qwen3" else hidden // heads)),
+                vocab=int(config["vocab_size"]),
+                tied=bool(config.get("tie_word_embeddings", False)),
+                qkv_bias=family == "qwen2" or attention_bias,
+                o_bias=family != "qwen2" and attention_bias,
+                mlp_bias=bool(config.get("mlp_bias", False)),
+                qk_norm=family == "qwen3",
+                context_length=int(config.get("max_position_embeddings", 2048)),
+                window=window,
+                windowed_layers=windowed,
+                prequantized=(config.get("quantization_config") or {}).get("quant_method"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            missing = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ShapeError(
+                f"{name or 'config.json'} cannot be planned: {missing}; allowed: a decoder's config.json"
+            ) from None
+
+    @classmethod
+    def read(cls, path: Path, name: str = "") -> Self:
+        """The shape in a config.json on disk. Raises ShapeError."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ShapeError(f"{path} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise ShapeError(f"{path} holds no settings of a model")
+        return cls.from_config(values, name or path.parent.name)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every module is counted; else the sizes are those of a Llama-like model."""
+        return self.family in FAMILIES
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(in, out) features of the linear modules of one layer, by the end of their name."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, q),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (q, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding; an untied head has as many."""
+        return self.vocab * self.hidden
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all linear modules but the head, the ones that are quantized."""
+        return self.layers * sum(n_in * n_out for n_in, n_out in self.linears.values())
+
+    @property
+    def small_parameters(self) -> int:
+        """Weights of all norms and biases."""
+        sizes = self.linears
+        layer = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        biased = (["q_proj", "k_proj", "v_proj"] if self.qkv_bias else []) + (["o_proj"] if self.o_bias else [])
+        biased += ["gate_proj", "up_proj", "down_proj"] if self.mlp_bias else []
+        layer += sum(sizes[module][1] for module in biased)
+        return self.layers * layer + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights; a tied head counts once."""
+        heads = 1 if self.tied else 2
+        return self.linear_parameters + heads * self.embedding_parameters + self.small_parameters
+
+
+def _window(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, int]:
+    """(tokens, layers) of sliding-window attention; (None, 0) without."""
+    window = config.get("sliding_window")
+    if window is None or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
+        return None, 0
+    if kinds := config.get("layer_types"):
+        return int(window), sum(kind == "sliding_attention" for kind in kinds)
+    if family.startswith("qwen"):
+        return int(window), max(0, layers - int(config.get("max_window_layers", layers)))
+    return int(window), layers
+
+
+def published(name: str) -> ModelShape | None:
+    """The shape of a well-known model from the config that its makers published; None for others.
+
+    `name` is a hub id or its last part; a suffix that names a variant of the same architecture does not matter.
+    """
+    wanted = name.rsplit("/", 1)[-1].lower()
+    for ending in ("-instruct", "-base", "-it", "-chat"):
+        wanted = wanted.removesuffix(ending)
+    for path in sorted(PUBLISHED.glob("*.json")):
+        if path.stem.lower() == wanted:
+            return ModelShape.read(path, name)
+    return None
+
+
+def published_names() -> list[str]:
+    """The names that `published` knows."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.json"))

@@ -1,0 +1,85 @@
+"""The plan of one run: its models' shapes, its suite's sizes and this machine, put together for the planner."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from agentlab import models
+from agentlab.config import RungName
+from agentlab.errors import ConfigError
+from agentlab.evolution.run import Run
+from agentlab.hardware import monitor
+from agentlab.hardware.plan import Plan, check_fits, make_plan
+from agentlab.hardware.rungs import RUNGS
+from agentlab.hardware.sizing import Device, Machine, Model, Workload
+from agentlab.tasks import Suite
+
+_CHARS_PER_TOKEN = 3.0  # English in chat templates; the embedded model's 3.4 leaves room for markup and other languages
+# what the engines load so far
+_LOADED: dict[Device, tuple[RungName, ...]] = {"cuda": ("bf16",), "cpu": ("fp32",)}
+_TEMPLATE_TOKENS = 16  # what a chat template adds
+
+
+def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") -> Plan:
+    """What each model of the run needs on a GPU of `budget.vram_gib`, or on this machine's CPU. Loads nothing."""
+    wanted = run.settings.model
+    chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
+    found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
+    return make_plan(run.settings, found, machine(device), workload(suite))
+
+
+def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
+    """The plan of the run's primary model on this machine, as the engine loads it.
+
+    Raises DoesNotFitError when it cannot be loaded, evaluated and trained here, ConfigError for a `model.rung` that no
+    engine loads here.
+    """
+    here = machine("auto")
+    loadable = _LOADED[here.device]
+    if run.settings.model.rung not in ("auto", *loadable):
+        raise ConfigError(
+            f"key model.rung: {run.settings.model.rung!r} cannot be loaded on this machine's "
+            f"{'GPU' if here.device == 'cuda' else 'CPU'} yet; allowed: auto, {', '.join(loadable)}"
+        )
+    name = run.settings.model.primary
+    primary = Model("primary", name, *models.shape_of(name, run.root))
+    plan = make_plan(run.settings, [primary], here, workload(suite), [RUNGS[rung] for rung in loadable])
+    check_fits(plan)
+    return plan
+
+
+def machine(device: Device | Literal["auto"]) -> Machine:
+    """This machine, seen as one with a GPU (`cuda`), as one without (`cpu`), or as it is (`auto`)."""
+    stats = monitor.memory_stats()
+    cards = monitor.gpus()
+    card = cards[0] if cards else None
+    return Machine(
+        device=monitor.accelerator() if device == "auto" else device,
+        ram_bytes=int(stats.cpu_total * 2**20),
+        card_bytes=None if card is None or card.memory_total_mb is None else int(card.memory_total_mb * 2**20),
+        card_name=None if card is None else card.name,
+    )
+
+
+def workload(suite: Suite) -> Workload:
+    """The suite's sizes; tokens are estimated from characters, because no tokenizer is loaded."""
+    items = [*suite.split("train"), *suite.split("fitness"), *suite.split("gate")]
+    prompts = [_tokens("".join(message["content"] for message in suite.chat(item))) for item in items]
+    answers = [_tokens(suite.target(item)) for item in items]
+    return Workload(
+        fitness_items=len(suite.split("fitness")),
+        gate_items=len(suite.split("gate")),
+        prompt_tokens=_mean(prompts) + _TEMPLATE_TOKENS,
+        answer_tokens=_mean(answers),
+        longest_prompt_tokens=max(prompts, default=0) + _TEMPLATE_TOKENS,
+        longest_answer_tokens=max(answers, default=1),
+    )
+
+
+def _tokens(text: str) -> int:
+    # a character outside of ASCII may be a token of its own
+    wide = sum(ord(character) > 127 for character in text)
+    return round((len(text) - wide) / _CHARS_PER_TOKEN) + wide
+
+
+def _mean(values: Sequence[int]) -> int:
+    return max(1, round(sum(values) / max(1, len(values))))

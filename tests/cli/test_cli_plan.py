@@ -1,0 +1,57 @@
+"""`agentlab plan`: text for people, JSON for machines, exit codes."""
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from agentlab.cli import main
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_text_says_what_fits_and_what_does_not():
+    result = run("plan", EXPERIMENTS / "laptop-6gb-r1.yaml")
+    assert result.exit_code == 0, result.output
+    for part in (
+        "of which 5.00 GiB may be used", "serve: does NOT fit", "train: does NOT fit", "2.03 GiB", "what would fit:",
+        "4.15 GiB of weights", "cannot meet the target without a token budget", "from its published config",
+        "estimate of one generation", "NOT everything fits: primary model at nf4, fallback model at nf4",
+    ):  # fmt: skip
+        assert part in result.output
+    fine = run("plan", EXPERIMENTS / "laptop-6gb.yaml").output
+    assert "everything fits" in fine
+    assert "NOT" not in fine
+
+
+def test_json_is_the_same_plan():
+    result = run("plan", EXPERIMENTS / "laptop-6gb-r1.yaml", "--json", "--set", "budget.vram_gib=8")
+    values = json.loads(result.output)
+    assert values["experiment"] == "laptop-6gb-r1"
+    assert [model["fits"] for model in values["models"]] == [True, True, True]
+    assert values["models"][0]["phases"][0]["limit_bytes"] == 8 * 2**30
+
+
+def test_a_plan_for_the_cpu_counts_ram():
+    result = run("plan", EXPERIMENTS / "demo.yaml", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "this CPU's RAM" in result.output
+    assert "at fp32" in result.output
+
+
+def test_a_model_that_nobody_knows_is_exit_code_3():
+    result = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "model.primary=org/unknown")
+    assert result.exit_code == 3
+    assert "agentlab models get org/unknown" in result.output
+
+
+def test_a_run_that_cannot_fit_is_exit_code_12(tiny_experiment):
+    result = run("evolve", tiny_experiment, "--set", "budget.ram_fraction=1.0e-6")
+    assert result.exit_code == 12, result.output
+    assert "does not fit at fp32" in result.output
+    assert "budget.ram_fraction" in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,46 @@
+"""The guard: alerts become events where work is polled, and a hot card pauses it."""
+
+import threading
+
+from nvml_standin import Nvml
+
+from agentlab.config import BudgetSettings
+from agentlab.evolution.guard import Guard
+
+
+def test_an_alert_is_an_event_at_the_next_poll():
+    events = []
+    guard = Guard(BudgetSettings(), events.append, lambda: False, nvml=Nvml(used=int(5.9 * 2**30)))
+    assert not guard.should_stop()
+    guard.monitor.sample()
+    assert events == []
+    assert not guard.should_stop()
+    assert [event.kind for event in events] == ["warned"]
+    assert "the limit is 90 %" in events[0].message
+    guard.monitor.sample()
+    assert not guard.should_stop()
+    assert len(events) == 1
+
+
+def test_a_hot_card_pauses_the_work_until_it_has_cooled():
+    nvml, polled, going = Nvml(celsius=85), threading.Event(), threading.Event()
+
+    def asked():
+        polled.set()
+        return False
+
+    with Guard(BudgetSettings(), lambda event: None, asked, nvml=nvml, interval_s=0.01) as guard:
+        guard.monitor.sample()
+        worker = threading.Thread(target=lambda: (guard.should_stop(), going.set()))
+        worker.start()
+        assert polled.wait(60)
+        assert not going.wait(0.2)
+        nvml.celsius = 60
+        assert going.wait(60)
+        worker.join()
+
+
+def test_a_pause_ends_when_somebody_asks_to_stop():
+    guard = Guard(BudgetSettings(), lambda event: None, lambda: True, nvml=Nvml(celsius=85))
+    guard.monitor.sample()
+    assert guard.should_stop()

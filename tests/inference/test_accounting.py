@@ -1,0 +1,52 @@
+"""What a resident model registers with the monitor, and what the planner's bytes are for it."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from agentlab import models
+from agentlab.hardware.ledger import kv_cache_bytes
+from agentlab.hardware.shape import ModelShape
+from agentlab.hardware.threads import limit_threads
+from agentlab.hardware.watch import OWNERS
+from agentlab.inference.transformers_engine import TransformersEngine
+
+
+@pytest.fixture
+def engine(tiny_model):
+    with TransformersEngine(models.resolve(str(tiny_model))) as opened:
+        yield opened
+
+
+def test_base_and_adapters_are_accounted_for_until_the_model_is_closed(engine):
+    before = OWNERS.holdings()
+    engine.new_adapter("g000-c00", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    after = OWNERS.holdings()
+    weights = sum(p.numel() * p.element_size() for n, p in engine.base.named_parameters() if "lora_" not in n)
+    assert before["adapters"].held_mib == 0
+    assert after["base"].held_mib == before["base"].held_mib == pytest.approx(weights / 2**20)
+    assert after["adapters"].held_mib == pytest.approx(2 * 4 * (32 + 32) * 4 / 2**20)
+    engine.close()
+    assert not {"base", "adapters"} & set(OWNERS.holdings())
+
+
+def test_planned_memory_is_the_ledgers_on_a_gpu_and_nothing_on_a_cpu(engine, tiny_model):
+    assert engine.planned_vram_mib(2, 100) == 0
+    weights = sum(p.numel() * p.element_size() for p in engine.base.parameters())
+    shape = ModelShape.read(tiny_model / "config.json")
+    engine.device = "cuda"
+    one, two = engine.planned_vram_mib(1, 100), engine.planned_vram_mib(2, 100)
+    assert one * 2**20 > weights + kv_cache_bytes(shape, 1, 100, 4)
+    assert two - one > kv_cache_bytes(shape, 1, 100, 4) / 2**20
+    engine.device = "cpu"
+
+
+def test_threads_are_limited_and_never_raised():
+    before = torch.get_num_threads()
+    try:
+        limit_threads(before + 10)
+        assert torch.get_num_threads() == before
+        limit_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

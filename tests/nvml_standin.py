@@ -1,0 +1,48 @@
+"""A stand-in for pynvml: no GPU can be had where these tests run."""
+
+from types import SimpleNamespace
+
+
+class NotSupported(Exception):
+    pass
+
+
+class Nvml:
+    """Two cards as NVML answers for them; what is in `silent` raises, as under WSL2."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, silent=(), used=2**30, celsius=61, processes=None):
+        self.used, self.celsius, self.processes = used, celsius, processes or {}
+        for name in silent:
+            setattr(self, name, self._refuse)
+
+    def _refuse(self, *arguments):
+        raise NotSupported
+
+    def nvmlSystemGetDriverVersion(self):
+        return "580.95"
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetName(self, handle):
+        return b"Card A" if handle == 0 else "Card B"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=6 * 2**30, used=self.used, free=6 * 2**30 - self.used)
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=37, memory=10)
+
+    def nvmlDeviceGetTemperature(self, handle, kind):
+        return self.celsius
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 45_500
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.processes.items()]

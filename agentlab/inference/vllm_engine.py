@@ -123,7 +123,8 @@ class VllmEngine(TokenStreamEngine):
     def _without_effect(self) -> Lora | None:
         """An adapter of zeros, with which base requests go out on a CPU while others are loaded.
 
-        vLLM's CPU kernels read "no adapter", -1, as an index: in a mixed batch the base would get the last slot's.
+        vLLM's CPU kernels read "no adapter", -1, as an index: in a mixed batch the base would get the last slot's
+        (vllm-project/vllm#48421).
         """
         import torch
 

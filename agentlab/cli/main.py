@@ -225,9 +225,9 @@ def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, agent, memory, models, suites
+    from agentlab.cli import adapters, agent, memory, models, serve, suites
 
-    for command in (agent.ask, agent.chat, adapters.adapters, memory.memory, models.models, suites.suite):
+    for command in (agent.ask, agent.chat, adapters.adapters, memory.memory, models.models, serve.serve, suites.suite):
         add(command)
 
 

@@ -57,7 +57,7 @@ def serve(
         click.echo(json.dumps(dashboard(), indent=2))
         return
     if token and no_token:
-        raise click.UsageError("--token and --no-token exclude each other")
+        raise click.UsageError("--no-token and --token (or AGENTLAB_TOKEN) exclude each other")
     import logging
 
     from agentlab.agent import Options

@@ -119,6 +119,7 @@ class Reply:
         self.begun: Begun | None = None
         self.spoke = False
         self.ended = False  # with an answer or with the reason why there is none
+        self._closed = False
 
     async def response(self, request: Request) -> Response:
         """A stream, or the whole answer. What fails before the first piece is refused with its own status."""
@@ -251,7 +252,10 @@ class Reply:
         self.service.metrics.latency.observe(self.job.waited_s)
 
     def close(self) -> None:
-        """The client has what it gets, or has gone."""
+        """The client has what it gets, or has gone; harmless when repeated."""
+        if self._closed:
+            return
+        self._closed = True
         self.service.line.withdraw(self.job)
         self.service.metrics.in_flight.dec()
 

@@ -368,6 +368,7 @@ def test_metrics_count_what_happened(server):
     assert grown('agentlab_http_responses_total{code="400",path="/v1/chat/completions"}') == 1
     assert grown('agentlab_answers_total{state="answered"}') == 1
     assert grown("agentlab_request_seconds_count") == 1
+    assert after["agentlab_requests_in_flight"] == after["agentlab_requests_queued"] == 0
     assert grown('agentlab_tokens_total{kind="completion"}') > 0
     assert 'agentlab_request_seconds_bucket{le="2.0"}' in after
     roster = server.service.roster

@@ -258,7 +258,7 @@ class VllmEngine(TokenStreamEngine):
                 "max_tokens": request.max_new_tokens,
                 "stop": list(request.stop),
                 "stop_ids": sorted(self._stop_ids),
-                "logprobs": request.logprobs,
+                "logprobs": request.logprobs and request.structure is None,
                 "structure": request.structure,
             }
         )
@@ -343,7 +343,7 @@ class VllmEngine(TokenStreamEngine):
         """Keep a loaded adapter in RAM and on the device whatever else is used. Raises AdapterError, EngineError."""
         if adapter not in self._loaded:
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
-        self._call("pin", number=self._loaded[adapter].number)
+        self._call("pin", adapter=self._lora(adapter))
         self._pinned.add(adapter)
 
     # -- sleeping -----------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ class VllmEngine(TokenStreamEngine):
         for adapter, loaded in self._loaded.items():
             self._call("load", adapter=loaded.message(adapter))
         for adapter in self._pinned:
-            self._call("pin", number=self._loaded[adapter].number)
+            self._call("pin", adapter=self._lora(adapter))
 
     def _is_as_before(self) -> bool:
         return self._answer_canary() == self._canary

@@ -24,7 +24,7 @@ SMALL = VllmSettings(
 
 @pytest.mark.model
 class TestOnSmolLM2(EngineConformance):
-    """One engine for all of it, started once and, to see it sleep, once again."""
+    """One engine for all of it."""
 
     @pytest.fixture(scope="class")
     def engine(self, embedded):
@@ -91,6 +91,7 @@ class TestOnSmolLM2(EngineConformance):
             engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
         assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
 
+    @pytest.mark.soak
     def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)

@@ -38,7 +38,7 @@ gate: {{alpha: 0.9}}
     return experiment
 
 
-def write_tiny_model(folder):
+def write_tiny_model(folder, hidden_size=32, heads=4):
     """A two-layer random Llama with a byte-level tokenizer and a chat template, in `folder`; loads in no time."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -60,10 +60,10 @@ def write_tiny_model(folder):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=512,
         bos_token_id=1,

@@ -22,7 +22,7 @@ from agentlab.serve import server as serve_server
 from agentlab.serve.grafana import dashboard
 
 HELLO = [{"role": "user", "content": "Hello?"}]
-LONG = {"max_tokens": 400}  # some hundreds of milliseconds of the tiny model
+LONG = {"model": "base", "max_tokens": 400}  # some hundreds of milliseconds: the tiny model never ends by itself
 
 
 @pytest.fixture
@@ -114,14 +114,16 @@ def test_errors_are_those_that_the_client_knows(client):
 
 
 def test_the_talk_and_the_sampling_reach_the_model(client):
-    def said(**fields):
-        answer = client.chat.completions.create(model="base", max_tokens=12, **{"messages": HELLO, **fields})
-        return answer.choices[0].message.content
+    def ask(**fields):
+        return client.chat.completions.create(model="base", max_tokens=12, **{"messages": HELLO, **fields})
 
-    plain = said()
+    def said(**fields):
+        return ask(**fields).choices[0].message.content
+
+    plain, alone = said(), ask().usage.prompt_tokens
     talk = [{"role": "user", "content": "I am Tomas."}, {"role": "assistant", "content": "Hello."}, *HELLO]
-    assert said(messages=talk) != plain
-    assert said(messages=[{"role": "system", "content": "Be brief."}, *HELLO]) != plain
+    assert ask(messages=talk).usage.prompt_tokens > alone + len("I am Tomas.Hello.")  # a byte is a token
+    assert ask(messages=[{"role": "system", "content": "Be brief."}, *HELLO]).usage.prompt_tokens > alone + 9
     assert said(temperature=2, seed=1) == said(temperature=2, seed=1) != said(temperature=2, seed=2)
     assert said(stop=[plain[1:3]]) == plain[: plain.find(plain[1:3])].strip()
 
@@ -197,6 +199,14 @@ def test_web_pages_may_not_ask(server):
     assert preflight.status_code == 403
     assert "access-control-allow-origin" not in preflight.headers
     assert server.series()['agentlab_tokens_total{kind="prompt"}'] == before
+
+
+def test_without_a_token_programs_on_this_machine_may_ask_and_pages_may_not(own):
+    with serving(own, token=None) as server:
+        url = f"{server.url}/models"
+        assert httpx.get(url).status_code == 200
+        assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
+        assert httpx.get(url, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
 def test_a_named_page_may_ask(own):
@@ -306,11 +316,11 @@ def test_streams_that_wait_are_kept_alive(own, monkeypatch):
 def test_a_client_that_goes_away_takes_its_job_along(own):
     with serving(own) as server:
         line = server.service.line
-        body = {"messages": HELLO, "stream": True, "max_tokens": 450}
+        body = {"messages": HELLO, "stream": True, **LONG}
         with httpx.stream("POST", f"{server.url}/chat/completions", json=body, headers=server.headers) as running:
             next(running.iter_lines())
             with pytest.raises(httpx.ReadTimeout):  # waits, and gives up
-                server.post(timeout=0.15)
+                server.post(timeout=0.05)
             until(lambda: line.queued == 0)
             assert line.busy
         until(lambda: not line.busy)

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 
 # Words that mean a lack of memory whoever says them, and in whatever class of error.
 _CERTAIN = re.compile(
@@ -37,6 +38,19 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         current = current.__cause__
     return False
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the frames of a failed call hold: while the error lives, they keep the tensors that were too many."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        traceback.clear_frames(current.__traceback__)
+        waiting += [current.__cause__, current.__context__]
 
 
 def _is_one(error: BaseException) -> bool:

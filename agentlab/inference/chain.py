@@ -11,7 +11,7 @@ from agentlab.config import RungName
 from agentlab.errors import AgentlabError, ModelError
 from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
-from agentlab.hardware.oom import is_out_of_memory
+from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
 from agentlab.inference.contract import Engine, EngineError
 
@@ -67,8 +67,8 @@ class Chain:
 
     Out of memory is met as `hardware.recovery` decides: the model gives something up and answers again; only then a
     smaller one takes over, and at the end the CPU. free_bytes: what the monitor says may be taken now; steps are undone
-    by it at `rewind`, one at a time, the last one first. A model that cannot be loaded or breaks is not tried again in
-    this chain's life; one whose output was unusable is, at the next `rewind`.
+    by it at `rewind`, one at a time, the last one first. A model that breaks, or cannot be loaded for other reasons, is
+    not tried again in this chain's life; one whose output was unusable is, at the next `rewind`.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Chain:
             try:
                 self._engines[self._position] = self._load()
             except Exception as error:  # a model fails to load in as many ways as there are libraries under it
+                let_go(error)
                 if is_out_of_memory(error) and self._engines:
                     self._close_all()  # a model that is kept for later may be what takes the room
                 elif not is_out_of_memory(error):
@@ -166,6 +167,7 @@ class Chain:
         if (isinstance(error, AgentlabError) and not memory) or not isinstance(error, Exception):
             raise error
         if memory:
+            let_go(error)
             self._relieve("serving", error, asked_tokens)
         else:
             self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)

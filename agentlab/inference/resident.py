@@ -19,11 +19,12 @@ from agentlab.adapters import Lora
 from agentlab.config import RungName
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware import ledger
+from agentlab.hardware.oom import let_go
 from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.inference import attention, loading
 from agentlab.inference.accounting import account_for
-from agentlab.inference.contract import EngineError, OutOfMemoryError
+from agentlab.inference.contract import EngineError
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
 
@@ -127,7 +128,9 @@ class ResidentModel(TemplatedEngine):
         self._collect()
         try:
             self._base, self.rung = self._loaded(rung), rung
-        except (OutOfMemoryError, ModelError):
+        except Exception as error:
+            let_go(error)  # what was loaded of the new one
+            self._collect()
             self._base = self._loaded(before)
             raise
         finally:

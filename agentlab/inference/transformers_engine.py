@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from agentlab.config import RungName
 from agentlab.hardware import ledger
-from agentlab.hardware.oom import is_out_of_memory
+from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.hardware.rungs import RUNGS
 from agentlab.inference.cache import growing_cache
@@ -91,8 +91,11 @@ class TransformersEngine(ResidentModel):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        weights: int = sum(p.numel() * p.element_size() for p in self._base.parameters())  # loaded adapters included
-        if self._shape is None:  # its weights are known all the same
+        weights = self.rung_bytes().get(self.rung) if self.rung is not None else None
+        if weights is None:  # of a kind that the ledger does not know, or as stored
+            weights = sum(p.numel() * p.element_size() for n, p in self._base.named_parameters() if "lora_" not in n)
+        weights += self._adapter_bytes(None)[1]
+        if self._shape is None:
             return weights / ledger.MIB
         rung = RUNGS[self.rung or "nf4"]  # of one that is stored quantized: what is restored in working memory
         planned = ledger.serving(
@@ -120,6 +123,7 @@ class TransformersEngine(ResidentModel):
                     except Exception as error:
                         if not is_out_of_memory(error):
                             raise
+                        let_go(error)
                         if len(batch) == 1:
                             raise OutOfMemoryError("not even one request fits into the device's memory") from None
                         self._collect()

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from agentlab.adapters import Lora
 from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
-from agentlab.hardware.oom import is_out_of_memory
+from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.dataset import Example
 from agentlab.learning.trainer import CompactSFTTrainer
@@ -131,6 +131,7 @@ def _attempt(
         return lora, callback.losses
     except Exception as error:
         if is_out_of_memory(error):
+            let_go(error)
             detail = str(error) or type(error).__name__  # a MemoryError usually says nothing
             raise TrainingTrouble("out_of_memory", detail.splitlines()[0][:200]) from error
         raise

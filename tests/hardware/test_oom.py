@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from agentlab.errors import AgentlabError, ModelError, StorageError
-from agentlab.hardware.oom import is_out_of_memory, says_out_of_memory
+from agentlab.hardware.oom import is_out_of_memory, let_go, says_out_of_memory
 from agentlab.inference import EngineError, OutOfMemoryError
 
 HUGE = 2**50  # bytes; no machine grants them
@@ -132,3 +133,25 @@ def test_a_dead_processs_log_tells():
     assert says_out_of_memory("went silent; its log ends: torch.OutOfMemoryError: CUDA out of memory.")
     assert says_out_of_memory(f"terminate called after throwing; {os.strerror(errno.ENOMEM)}")
     assert not says_out_of_memory("ended with SIGTERM; its log ends: EngineCore encountered an issue")
+
+
+def test_what_a_failed_call_held_is_free_while_its_error_lives():
+    class Large:
+        pass
+
+    held = []
+
+    def work():
+        tensor = Large()
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("CUDA out of memory")
+
+    try:
+        try:
+            work()
+        except RuntimeError as error:
+            raise OutOfMemoryError("not even one request fits") from error
+    except OutOfMemoryError as error:
+        assert held[0]() is not None
+        let_go(error)
+        assert held[0]() is None

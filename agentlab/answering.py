@@ -88,7 +88,7 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
                     raise
             else:
                 known[role]["model_sha256"] = files.sha256
-                link = _with_adapter(link, run, adapter, files.sha256, known[role])
+                link = with_adapter(link, run, adapter, files.sha256)
         links.append(link)
     return links, known
 
@@ -146,16 +146,21 @@ class _Opener:
         return files
 
 
-def _with_adapter(link: Link, run: Run, adapter: str, model_sha256: str, known: dict[str, Any]) -> Link:
+def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str) -> Link:
+    """`link` with "champion", "base" or an adapter of the pool, whose files are checked and whose use is counted.
+
+    Raises AdapterError that names what is allowed.
+    """
     name = run.champion() if adapter == CHAMPION else adapter
     if name == BASE:
-        return link
+        return dataclasses.replace(link, adapter=None, adapter_folder=None, adapter_sha256=None)
     pool = Pool(run.folder / "adapters", run.settings.population.pool, model_sha256)
     try:
         folder = pool.verify(name)
     except AdapterError as error:
         there = ", ".join([CHAMPION, BASE, *(card.adapter_id for card in pool.members())])
         raise AdapterError(f"{error}; allowed for {run.id}: {there}") from None
-    known["adapter_sha256"] = pool.card(name).weights_sha256
     pool.count_use(name)
-    return dataclasses.replace(link, adapter=name, adapter_folder=folder)
+    return dataclasses.replace(
+        link, adapter=name, adapter_folder=folder, adapter_sha256=pool.card(name).weights_sha256
+    )  # fmt: skip

@@ -83,6 +83,12 @@ class DoesNotFitError(AgentlabError):
     exit_code = 12
 
 
+class ServeError(AgentlabError):
+    """The server cannot be started as asked: an address in use, a host that would be open to everybody."""
+
+    exit_code = 13
+
+
 def of_exit_code(code: int) -> type[AgentlabError]:
     """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
     found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]

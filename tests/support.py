@@ -1,4 +1,4 @@
-"""What several rooms' tests build: tiny suites and tiny experiments."""
+"""What several rooms' tests and the benchmarks build: tiny models, suites, experiments and runs."""
 
 import json
 
@@ -36,3 +36,61 @@ gate: {{alpha: 0.9}}
 """
     )
     return experiment
+
+
+def write_tiny_model(folder, hidden_size=32, heads=4):
+    """A two-layer random Llama with a byte-level tokenizer and a chat template, in `folder`; loads in no time."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<|im_end|>", bos_token="<|im_start|>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def evolved_lab(folder, tiny_model, generations=6):
+    """A run whose first generation is finished: three adapters in its pool, room for more promotions."""
+    from agentlab.evolution.generation import run_generation
+    from agentlab.lab import Lab
+
+    settings = [f"population.generations={generations}", "population.size=3", "memory.path=memory.db"]
+    lab = Lab.open(write_tiny_experiment(folder, tiny_model), settings)
+    lab._write_run()
+    run_generation(lab.run, lab.suite, 0, lambda event: None)
+    return lab
+
+
+def promote(run, adapter):
+    """Crown a pool member as the program does: with the next generation's result, written last."""
+    before = run.results()[-1]
+    promoted = before.model_copy(update={"generation": before.generation + 1, "champion": adapter, "verdict": None})
+    run.save_result(promoted)

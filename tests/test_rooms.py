@@ -12,7 +12,7 @@ MODULES = {
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["notebook"],
+    ["serve", "notebook"],
     ["lab"],
     ["launcher", "answering", "planning", "working"],
     ["tracking", "report"],

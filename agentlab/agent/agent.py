@@ -7,11 +7,12 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentlab.agent.budget import Budget, Speed
+from agentlab.agent.formats import Message
 from agentlab.agent.loop import Loop, Options
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import Answered, ModelInfo, ReasoningResult, State, Step
@@ -63,25 +64,28 @@ class Agent:
 
     def run(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
-        cancel: threading.Event | None = None,
+        history: Sequence[Message] = (), options: Options | None = None, cancel: threading.Event | None = None,
     ) -> Iterator[Step]:  # fmt: skip
         """The steps of one answer as they happen; the last is `Answered`, whatever happens.
 
         deadline_s: seconds from now by which `Answered` comes, with the best answer there is. session_id: the talk that
-        this task continues; it is shown to the model, and the turn is remembered. Setting `cancel`, calling
-        `agent.cancel()` and leaving the loop all end the work. Raises AgentError for an empty task, an impossible
-        deadline, or a session without a memory.
+        this task continues; it is shown to the model, and the turn is remembered. history: the talk so far, as messages
+        {"role": "user" | "assistant", "content"}, where the asker keeps it: it is shown instead of the session's turns,
+        cut like them. options: for this answer instead of the agent's own. Setting `cancel`, calling `agent.cancel()`
+        and leaving the loop all end the work. Raises AgentError for an empty task, an impossible deadline, history or
+        option, or a session without a memory.
         """
-        _check(task, deadline_s, session_id, self.memory)
-        return self._steps(task, Budget(deadline_s, cancel), session_id)
+        _check(task, deadline_s, session_id, self.memory, history)
+        options = self.options if options is None else checked(options)
+        return self._steps(task, Budget(deadline_s, cancel), session_id, history, options)
 
     def ask(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
-        on_step: Callable[[Step], None] = lambda step: None,
+        history: Sequence[Message] = (), on_step: Callable[[Step], None] = lambda step: None,
     ) -> ReasoningResult:  # fmt: skip
         """The answer to one task; `on_step` is called with every step on the way. See `run`."""
         result: ReasoningResult | None = None
-        for step in self.run(task, deadline_s=deadline_s, session_id=session_id):
+        for step in self.run(task, deadline_s=deadline_s, session_id=session_id, history=history):
             on_step(step)
             if isinstance(step, Answered):
                 result = step.result
@@ -89,11 +93,12 @@ class Agent:
         return result
 
     async def arun(
-        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None
-    ) -> AsyncIterator[Step]:
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
+        history: Sequence[Message] = (),
+    ) -> AsyncIterator[Step]:  # fmt: skip
         """`run` for asyncio: other coroutines go on while the model writes."""
         cancel = threading.Event()
-        steps = self.run(task, deadline_s=deadline_s, session_id=session_id, cancel=cancel)
+        steps = self.run(task, deadline_s=deadline_s, session_id=session_id, history=history, cancel=cancel)
         try:
             while (step := await asyncio.to_thread(next, steps, None)) is not None:
                 yield step
@@ -101,11 +106,12 @@ class Agent:
             cancel.set()
 
     async def aask(
-        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None
+        self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
+        history: Sequence[Message] = (),
     ) -> ReasoningResult:  # fmt: skip
         """`ask` for asyncio."""
         result: ReasoningResult | None = None
-        async for step in self.arun(task, deadline_s=deadline_s, session_id=session_id):
+        async for step in self.arun(task, deadline_s=deadline_s, session_id=session_id, history=history):
             if isinstance(step, Answered):
                 result = step.result
         assert result is not None
@@ -116,15 +122,18 @@ class Agent:
         for cancel in list(self._cancels):
             cancel.set()
 
-    def _steps(self, task: str, budget: Budget, session_id: str | None) -> Iterator[Step]:
+    def _steps(
+        self, task: str, budget: Budget, session_id: str | None, history: Sequence[Message], options: Options
+    ) -> Iterator[Step]:
         """Works in a thread of its own, so that whatever hangs there, the deadline is kept here."""
         task_id = uuid.uuid4().hex[:12]
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
         self._cancels.add(budget.cancel)
-        recall = Recall(self.memory, session_id, self.options.recall, self.options.context_tokens)
+        recall = Recall(self.memory, session_id, options.recall, options.context_tokens, history)
+        tools = self._tools(recall, session_id, notes=options.notes)
         loop = Loop(
-            task=task, chain=self.chain, tools={one.name: one for one in self._tools(recall, session_id)},
-            options=self.options, budget=budget, recall=recall, speeds=self.speeds, describe=self.describe,
+            task=task, chain=self.chain, tools={one.name: one for one in tools},
+            options=options, budget=budget, recall=recall, speeds=self.speeds, describe=self.describe,
         )  # fmt: skip
 
         def work() -> None:
@@ -211,6 +220,7 @@ class Agent:
             answer_adapter=loop.answer_adapter,
             warnings=loop.warnings,
             fallbacks=list(loop.fallbacks),
+            refused=loop.refused and state == "failed",
             error=loop.error or ("the model wrote nothing usable" if state == "failed" else ""),
         )
 
@@ -221,12 +231,13 @@ class Agent:
         """All tools that the model may call."""
         return self._tools(Recall(self.memory), None)
 
-    def _tools(self, recall: Recall, session_id: str | None) -> list[Tool]:
+    def _tools(self, recall: Recall, session_id: str | None, *, notes: bool = True) -> list[Tool]:
         found = list(self.own_tools)
         if self.switches["builtin_tools"]:
             if self.memory is not None:
                 found.append(builtin.memory_search(self.memory, on_recalled=recall.noted))
-                found.append(builtin.remember(self.memory, session_id=session_id))
+                if notes:
+                    found.append(builtin.remember(self.memory, session_id=session_id))
             found += [builtin.calculator(), builtin.now(), builtin.gpu_monitor()]
         if self.switches["python"]:
             found.append(builtin.python())
@@ -238,7 +249,7 @@ class Agent:
         return ModelInfo(
             model=link.model, model_sha256=known.get("model_sha256", ""), role=link.role,
             engine=engine.name if engine else "", device=engine.device if engine else "", adapter=link.adapter,
-            adapter_sha256=known.get("adapter_sha256") if link.adapter else None, run=self.run_id,
+            adapter_sha256=link.adapter_sha256 if link.adapter else None, run=self.run_id,
         )  # fmt: skip
 
     def load(self) -> ModelInfo:
@@ -324,17 +335,26 @@ def checked(options: Options) -> Options:
         raise AgentError(f"tool_choice: {options.tool_choice!r}; allowed: auto, required, none")
     if not isinstance(options.temperature, int | float) or not 0 <= options.temperature <= 10:
         raise AgentError(f"temperature: {options.temperature!r}; allowed: 0 to 10")
+    if not isinstance(options.seed, int) or not -(2**63) <= options.seed < 2**63:
+        raise AgentError(f"seed: {options.seed!r}; allowed: a whole number of 64 bits")
+    if not all(isinstance(text, str) and text for text in options.stop):
+        raise AgentError(f"stop: {options.stop!r}; allowed: strings of one character or more")
     return options
 
 
-def _check(task: str, deadline_s: float | None, session_id: str | None, memory: "Memory | None") -> None:
+def _check(
+    task: str, deadline_s: float | None, session_id: str | None, memory: "Memory | None", history: Sequence[Message]
+) -> None:
+    for message in history:
+        if message.get("role") not in ("user", "assistant") or not isinstance(message.get("content"), str):
+            raise AgentError(f'history: {message!r:.80}; allowed: {{"role": "user" or "assistant", "content": text}}')
     if not isinstance(task, str) or not task.strip():
         raise AgentError("the task is empty; allowed: text with at least one visible character")
     with contextlib.suppress(UnicodeEncodeError):
-        task.encode()
+        "".join([task, *(message["content"] for message in history)]).encode()
         if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 1e6):
             raise AgentError(f"deadline_s: {deadline_s!r}; allowed: seconds above 0, or None")
         if session_id is not None and memory is None:
             raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
         return
-    raise AgentError("the task contains half a surrogate pair, which UTF-8 cannot hold")
+    raise AgentError("the task or its history contains half a surrogate pair, which UTF-8 cannot hold")

@@ -49,6 +49,8 @@ class Options:
     grammar, so that they always parse. tool_choice: whether the first step may ("auto"), must ("required", where it is
     constrained) or must not ("none") call a tool. single_call: the adapter was taught one call and nothing else (a
     `tool_call` suite does that), so after a result, and where no tool applies, the base model answers in words.
+    stop: the answer ends before the first of these strings; thoughts and calls are not looked at. notes: whether it may
+    keep what it hears with its `remember` tool.
     """
 
     max_steps: int = 5
@@ -63,6 +65,8 @@ class Options:
     system: str = ""
     recall: int = 5
     context_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    notes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Loop:
         self.best_is_a_result = False  # a tool's words, not the model's
         self.state: State = "failed"
         self.error = ""
+        self.refused = False  # what was asked cannot be answered by any model here
         self.cut_short = False
         self.done: list[ReasoningStep] = []
         self.model_info: ModelInfo | None = None
@@ -109,6 +114,7 @@ class Loop:
         self._above: set[str] = set()  # the calls that the talk shows
         self._show_tools = bool(self.tools)
         self._asked_tokens = 0  # prompt and answer of what is being written
+        self._at_stop = False  # whether the answer that is being written has come to a stop string
         self._short_of_time = False  # whether time, and not max_new_tokens, limits what is being written
 
     # -- the whole flow -----------------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ class Loop:
         try:
             yield from self._run()
         except AgentlabError as error:
-            self.error = str(error)
+            self.error, self.refused = str(error), isinstance(error, AgentError)
         except Exception as error:  # whatever breaks, there is an answer that says so
             self.error = f"{type(error).__name__}: {error}"
 
@@ -141,7 +147,7 @@ class Loop:
             said = written.form.read(written.text)
             if said.thought:
                 yield Thought(step_number=step, text=said.thought)
-            calls = parse_calls(said.text, written.form.style) if choice != "none" else []
+            calls = parse_calls(said.text, written.form.style) if choice != "none" and not self._at_stop else []
             no_tool = said.text == NO_TOOL and self._show_tools and not last_turn
             if not calls and said.text and not no_tool:
                 self._answered(step, said, written)
@@ -247,7 +253,7 @@ class Loop:
         self._talk.append({"role": "user", "content": f"That cannot be used: {problem}; allowed: {allowed}."})
 
     def _answered(self, step: int, said: Said, written: Written) -> None:
-        self.best, self.best_is_a_result = said.text, False
+        self.best, self.best_is_a_result = self._stopped(said.text).strip(), False
         self.cut_short = written.cut_short
         self.answer_adapter = written.adapter
         self.state = "answered"
@@ -317,7 +323,8 @@ class Loop:
         first_s = 0.0
         completion: Completion | None = None
         answer = held = ""
-        for chunk in engine.stream(request, self.budget.over):
+        self._at_stop = False
+        for chunk in engine.stream(request, lambda: self._at_stop or self.budget.over()):
             if chunk.text and not first_s:
                 first_s = time.monotonic() - started
             completion = chunk.completion
@@ -325,13 +332,19 @@ class Loop:
                 if part != "answer":
                     yield Delta(step_number=number, text=piece, part=part)
                     continue
-                answer, held = answer + piece, held + piece
+                if self._at_stop:
+                    continue
+                sent = len(answer) - len(held)
+                answer = self._stopped(whole := answer + piece)
+                self._at_stop, held = answer != whole, answer[sent:]
                 if self._show_tools and NO_TOOL.startswith(answer.strip()):
                     continue  # a decision, not an answer
                 if answer.strip():
                     self.best, self.best_is_a_result = answer.strip(), False
-                yield Delta(step_number=number, text=held, part="answer")
-                held = ""
+                ready = len(held) if self._at_stop else len(held) - self._half_a_stop(answer)
+                if ready > 0:
+                    yield Delta(step_number=number, text=held[:ready], part="answer")
+                    held = held[ready:]
         assert completion is not None
         if held and held.strip() != NO_TOOL:
             yield Delta(step_number=number, text=held, part="answer")
@@ -351,13 +364,13 @@ class Loop:
             seconds=seconds,
             model_info=who,
         )
-        cut = completion.finish_reason == "length"
-        if completion.finish_reason == "cancelled" or (cut and self._short_of_time):
+        cut = completion.finish_reason == "length" and not self._at_stop
+        if (completion.finish_reason == "cancelled" and not self._at_stop) or (cut and self._short_of_time):
             self._out_of_time()
             return None
         text = completion.text
-        whole = f"{THINK}{text}" if opened and THINK_END not in text else text
-        return Written(form, whole, confidence, cut, request.adapter)
+        complete = f"{THINK}{text}" if opened and THINK_END not in text else text
+        return Written(form, complete, confidence, cut, request.adapter)
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
@@ -372,7 +385,7 @@ class Loop:
             if fits and (room >= min(wanted, _ANSWER_TOKENS) or not earlier):
                 break
             if earlier:
-                del earlier[:2]  # a turn is what was asked and what was answered
+                del earlier[: _first_turn(earlier)]
             elif not _shorten_result(talk):
                 break
         least = min(_LEAST_TOKENS, wanted)
@@ -403,6 +416,22 @@ class Loop:
             structure=structure(tools, form.style, choice) if constrained and self.tools else None,
         )
 
+    def _stopped(self, text: str) -> str:
+        """An answer up to the first stop string in it; blanks before it are no part of it."""
+        if not self.options.stop:
+            return text
+        from agentlab.inference.text import cut_at_stop
+
+        begin = len(text) - len(text.lstrip())
+        return text[:begin] + cut_at_stop(text[begin:], self.options.stop)
+
+    def _half_a_stop(self, answer: str) -> int:
+        """How many of the last characters may be the beginning of a stop string."""
+        sizes = [
+            size for stop in self.options.stop for size in range(1, len(stop)) if answer.endswith(stop[:size])
+        ]  # fmt: skip
+        return max(sizes, default=0)
+
     def _out_of_time(self) -> None:
         if not self.budget.cancelled():
             self.state = "deadline"
@@ -431,6 +460,12 @@ class Loop:
         speed = self._speed(self.chain.link)
         size = sum(len(str(message["content"])) for message in [*self._system, *self._earlier, *self._talk]) // 3
         return self.budget.steps(speed, size, _CALL_TOKENS, _ANSWER_TOKENS) > 0
+
+
+def _first_turn(messages: Sequence[Message]) -> int:
+    """How many messages the oldest turn has: what was asked and what was answered, or one of them alone."""
+    later = (at for at, message in enumerate(messages) if at and message["role"] == "user")
+    return next(later, len(messages))
 
 
 def _shorten_result(talk: list[Message]) -> bool:

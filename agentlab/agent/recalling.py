@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agentlab.agent.formats import Message
@@ -9,7 +10,7 @@ from agentlab.agent.steps import Recalled
 from agentlab.agent.tools.untrusted import as_untrusted
 
 if TYPE_CHECKING:
-    from agentlab.memory import ConversationItem, Memory
+    from agentlab.memory import Memory
     from agentlab.memory.conversation import Conversation
 
 _RELEVANT = 0.15  # of a recalled memory's relevance; below it, what was found has nothing to do with the task
@@ -19,6 +20,7 @@ _RELEVANT = 0.15  # of a recalled memory's relevance; below it, what was found h
 class Recall:
     """Looks up what belongs to one task; without a memory there is nothing, without a session only memories.
 
+    history: the talk so far as whoever asks tells it; it stands in the place of the session's own turns.
     `used` are the ids of the memories that the model was shown, those of the memory tools too.
     """
 
@@ -26,6 +28,7 @@ class Recall:
     session_id: str | None = None
     count: int = 5
     context_tokens: int = 512
+    history: Sequence[Message] = ()
 
     def __post_init__(self) -> None:
         self.used: list[str] = []
@@ -45,7 +48,7 @@ class Recall:
         started = time.monotonic()
         lines, ids = [], []
         room = self.context_tokens // 2
-        recent = {text for turn in self._recent() for text in (turn.user_input, turn.agent_response)}
+        recent = {text for said in self._recent() for text in said}
         for hit in self.memory.recall(task, self.count, explain=True) if self.count else []:
             part = " ".join(hit.content[hit.start : hit.end or None].split())  # of a long memory what matched
             if relevance(hit.parts) >= _RELEVANT and hit.content not in recent and _tokens(part) <= room:
@@ -63,25 +66,47 @@ class Recall:
         return Recalled(step_number=0, query=task, text=text, memory_ids=ids, seconds=time.monotonic() - started)
 
     def turns(self) -> list[Message]:
-        """The session's last turns as messages, as many as fit into half of the context's tokens, oldest first."""
+        """The talk's last turns as messages, as many as fit into half of the context's tokens, oldest first."""
         messages: list[Message] = []
         room = self.context_tokens // 2
-        for turn in reversed(self._recent()):
-            room -= _tokens(turn.user_input) + _tokens(turn.agent_response)
+        for asked, answered in reversed(self._recent()):
+            turn: list[Message] = []
+            for role, text in (("user", asked), ("assistant", answered)):
+                if text:
+                    room -= _tokens(text)
+                    turn.append({"role": role, "content": as_untrusted(text)})
             if room < 0:
                 break
-            messages[:0] = [
-                {"role": "user", "content": as_untrusted(turn.user_input)},
-                {"role": "assistant", "content": as_untrusted(turn.agent_response)},
-            ]
+            messages[:0] = turn
         return messages
 
     def noted(self, memory_ids: list[str]) -> None:
         """Count these as shown."""
         self.used.extend(one for one in memory_ids if one not in self.used)
 
-    def _recent(self) -> "list[ConversationItem]":
-        return [] if self.conversation is None else self.conversation.window()
+    def _recent(self) -> list[tuple[str, str]]:
+        """(what was asked, what was answered) of the turns before this task, oldest first; "" for neither."""
+        if self.history:
+            return paired(self.history)
+        window = [] if self.conversation is None else self.conversation.window()
+        return [(turn.user_input, turn.agent_response) for turn in window]
+
+
+def paired(history: Sequence[Message]) -> list[tuple[str, str]]:
+    """(user, assistant) texts of a talk; neighbours of one role are one message, "" stands for a missing one."""
+    turns: list[tuple[str, str]] = []
+    for message in history:
+        role, text = message["role"], str(message["content"])
+        asked, answered = turns[-1] if turns else ("", "")
+        if role == "assistant" and turns:
+            turns[-1] = (asked, "\n".join(filter(None, [answered, text])))
+        elif role == "assistant":
+            turns.append(("", text))
+        elif turns and not answered:
+            turns[-1] = ("\n".join(filter(None, [asked, text])), "")
+        else:
+            turns.append((text, ""))
+    return turns
 
 
 def _tokens(text: str) -> int:

@@ -51,8 +51,8 @@ class ReasoningResult:
     machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of the memories that
     the model was shown. cut_short: the answer ran into max_new_tokens. answer_adapter: who wrote the
     answer's words; None: the base model. warnings: what went wrong beside it, the memory that could not be asked or
-    written. `error` says in one sentence why state is
-    "failed".
+    written. `error` says in one sentence why state is "failed"; `refused`: because of what was asked, a task too long
+    for the model, say.
     """
 
     task_id: str
@@ -74,6 +74,7 @@ class ReasoningResult:
     warnings: list[str] = dataclasses.field(default_factory=list)
     fallbacks: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
+    refused: bool = False
 
     def to_json(self) -> str:
         """One JSON object with every field."""

@@ -229,7 +229,7 @@ def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
 
 
 def _add_groups(add: Callable[..., None]) -> None:
-    from agentlab.cli import adapters, agent, doctor, memory, models, planning, suites
+    from agentlab.cli import adapters, agent, doctor, memory, models, planning, serve, suites
 
     for command in (
         agent.ask,
@@ -239,6 +239,7 @@ def _add_groups(add: Callable[..., None]) -> None:
         memory.memory,
         models.models,
         planning.plan,
+        serve.serve,
         suites.suite,
     ):
         add(command)

@@ -125,6 +125,12 @@ def adapter_file_bytes(shape: ModelShape, rank: int, modules: Collection[str]) -
     return adapter_bytes(shape, rank, modules) + _ADAPTER_FILES
 
 
+def sum_bytes(shape: ModelShape, modules: Collection[str], element_bytes: int = 4) -> int:
+    """Bytes of the weights to which an adapter is added while it answers, in fp32 on a CPU; the base's own stay."""
+    changed = [n_in * n_out for name, (n_in, n_out) in shape.linears.items() if name in modules]
+    return shape.layers * element_bytes * sum(changed)
+
+
 def slot_bytes(shape: ModelShape, max_rank: int, element_bytes: int = 2) -> int:
     """Bytes of one adapter slot in vLLM, which it allocates for every linear module whatever the adapter targets."""
     return element_bytes * lora_parameters(shape, max_rank, shape.linears)

@@ -116,6 +116,11 @@ class _Sizing:
         return ledger.adapter_bytes(self.shape, self.settings.lora.rank, self.settings.lora.target_modules)
 
     @property
+    def sums(self) -> int:
+        """What the engine keeps of weights with an adapter added, once: in fp32 alone."""
+        return ledger.sum_bytes(self.shape, self.settings.lora.target_modules) if self.rung.name == "fp32" else 0
+
+    @property
     def trained_tokens(self) -> int:
         """Tokens of the longest item that is trained on."""
         longest = self.workload.longest_prompt_tokens + self.workload.longest_answer_tokens
@@ -130,13 +135,13 @@ class _Sizing:
     def _serving(self, rows: int, tokens: int, adapters: int) -> tuple[tuple[str, int], ...]:
         account = ledger.serving(
             self.shape, rows, tokens, weight_bytes=self.weight_bytes, rung=self.rung,
-            adapter_bytes=adapters * self.adapter, element_bytes=self.element,
+            adapter_bytes=adapters * self.adapter + self.sums, element_bytes=self.element,
         )  # fmt: skip
         return (*account.lines(), self.context)
 
     def _free(self, adapters: int = 1) -> int:
         fixed = self.weight_bytes + ledger.dequantization_bytes(self.shape, self.rung, self.element) + self.context[1]
-        return self.limit - fixed - adapters * self.adapter
+        return self.limit - fixed - adapters * self.adapter - self.sums
 
     def serve(self) -> Phase:
         """One talk: shrink the context first, then the adapters that stay beside the one in use."""

@@ -1,7 +1,7 @@
 """What a resident model holds, for whoever watches memory."""
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentlab.hardware.watch import OWNERS, Holding
 
@@ -18,31 +18,31 @@ def account_for(model: "ResidentModel") -> None:
     reserved on purpose and idle: it is given up when somebody needs it.
     """
     alive = weakref.ref(model)
-    OWNERS.register("base", lambda: Holding(_weights_mib(_base(alive), adapters=False)))
-    OWNERS.register("adapters", lambda: Holding(_weights_mib(_base(alive), adapters=True)))
+    OWNERS.register("base", lambda: Holding(_base_mib(_there(alive))))
+    OWNERS.register("adapters", lambda: Holding(_there(alive).adapter_bytes() / _MIB))
     if model.device == "cuda":
-        OWNERS.register("training", lambda: _beside(_base(alive), while_training=True))
-        OWNERS.register("kv_cache", lambda: _beside(_base(alive), while_training=False))
+        OWNERS.register("training", lambda: _beside(_there(alive), while_training=True))
+        OWNERS.register("kv_cache", lambda: _beside(_there(alive), while_training=False))
 
 
-def _base(alive: "weakref.ref[ResidentModel]") -> Any:
+def _there(alive: "weakref.ref[ResidentModel]") -> "ResidentModel":
     model = alive()
     if model is None or model.base is None:
         raise ReferenceError("the model is closed")  # the registry leaves out whoever cannot answer
-    return model.base
+    return model
 
 
-def _weights_mib(base: Any, adapters: bool) -> float:
-    named = list(base.named_parameters())
-    return float(sum(p.numel() * p.element_size() for name, p in named if ("lora_" in name) is adapters)) / _MIB
+def _base_mib(model: "ResidentModel") -> float:
+    named = list(model.base.named_parameters())
+    return float(sum(p.numel() * p.element_size() for name, p in named if "lora_" not in name)) / _MIB
 
 
-def _beside(base: Any, while_training: bool) -> Holding:
+def _beside(model: "ResidentModel", while_training: bool) -> Holding:
     """What torch's allocator holds beyond the weights, for whichever of the two uses it now."""
     import torch
 
-    if base.training is not while_training:
+    if model.base.training is not while_training:
         return Holding(0.0)
     reserved, allocated = torch.cuda.memory_reserved() / _MIB, torch.cuda.memory_allocated() / _MIB
-    weights = _weights_mib(base, adapters=False) + _weights_mib(base, adapters=True)
+    weights = _base_mib(model) + model.adapter_bytes() / _MIB
     return Holding(max(0.0, reserved - weights), idle_mib=max(0.0, reserved - allocated))

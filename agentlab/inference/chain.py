@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -32,6 +32,7 @@ class Link:
     open: Callable[[], Engine]
     adapter: str | None = None
     adapter_folder: Path | None = None
+    adapter_sha256: str | None = None
     reopen: Callable[[RungName | None, bool], Engine] | None = None
     planned: Callable[[], Footprint | None] = lambda: None
 
@@ -171,6 +172,31 @@ class Chain:
             self._relieve("serving", error, asked_tokens)
         else:
             self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)
+
+    def use(self, link: Link) -> None:
+        """Let `link`, the first model with another adapter or none, answer from now on; a loaded model stays loaded.
+
+        Raises what loading the adapter raises; then nothing has changed.
+        """
+        engine = self._engines.get(0)
+        if engine is not None and link.adapter is not None and link.adapter_folder is not None:
+            own = self.links[0]
+            changed = link.adapter == own.adapter and link.adapter_sha256 != own.adapter_sha256
+            if changed or link.adapter not in engine.adapters():
+                engine.load_adapter(link.adapter, link.adapter_folder)
+        self.links[0] = link
+
+    def drop_adapters(self, keep: Collection[str | None]) -> None:
+        """Free the first model's adapters that are neither its own now nor in `keep`."""
+        engine = self._engines.get(0)
+        for adapter in engine.adapters() if engine is not None else []:
+            if engine is not None and adapter != self.links[0].adapter and adapter not in keep:
+                engine.unload_adapter(adapter)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a model is left that did not break."""
+        return len(self._broken) < len(self.links)
 
     def take_news(self) -> list[Fall | RecoveryStep]:
         """Falls, and steps for lack of memory, since the last call, oldest first; to a smaller model is a fall."""

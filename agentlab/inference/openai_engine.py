@@ -17,13 +17,14 @@ from typing import Any
 from agentlab.config import ModelSettings
 from agentlab.inference.contract import Capabilities, Chunk, Completion, Engine, EngineError, Request
 from agentlab.inference.openai_adapters import ServerAdapters
-from agentlab.inference.openai_server import Known, RefusedByServer, Server
+from agentlab.inference.openai_server import Known, Reading, RefusedByServer, Server
 from agentlab.inference.text import Pieces, cut_at_stop
 from agentlab.models import ModelFiles
 from agentlab.toolformat import TAGS, CallStyle, Tool, template_tools
 
 DEFAULT_CONTEXT = 4096  # what Ollama gives a model that is not told otherwise
 CONCURRENT = 8
+_WAIT_S = 0.05
 UNKNOWN_TOKEN = -1
 _BYTES_PER_TOKEN = 3.0  # of English text more, of Japanese about so many: rather too many tokens than too few
 _MESSAGE_TOKENS = 5
@@ -250,20 +251,22 @@ class OpenAIEngine(Engine):
         growing, pieces = _Growing(), Pieces(request.stop)
         started = last_s = time.monotonic()
         cancelled = False
-        chunks = self.server.chunks("/chat/completions", body)
+        reading = Reading(lambda: self.server.chunks("/chat/completions", body))
         try:
-            for chunk in chunks:
-                growing.add(chunk)
-                last_s = time.monotonic()
-                if piece := pieces.more(growing.text):
+            while not reading.ended:
+                chunk = reading.take(_WAIT_S)
+                if chunk is not None:
+                    growing.add(chunk)
+                    last_s = time.monotonic()
+                if chunk is not None and (piece := pieces.more(growing.text)):
                     yield Chunk(piece)
-                if should_stop() and growing.finish is None:
+                if growing.finish is None and should_stop():
                     cancelled = True
                     break
                 if cut_at_stop(growing.text, request.stop) != growing.text:
                     break  # the server knows no stop strings
         finally:
-            chunks.close()
+            reading.abandon()
         completion = self._completion(request, growing, last_s - started, cancelled)
         yield Chunk(pieces.rest(completion.text), completion)
 

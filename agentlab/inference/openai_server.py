@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +159,42 @@ class Chunks:
     def close(self) -> None:
         with contextlib.suppress(Exception):  # it may be closed at the other end
             self._stream.close()
+
+
+class Reading:
+    """A streamed answer read on a thread of its own, so that whoever waits for it can stop waiting at any time."""
+
+    def __init__(self, begin: Callable[[], Chunks]) -> None:
+        self.ended = False
+        self._arrived: queue.Queue[dict[str, Any] | Exception | None] = queue.Queue()
+        self._abandoned = threading.Event()
+        threading.Thread(target=self._read, args=(begin,), daemon=True).start()
+
+    def _read(self, begin: Callable[[], Chunks]) -> None:
+        try:
+            with contextlib.closing(begin()) as chunks:
+                for chunk in chunks:
+                    if self._abandoned.is_set():
+                        return
+                    self._arrived.put(chunk)
+            self._arrived.put(None)
+        except Exception as error:  # handed to whoever takes
+            self._arrived.put(error)
+
+    def take(self, wait_s: float) -> dict[str, Any] | None:
+        """The next piece; None where none has come within `wait_s`, or none will (`ended`). Raises what broke."""
+        try:
+            found = self._arrived.get(timeout=wait_s)
+        except queue.Empty:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        self.ended = found is None
+        return found
+
+    def abandon(self) -> None:
+        """Want no more of it; the connection is closed at the next piece that comes."""
+        self._abandoned.set()
 
 
 def _said(error: Exception) -> str:

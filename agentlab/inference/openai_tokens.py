@@ -55,7 +55,7 @@ class OpenAITokenEngine(TokenStreamEngine):
         }
         if request.temperature > 0:
             body["seed"] = request.seed
-        if request.logprobs:
+        if request.logprobs and request.structure is None:
             body["logprobs"] = 0
         if request.structure is not None:
             body["structured_outputs"] = {"structural_tag": json.dumps(request.structure)}

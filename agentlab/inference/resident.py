@@ -169,6 +169,13 @@ class ResidentModel(TemplatedEngine):
         """Number of weights of the base model."""
         return loading.weight_count(self._base)
 
+    def adapter_bytes(self) -> int:
+        """Bytes of all loaded adapters, and of the weights to which one is added."""
+        factors = [p for name, p in self._base.named_parameters() if "lora_" in name]
+        factors += [value for lora in list(self._plain.values()) for pair in lora.modules.values() for value in pair]
+        factors += [] if self._sums is None else [total for _, total in self._sums[1]]
+        return sum(value.numel() * value.element_size() for value in factors)
+
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapters.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self.unload_adapter(adapter)

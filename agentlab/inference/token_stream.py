@@ -40,7 +40,6 @@ class Answer:
         self.logprobs: list[float] = []
         self.done = False
         self.finish = "length"
-        self.unscored = 0  # tokens at the end that the model did not write
         self._row = row
         self._stop_ids = stop_ids
         self.started_s = self.last_s = time.monotonic()
@@ -77,7 +76,6 @@ class Answer:
         assert self._row is not None
         closing = self._row.close()
         self.tokens += closing
-        self.unscored = len(closing)
         self.done = True
         whole = bool(closing) or self._row.must_end()
         self.finish = "stop" if whole else "length"
@@ -131,9 +129,10 @@ class TokenStreamEngine(TemplatedEngine):
         return Answer(request, prompt, row, self._stop_ids)
 
     def _completed(self, answer: Answer) -> Completion:
-        if answer.request.logprobs and answer.unscored:
-            start = len(answer.prompt) + len(answer.tokens) - answer.unscored
-            answer.logprobs += self._score(answer.prompt + answer.tokens, start, answer.request.adapter)
+        if answer.request.logprobs and answer.request.structure is not None and answer.tokens:
+            # vLLM's own are those of the masked logits; and what closed an answer was not the model's at all
+            whole = answer.prompt + answer.tokens
+            answer.logprobs = self._score(whole, len(answer.prompt), answer.request.adapter)
         return answer.completion(self._decode)
 
     def answers(

@@ -94,7 +94,7 @@ class TransformersEngine(ResidentModel):
         weights = self.rung_bytes().get(self.rung) if self.rung is not None else None
         if weights is None:  # of a kind that the ledger does not know, or as stored
             weights = sum(p.numel() * p.element_size() for n, p in self._base.named_parameters() if "lora_" not in n)
-        weights += self._adapter_bytes(None)[1]
+        weights += self.adapter_bytes()
         if self._shape is None:
             return weights / ledger.MIB
         rung = RUNGS[self.rung or "nf4"]  # of one that is stored quantized: what is restored in working memory

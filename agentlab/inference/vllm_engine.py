@@ -100,14 +100,40 @@ class VllmEngine(TokenStreamEngine):
         self._loaded: dict[str, _Loaded] = {}
         self._pinned: set[str] = set()
         self._numbers = 0
+        self._nothing: _Loaded | None = None
         self._keys = 0
         self._pending: deque[News | EngineError] = deque()
         self._canary: dict[str | None, list[int]] = {}
         try:
+            if self.device == "cpu":
+                nothing = self._without_effect()
+                self._nothing = None if nothing is None else self._save(nothing)
             self._start()
         except BaseException:
             self.close()
             raise
+
+    def _without_effect(self) -> Lora | None:
+        """An adapter of zeros, with which base requests go out on a CPU while others are loaded.
+
+        vLLM's CPU kernels read "no adapter", -1, as an index: in a mixed batch the base would get the last slot's
+        (vllm-project/vllm#48421).
+        """
+        import torch
+
+        for name, shape in sorted(self._shapes.items()):
+            module = name.removesuffix(".weight")
+            if module.endswith("_proj") and len(shape) == 2:
+                factors = torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
+                return Lora({module: factors}, 1, 1.0, 0.0, [module.rpartition(".")[2]], "")
+        return None
+
+    def _save(self, lora: Lora) -> _Loaded:
+        """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
+        self._numbers += 1
+        loaded = _Loaded(self._numbers, self._scratch / f"adapter-{self._numbers}")
+        adapter_room.save(lora, loaded.folder)
+        return loaded
 
     # -- the child ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +142,8 @@ class VllmEngine(TokenStreamEngine):
         mine = dataclasses.asdict(self.settings)
         if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
             mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self._sizes) / self._total_bytes)
+        if self._nothing is not None:  # it takes a slot
+            mine |= {"max_loras": self.settings.max_loras + 1, "max_cpu_loras": self.settings.max_cpu_loras + 1}
         return {
             **{name: value for name, value in mine.items() if name != "sleep_mode"},
             "model": str(self.model_files.folder),
@@ -224,7 +252,7 @@ class VllmEngine(TokenStreamEngine):
                 "max_tokens": request.max_new_tokens,
                 "stop": list(request.stop),
                 "stop_ids": sorted(self._stop_ids),
-                "logprobs": request.logprobs,
+                "logprobs": request.logprobs and request.structure is None,
                 "structure": request.structure,
             }
         )
@@ -249,7 +277,9 @@ class VllmEngine(TokenStreamEngine):
         return list(self._call("score", prompt=tokens, start=start, adapter=self._lora(adapter)))
 
     def _lora(self, adapter: str | None) -> list[Any] | None:
-        return None if adapter is None else self._loaded[adapter].message(adapter)
+        if adapter is not None:
+            return self._loaded[adapter].message(adapter)
+        return self._nothing.message("base") if self._nothing is not None and self._loaded else None
 
     # -- adapters -----------------------------------------------------------------------------------------------------
 
@@ -257,10 +287,7 @@ class VllmEngine(TokenStreamEngine):
         lora = adapter_room.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self._check_fit(adapter, lora)
         self.unload_adapter(adapter)
-        self._numbers += 1
-        # vLLM reads what was checked, not what the folder may hold by then
-        loaded = _Loaded(self._numbers, self._scratch / f"adapter-{self._numbers}")
-        adapter_room.save(lora, loaded.folder)
+        loaded = self._save(lora)
         try:
             self._call("load", adapter=loaded.message(adapter))
         except EngineBroken:
@@ -310,7 +337,7 @@ class VllmEngine(TokenStreamEngine):
         """Keep a loaded adapter in RAM and on the device whatever else is used. Raises AdapterError, EngineError."""
         if adapter not in self._loaded:
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
-        self._call("pin", number=self._loaded[adapter].number)
+        self._call("pin", adapter=self._lora(adapter))
         self._pinned.add(adapter)
 
     # -- sleeping -----------------------------------------------------------------------------------------------------
@@ -359,7 +386,7 @@ class VllmEngine(TokenStreamEngine):
         for adapter, loaded in self._loaded.items():
             self._call("load", adapter=loaded.message(adapter))
         for adapter in self._pinned:
-            self._call("pin", number=self._loaded[adapter].number)
+            self._call("pin", adapter=self._lora(adapter))
 
     def _is_as_before(self) -> bool:
         return self._answer_canary() == self._canary

@@ -123,7 +123,8 @@ class Worker:
         return bool(self.engine.remove_lora(message["number"]))
 
     def do_pin(self, message: Message) -> bool:
-        return bool(self.engine.pin_lora(message["number"]))
+        self.engine.add_lora(_lora(message["adapter"]))  # it may be on disk alone by now
+        return bool(self.engine.pin_lora(message["adapter"][1]))
 
     def do_measure(self, message: Message) -> float:
         """Peak MiB that the allocator has reserved."""

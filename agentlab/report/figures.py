@@ -113,8 +113,11 @@ def tradeoff(run: Run) -> "go.Figure":
     kind = "measured, p50 of single answers" if measured else "estimated from token counts"
     figure.update_xaxes(title={"text": f"latency (s; {kind})"}, rangemode="tozero")
     figure.update_yaxes(look.share_axis("accuracy on the fitness items"))
+    plan = run.planned_mib()
+    planned = "" if plan is None else f" ({words.mebibytes(plan['evaluate'])} planned)"
+    kind = "VRAM" if on_gpu else "RAM"
     figure.add_annotation(
-        text=f"area: peak {'VRAM' if on_gpu else 'RAM'}, largest {words.mebibytes(largest)}; orange ring: champion",
+        text=f"area: peak {kind}, largest {words.mebibytes(largest)}{planned}; orange ring: champion",
         x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
         font={"size": 11, "color": look.MUTED},
     )  # fmt: skip

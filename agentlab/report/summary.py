@@ -141,12 +141,13 @@ def resource_lines(run: Run) -> list[str]:
 
 def planned_lines(run: Run) -> list[str]:
     """The memory that was planned before anything was loaded, to compare with the peaks."""
-    plan = run.plan()
-    if plan is None:
+    planned, plan = run.planned_mib(), run.plan()
+    if planned is None or plan is None:
         return []
     place = "VRAM" if plan["machine"]["device"] == "cuda" else "RAM"
-    phases = {phase["name"]: words.mebibytes(phase["total_bytes"] / 2**20) for phase in plan["models"][0]["phases"]}
-    sizes = f"{phases['evaluate']} of {place} to evaluate, {phases['train']} to train"
+    sizes = (
+        f"{words.mebibytes(planned['evaluate'])} of {place} to evaluate, {words.mebibytes(planned['train'])} to train"
+    )
     return [f"{'planned beforehand':<22}{sizes}"]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from evolution_helpers import evolve
-from support import write_suite
+from support import write_suite, write_tiny_model
 
 from agentlab.errors import RunError
 from agentlab.evolution.generation import run_generation
@@ -45,12 +45,19 @@ def test_nothing_is_learned_on_a_server(tiny_experiment):
 
 
 @pytest.mark.soak
-def test_a_whole_run_is_scored_by_vllm(tmp_path, tiny_model, tiny_experiment):
+def test_a_whole_run_is_scored_by_vllm(tmp_path, tiny_experiment):
     """vLLM answers, transformers learns, and each is off the device while the other works."""
+    model = write_tiny_model(tmp_path / "model", 64, 2)  # vLLM's kernels know no heads of 8
     write_suite(tmp_path / "small", {"train": 24, "fitness": 8, "gate": 12, "test": 12})
     lab = Lab.open(
         tiny_experiment,
-        ["model.engine=vllm", "population.generations=2", f"suite={tmp_path / 'small'}", "mutation.max_rank=8"],
+        [
+            "model.engine=vllm",
+            f"model.primary={model}",
+            "population.generations=2",
+            f"suite={tmp_path / 'small'}",
+            "mutation.max_rank=8",
+        ],
     )
     events = []
     evolve(lab, events.append)

@@ -5,10 +5,12 @@ import torch
 from peft import LoraConfig
 
 from agentlab import models
-from agentlab.hardware.ledger import kv_cache_bytes
+from agentlab.adapters import Lora, save
+from agentlab.hardware.ledger import adapter_bytes, kv_cache_bytes, sum_bytes
 from agentlab.hardware.shape import ModelShape
 from agentlab.hardware.threads import limit_threads
 from agentlab.hardware.watch import OWNERS
+from agentlab.inference import Request
 from agentlab.inference.transformers_engine import TransformersEngine
 
 
@@ -26,8 +28,26 @@ def test_base_and_adapters_are_accounted_for_until_the_model_is_closed(engine):
     assert before["adapters"].held_mib == 0
     assert after["base"].held_mib == before["base"].held_mib == pytest.approx(weights / 2**20)
     assert after["adapters"].held_mib == pytest.approx(2 * 4 * (32 + 32) * 4 / 2**20)
+    engine.unload_adapter("g000-c00")
+    assert OWNERS.holdings()["adapters"].held_mib == 0
     engine.close()
     assert not {"base", "adapters"} & set(OWNERS.holdings())
+
+
+def test_an_adapter_that_answers_from_the_weights_costs_its_factors_and_the_sums(engine, tiny_model, tmp_path):
+    modules = ["q_proj", "down_proj"]
+    generator = torch.Generator().manual_seed(1)
+    named = {name: m for name, m in engine.base.named_modules() if name.endswith(tuple(modules))}
+    factors = {
+        name: (torch.randn(4, m.in_features, generator=generator), torch.randn(m.out_features, 4, generator=generator))
+        for name, m in named.items()
+    }
+    save(Lora(factors, 4, 8.0, 0.0, modules, ""), tmp_path / "a")
+    engine.load_adapter("g000-c00", tmp_path / "a")
+    shape = ModelShape.read(tiny_model / "config.json")
+    assert engine.adapter_bytes() == adapter_bytes(shape, 4, modules)
+    engine.generate([Request([{"role": "user", "content": "hello"}], adapter="g000-c00", max_new_tokens=2)])
+    assert engine.adapter_bytes() == adapter_bytes(shape, 4, modules) + sum_bytes(shape, modules)
 
 
 def test_planned_memory_is_the_ledgers_on_a_gpu_and_nothing_on_a_cpu(engine, tiny_model):

@@ -41,7 +41,7 @@ def served(embedded, tmp_path_factory):
     command = [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(embedded.folder), "--served-model-name", NAME,
         "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
-        "--max-num-seqs", "16", "--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", "8",
+        "--max-num-seqs", "16", "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "4", "--max-lora-rank", "8",
         "--generation-config", "vllm",
     ]  # fmt: skip
     with log.open("w") as output:

@@ -206,6 +206,22 @@ def test_cancelling_closes_the_connection_and_keeps_what_there_is():
         assert all(c.finish_reason == "cancelled" for _, c in done)
 
 
+def test_a_server_that_says_nothing_can_be_left_waiting():
+    """A server may load its model for minutes before the first word; a deadline does not wait for it."""
+    silent = threading.Event()
+
+    def answer(body):
+        silent.wait(60)
+        return WORDS
+
+    with ChatServer("other", answer) as server, opened(server) as engine:
+        polls = itertools.count()
+        chunks = list(engine.stream(Request(CHAT, max_new_tokens=16), lambda: next(polls) > 3))
+        assert [chunk.completion.finish_reason for chunk in chunks] == ["cancelled"]
+        assert not silent.is_set()
+        silent.set()
+
+
 def test_an_abandoned_stream_lets_the_server_go():
     with ChatServer("other", lambda body: itertools.repeat("on "), pause_s=0.01) as server, opened(server) as engine:
         stream = engine.stream(Request(CHAT, max_new_tokens=3000))

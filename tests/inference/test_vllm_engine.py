@@ -6,6 +6,7 @@ import signal
 import pytest
 from conformance import CHAT, OTHER, EngineConformance
 from engine_adapters import random_lora, two_adapters
+from support import write_tiny_model
 
 from agentlab import adapters as adapter_room
 from agentlab import models
@@ -22,7 +23,7 @@ SMALL = VllmSettings(
 
 @pytest.mark.model
 class TestOnSmolLM2(EngineConformance):
-    """One engine for all of it, started once and, to see it sleep, once again."""
+    """One engine for all of it."""
 
     @pytest.fixture(scope="class")
     def engine(self, embedded):
@@ -89,6 +90,7 @@ class TestOnSmolLM2(EngineConformance):
             engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
         assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
 
+    @pytest.mark.soak
     def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)
@@ -114,9 +116,10 @@ class TestOnSmolLM2(EngineConformance):
 @pytest.mark.soak
 class TestOnTinyModel(EngineConformance):
     @pytest.fixture(scope="class")
-    def engine(self, tiny_model):
+    def engine(self, tmp_path_factory):
+        model = write_tiny_model(tmp_path_factory.mktemp("vllm-model"), 64, 2)  # its kernels know no heads of 8
         settings = VllmSettings(kv_cache_memory_bytes=2**27, max_model_len=512, max_num_seqs=16, max_lora_rank=8)
-        with VllmEngine(models.resolve(str(tiny_model)), settings=settings) as engine:
+        with VllmEngine(models.resolve(str(model)), settings=settings) as engine:
             yield engine
 
     @pytest.fixture(scope="class")

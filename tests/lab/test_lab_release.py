@@ -9,6 +9,7 @@ from agentlab import config
 from agentlab.errors import DoesNotFitError, LeaseHeldError
 from agentlab.hardware.lease import holder
 from agentlab.lab import Lab
+from agentlab.report.figures import tradeoff
 
 ACCELERATOR = "accelerator.lock"
 
@@ -49,39 +50,55 @@ def test_a_second_agent_waits_for_the_first(lab):
     assert who() is None
 
 
-def test_release_between_two_events_ends_the_generation_which_can_be_continued(lab):
-    events = lab.generation(0)
+@pytest.fixture
+def endless(lab):
+    """The same experiment with a training that is longer than the test waits for it."""
+    found = Lab.open(lab.experiment, ["training.steps=4000"])
+    yield found
+    found.close()
+
+
+def test_release_between_two_events_ends_the_generation_which_can_be_continued(endless):
+    events = endless.generation(0)
     assert next(events).kind == "generation_started"
-    assert f"generation 0 of {lab.run.id}" == who()["purpose"]
-    lab.release()
+    assert f"generation 0 of {endless.run.id}" == who()["purpose"]
+    endless.release()
     assert who() is None
     assert [event.kind for event in events][-1] == "stopped"
-    assert [event.kind for event in lab.generation(0)][-1] == "generation_finished"
+    again = endless.generation(0)
+    assert next(again).kind == "generation_started"
+    assert who()["pid"] == os.getpid()
+    again.close()
     assert who() is None
-    # what was planned lies beside what was measured
-    phases = {phase["name"]: phase for phase in lab.run.plan()["models"][0]["phases"]}
-    measured_mib = max(candidate.score.ram_peak_mib for candidate in lab.run.candidates() if candidate.score)
-    assert phases["evaluate"]["fits"]
-    assert 0.3 < measured_mib / (phases["evaluate"]["total_bytes"] / 2**20) < 3
-    assert "planned beforehand" in lab.summary()
 
 
-def test_release_from_another_thread_ends_the_generation(lab):
+def test_release_from_another_thread_ends_the_generation(endless):
     kinds, begun = [], threading.Event()
 
     def work():
-        for event in lab.generation(0):
+        for event in endless.generation(0):
             kinds.append(event.kind)
             if event.kind == "training_step":
                 begun.set()
 
     worker = threading.Thread(target=work)
     worker.start()
-    assert begun.wait(120)
-    lab.release()
-    worker.join(120)
+    assert begun.wait(300)
+    endless.release()
+    worker.join()
     assert kinds[-1] == "stopped"
     assert who() is None
+
+
+def test_what_was_planned_lies_beside_what_was_measured(lab):
+    assert [event.kind for event in lab.generation(0)][-1] == "generation_finished"
+    phases = {phase["name"]: phase for phase in lab.run.plan()["models"][0]["phases"]}
+    measured_mib = max(candidate.score.ram_peak_mib for candidate in lab.run.candidates() if candidate.score)
+    assert phases["evaluate"]["fits"]
+    assert 0.3 < measured_mib / (phases["evaluate"]["total_bytes"] / 2**20) < 3
+    assert lab.run.planned_mib()["evaluate"] == phases["evaluate"]["total_bytes"] / 2**20
+    assert "planned beforehand" in lab.summary()
+    assert "planned)" in tradeoff(lab.run).to_json()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(lab, monkeypatch):

@@ -1,0 +1,142 @@
+"""Who can be asked: the run's champion, followed as it changes, the adapters of its pool, and the base model."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentlab.adapters import Pool
+from agentlab.answering import CHAMPION, with_adapter
+from agentlab.errors import AgentlabError
+from agentlab.records import BASE
+from agentlab.serve.asking import MODEL
+from agentlab.serve.metrics import Metrics
+from agentlab.serve.problems import Problem
+
+if TYPE_CHECKING:
+    from agentlab.agent import Agent
+    from agentlab.evolution.run import Run
+
+_LOG = logging.getLogger("agentlab.serve")
+
+
+class Roster:
+    """Puts the adapter that a request names onto the resident model, and follows the run's champion.
+
+    adapter: "champion", or what is served under the stable name for good. `seat` and `refresh` are for the one thread
+    that answers; the rest may be called from anywhere.
+    """
+
+    def __init__(self, agent: "Agent", run: "Run", adapter: str, metrics: Metrics) -> None:
+        self.agent = agent
+        self.run = run
+        self.metrics = metrics
+        self.model_sha256 = agent.describe(agent.chain.links[0]).model_sha256
+        self.served = agent.chain.links[0].adapter or BASE
+        self.started_s = time.time()
+        self._follow = adapter == CHAMPION
+        self._seen = self._signature()
+        self._refused: tuple[Any, ...] | None = None  # the state of the disk at which a champion could not be loaded
+        self._lock = threading.Lock()
+        self._tell_metrics()
+
+    @property
+    def _pool(self) -> Pool:
+        return Pool(self.run.folder / "adapters", self.run.settings.population.pool, self.model_sha256)
+
+    def models(self) -> list[dict[str, Any]]:
+        """What `/v1/models` lists: the stable name first, then the pool, best first, then the base model."""
+        cards = [card for card in self._pool.members() if card.base_sha256 == self.model_sha256]
+        found = [_model(MODEL, self.started_s, self.served)]
+        found += [_model(card.adapter_id, card.created_at_s, card.adapter_id) for card in cards]
+        return [*found, _model(BASE, self.started_s, BASE)]
+
+    def check(self, model: str) -> None:
+        """Raise Problem (404) with the names that are allowed, unless `model` is one of them."""
+        if model in (MODEL, BASE):  # needs no look at the disk
+            return
+        allowed = [entry["id"] for entry in self.models()]
+        if model not in allowed:
+            raise Problem(
+                404, f"there is no model {model!r:.80}; allowed: {', '.join(allowed)}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+
+    def seat(self, model: str) -> str:
+        """Let the resident model answer as `model` from now on; the adapter's id. Raises Problem or AgentlabError."""
+        wanted = self.served if model == MODEL else model
+        chain = self.agent.chain
+        if (chain.links[0].adapter or BASE) != wanted:
+            self._put(wanted)
+        return wanted
+
+    def refresh(self) -> None:
+        """Take over a newly promoted champion, if there is one; one that cannot be loaded leaves the old one."""
+        if not self._follow:
+            return
+        signature = self._signature()
+        if signature == self._seen:
+            return
+        try:
+            champion = self.run.champion()
+        except AgentlabError as error:  # a damaged result file
+            self._refuse(signature, f"the run's results cannot be read, {self.served} goes on answering: {error}")
+            return
+        if champion == self.served:
+            self._seen = signature
+            return
+        state = (champion, self._weights(champion))
+        if state == self._refused:
+            return
+        try:
+            self._put(champion)
+        except Exception as error:  # an adapter can fail to load in as many ways as there are libraries under it
+            self._refuse(state, f"champion {champion} cannot be loaded, {self.served} goes on answering: {error}")
+            return
+        before, self.served = self.served, champion
+        self._seen, self._refused = signature, None
+        self.agent.chain.drop_adapters(keep=(champion,))
+        self.metrics.swaps.inc()
+        self._tell_metrics()
+        _LOG.warning("champion %s took over from %s", champion, before)
+
+    def _put(self, adapter: str) -> None:
+        chain = self.agent.chain
+        with chain.lock:  # an abandoned answer may still be at its last token
+            chain.use(with_adapter(chain.links[0], self.run, adapter, self.model_sha256))
+            chain.drop_adapters(keep=(self.served,))
+
+    def _refuse(self, state: tuple[Any, ...], message: str) -> None:
+        if state != self._refused:
+            self._refused = state
+            self.metrics.swap_failures.inc()
+            _LOG.warning("%s", message)
+
+    def _signature(self) -> tuple[Any, ...]:
+        """Changes whenever a generation is finished, or the weights of who should be champion change."""
+        results = sorted((self.run.folder / "generations").glob("*/result.json"))
+        return tuple(_stamp(path) for path in results)
+
+    def _weights(self, adapter: str) -> Any:
+        folder = self.run.folder / "adapters" / adapter
+        return tuple(_stamp(path) for path in sorted(folder.glob("*"))) if folder.is_dir() else None
+
+    def _tell_metrics(self) -> None:
+        info = self.agent.describe(self.agent.chain.links[0])
+        self.metrics.champion(run=self.run.id, adapter=self.served, model=info.model)
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # it went away meanwhile
+        return (path.name, 0, 0, 0)
+    return (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _model(name: str, created_s: float, adapter: str) -> dict[str, Any]:
+    return {
+        "id": name, "object": "model", "created": int(created_s), "owned_by": "agentlab",
+        "agentlab": {"adapter": adapter},
+    }  # fmt: skip

@@ -1,0 +1,115 @@
+"""A champion that changes while it serves, and weights that are not what they should be."""
+
+import time
+
+import httpx
+from serve_helpers import serving
+from support import promote
+
+
+def until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def answered_by(server, model="agentlab"):
+    response = server.post(model=model)
+    assert response.status_code == 200, response.text
+    return response.json()["agentlab"]["adapter"]
+
+
+def loaded(server):
+    return server.service.agent.chain.current()[1].adapters()
+
+
+def test_a_promoted_champion_takes_over_and_the_old_one_leaves_the_memory(own):
+    first, second, third = own.run.results()[-1].pool
+    with serving(own) as server:
+        model = server.service.agent.chain.current()[1]._base
+        assert answered_by(server) == first
+        assert loaded(server) == [first]
+        promote(own.run, second)
+        assert answered_by(server) == second  # at once: the next answer is the new champion's
+        assert loaded(server) == [second]
+        promote(own.run, third)
+        until(lambda: server.service.roster.served == third)  # also when nobody asks
+        assert server.get("/v1/models").json()["data"][0]["agentlab"] == {"adapter": third}
+        promote(own.run, "base")
+        assert answered_by(server) == "base"
+        assert loaded(server) == []
+        assert server.service.agent.chain.current()[1]._base is model  # loaded once
+        series = server.series()
+        assert series["agentlab_champion_swaps_total"] == 3
+        assert [name for name in series if name.startswith("agentlab_champion_info")] == [
+            f'agentlab_champion_info{{adapter="base",model="{server.service.agent.chain.link.model}",run="{own.run.id}"}}'
+        ]
+
+
+def test_an_answer_that_is_being_written_is_its_champions_to_the_end(own):
+    first, second, _ = own.run.results()[-1].pool
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "stream": True, "max_tokens": 450}
+    with serving(own) as server:
+        with httpx.stream("POST", f"{server.url}/chat/completions", json=body, headers=server.headers) as running:
+            lines = running.iter_lines()
+            next(lines)
+            promote(own.run, second)
+            text = "\n".join(lines)
+        assert f'"adapter": "{first}"' in text
+        assert "[DONE]" in text
+        assert answered_by(server) == second
+
+
+def test_others_of_the_pool_answer_by_name_and_the_champion_stays_loaded(own):
+    first, second, third = own.run.results()[-1].pool
+    with serving(own) as server:
+        assert answered_by(server, second) == second
+        assert loaded(server) == sorted([first, second])
+        assert answered_by(server, third) == third
+        assert loaded(server) == sorted([first, third])
+        assert answered_by(server, "base") == "base"
+        assert answered_by(server) == first
+        assert loaded(server) == [first]
+
+
+def test_damaged_weights_of_a_new_champion_leave_the_old_one(own, caplog):
+    first, second, _ = own.run.results()[-1].pool
+    weights = own.run.folder / "adapters" / second / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with serving(own) as server:
+        promote(own.run, second)
+        assert answered_by(server) == first
+        assert answered_by(server) == first
+        series = server.series()
+        assert series["agentlab_champion_swap_failures_total"] == 1
+        assert series["agentlab_champion_swaps_total"] == 0
+        assert f"champion {second} cannot be loaded, {first} goes on answering" in caplog.text
+        damaged = server.post(model=second)
+        assert damaged.status_code == 404
+        assert "sha256 differs" in damaged.json()["error"]["message"]
+        assert answered_by(server) == first
+        weights.write_bytes(whole)  # restored from a copy
+        assert answered_by(server) == second
+
+
+def test_a_damaged_result_file_leaves_the_old_champion(own):
+    first, second, _ = own.run.results()[-1].pool
+    with serving(own) as server:
+        promote(own.run, second)
+        path = own.run.generation_folder(own.run.results()[-1].generation) / "result.json"
+        text = path.read_text()
+        path.write_text("{")
+        until(lambda: server.series()["agentlab_champion_swap_failures_total"] >= 1)
+        assert answered_by(server) in (first, second)
+        path.write_text(text)
+        assert answered_by(server) == second
+
+
+def test_a_named_adapter_is_served_whoever_is_champion(own):
+    _, second, third = own.run.results()[-1].pool
+    with serving(own, adapter=third) as server:
+        promote(own.run, second)
+        assert answered_by(server) == third
+        assert server.series()["agentlab_champion_swaps_total"] == 0

@@ -106,18 +106,20 @@ def test_changing_the_rung_saves_what_the_ledger_says_and_keeps_the_adapters(ope
             engine.load_adapter(adapter, folder)
         asked = [Request(CHAT, adapter=adapter, max_new_tokens=8) for adapter in (None, first, second)]
         before = [completion.token_ids for completion in engine.generate(asked)]
-        held = held_bytes(engine.base)
-        for rung in ("bf16", "int8", "nf4"):
-            saved = engine.change_rung(rung)
-            assert (engine.rung, engine.adapters()) == (rung, sorted(folders))
-            assert saved > 0
-            assert held - held_bytes(engine.base) == pytest.approx(saved, rel=0.05)
+        for rungs in (("bf16", "nf4"), ("int8",)):  # embeddings are in fp32 beside int8: on a model this small too much
             held = held_bytes(engine.base)
-            lower = [completion.token_ids for completion in engine.generate(asked)]
-            assert len({tuple(tokens) for tokens in lower}) == 3, "each adapter still answers in its own way"
+            for rung in rungs:
+                saved = engine.change_rung(rung)
+                assert (engine.rung, engine.adapters()) == (rung, sorted(folders))
+                assert saved > 0
+                assert held - held_bytes(engine.base) == pytest.approx(saved, rel=0.05)
+                held = held_bytes(engine.base)
+                lower = [completion.token_ids for completion in engine.generate(asked)]
+                assert len({tuple(tokens) for tokens in lower}) == 3, "each adapter still answers in its own way"
+                engine.offload_adapters()
+            engine.change_rung("fp32", room_bytes=2**30)
+            assert [completion.token_ids for completion in engine.generate(asked)] == before
             engine.offload_adapters()
-        engine.change_rung("fp32", room_bytes=2**30)
-        assert [completion.token_ids for completion in engine.generate(asked)] == before
 
 
 def test_a_rung_that_saves_nothing_is_refused_before_anything_is_freed(opened):
@@ -137,7 +139,7 @@ def test_a_base_that_cannot_be_loaded_lower_is_what_it_was(opened, folders, monk
     real = loading.load_base
 
     def scarce(model, rung, device):
-        if rung == "int8":
+        if rung == "nf4":
             raise OutOfMemoryError("no room to quantize")
         return real(model, rung, device)
 
@@ -148,7 +150,7 @@ def test_a_base_that_cannot_be_loaded_lower_is_what_it_was(opened, folders, monk
         before = engine.generate([request])[0].token_ids
         monkeypatch.setattr(loading, "load_base", scarce)
         with pytest.raises(OutOfMemoryError, match="no room to quantize"):
-            engine.change_rung("int8")
+            engine.change_rung("nf4")
         assert (engine.rung, engine.adapters()) == ("bf16", [adapter])
         assert engine.generate([request])[0].token_ids == before
 

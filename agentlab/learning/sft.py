@@ -190,6 +190,8 @@ def sft_config(
 def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
     """Give the base back as it was: TRL patches its forward for good, and each patch would wrap the one before."""
     base = engine.base
+    embedding = base.get_input_embeddings()
+    hooks = set(embedding._forward_hooks)
     patched = "forward" in vars(base)
     forward, use_cache = vars(base).get("forward"), base.config.use_cache
     try:
@@ -202,7 +204,9 @@ def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
         base.config.use_cache = use_cache
         if base.is_gradient_checkpointing:
             base.gradient_checkpointing_disable()
-            base.disable_input_require_grads()  # TRL's hook on the embedding, one more for each training
+            base.disable_input_require_grads()
+            for hook in set(embedding._forward_hooks) - hooks:  # of TRL and of transformers
+                del embedding._forward_hooks[hook]
         engine.model.eval()
         engine.model.zero_grad(set_to_none=True)
 

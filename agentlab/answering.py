@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from agentlab import config, models
 from agentlab.adapters import Pool
+from agentlab.config import RungName
 from agentlab.errors import AdapterError, ModelError
 from agentlab.evolution.run import Run
+from agentlab.hardware import watch
 from agentlab.hardware.lease import Lease
+from agentlab.hardware.monitor import accelerator
+from agentlab.hardware.recovery import Footprint, free_bytes
 from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, choose_engine, open_engine
 from agentlab.inference.chain import Chain, Link, Role
-from agentlab.inference.opening import served_model
+from agentlab.inference.opening import planned_footprint, served_model
 from agentlab.records import BASE
 
 if TYPE_CHECKING:
@@ -30,7 +34,8 @@ def open_agent(
     from agentlab.agent import Agent, Options
 
     links, known = _links(run, adapter)
-    chain = Chain(links)
+    budget = run.settings.budget
+    chain = Chain(links, lambda: free_bytes(watch.read(watch.OWNERS.holdings()), budget))
     held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease else None
     if held is not None:
         held.acquire(wait_s=1.0)
@@ -64,7 +69,10 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
         if name is None:
             continue
         known[role] = {}
-        link = Link(role, name, _opener(run, role, name, known[role]))
+        opener = _Opener(run, role, name, known[role])
+        link = Link(role, name, opener.open)
+        if not _is_served(run, role, name):
+            link = dataclasses.replace(link, reopen=opener.reopen, planned=opener.planned)
         if _is_served(run, role, name):  # whether the server has it is seen when it is its turn
             if adapter not in (CHAMPION, BASE):
                 raise AdapterError(
@@ -98,17 +106,44 @@ def _is_served(run: Run, role: Role, name: str) -> bool:
     return False
 
 
-def _opener(run: Run, role: Role, name: str, known: dict[str, Any]) -> Callable[[], Engine]:
-    def opened() -> Engine:
-        if _is_served(run, role, name):
-            return open_engine(run.settings, served_model(name), "openai")
-        files = models.resolve(name, run.root)
-        known["model_sha256"] = files.sha256
-        limit_threads(run.settings.budget.threads)
-        local = "transformers" if run.settings.model.engine == "openai" else choose_engine(run.settings, files)
-        return open_engine(run.settings, files, local)
+@dataclasses.dataclass
+class _Opener:
+    """One model of the chain: loaded as the settings say, or smaller where memory is lacking. known: filled by it."""
 
-    return opened
+    run: Run
+    role: Role
+    name: str
+    known: dict[str, Any]
+
+    def open(self) -> Engine:
+        settings = self.run.settings
+        if _is_served(self.run, self.role, self.name):
+            return open_engine(settings, served_model(self.name), "openai")
+        files = self._files()
+        local = "transformers" if settings.model.engine == "openai" else choose_engine(settings, files)
+        return open_engine(settings, files, local, rung=self._rung())
+
+    def reopen(self, rung: RungName | None, on_cpu: bool) -> Engine:
+        """On transformers, at this rung, and on the CPU if need be."""
+        return open_engine(self.run.settings, self._files(), "transformers", rung, on_cpu)
+
+    def planned(self) -> Footprint | None:
+        try:
+            held = planned_footprint(self.run.settings, models.resolve(self.name, self.run.root), accelerator())
+        except ModelError:
+            return None
+        rung = self._rung()
+        return held if held is None or rung is None else dataclasses.replace(held, rung=rung)
+
+    def _rung(self) -> RungName | None:
+        """What the run's adapters were trained and scored at; None: as for any other model."""
+        return self.run.rung() if self.role == "primary" else None
+
+    def _files(self) -> models.ModelFiles:
+        files = models.resolve(self.name, self.run.root)
+        self.known["model_sha256"] = files.sha256
+        limit_threads(self.run.settings.budget.threads)
+        return files
 
 
 def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str) -> Link:

@@ -154,7 +154,7 @@ class TrainingSettings(_Section):
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
     to selection. Children spread around the rate of their fitter parent.
-    `max_length` is in tokens of prompt and answer together.
+    `max_length` is in tokens of prompt and answer together. `max_remedies` are tried against NaN and divergence.
     """
 
     method: Literal["sft"] = "sft"

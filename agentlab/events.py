@@ -189,6 +189,23 @@ class Warned(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RecoveryStep(Event):
+    """Memory was lacking and something was given up for it, or it has returned and the step was undone.
+
+    action: shrink_context (tokens), offload_adapters (their number), lower_rung, smaller_model, cpu.
+    bytes_expected: what the step frees by the ledger's account, or takes when it is undone; 0 where nobody knows.
+    """
+
+    model: str
+    action: str
+    source: str
+    target: str
+    bytes_expected: int
+    undone: bool = False
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationFinished(Event):
     generation: int
     champion: str

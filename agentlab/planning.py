@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
-from agentlab.config import RungName
 from agentlab.errors import ConfigError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
@@ -14,8 +13,6 @@ from agentlab.hardware.sizing import Device, Machine, Model, Workload
 from agentlab.tasks import Suite
 
 _CHARS_PER_TOKEN = 3.0  # English in chat templates; the embedded model's 3.4 leaves room for markup and other languages
-# what the engines load so far
-_LOADED: dict[Device, tuple[RungName, ...]] = {"cuda": ("bf16",), "cpu": ("fp32",)}
 _TEMPLATE_TOKENS = 16  # what a chat template adds
 
 
@@ -30,19 +27,18 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
 def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
     """The plan of the run's primary model on this machine, as the engine loads it.
 
-    Raises DoesNotFitError when it cannot be loaded, evaluated and trained here, ConfigError for a `model.rung` that no
-    engine loads here.
+    Raises DoesNotFitError when it cannot be loaded, evaluated and trained here, ConfigError for a `model.rung` that is
+    not to be had.
     """
     here = machine("auto")
-    loadable = _LOADED[here.device]
-    if run.settings.model.rung not in ("auto", *loadable):
-        raise ConfigError(
-            f"key model.rung: {run.settings.model.rung!r} cannot be loaded on this machine's "
-            f"{'GPU' if here.device == 'cuda' else 'CPU'} yet; allowed: auto, {', '.join(loadable)}"
-        )
     name = run.settings.model.primary
     primary = Model("primary", name, *models.shape_of(name, run.root))
-    plan = make_plan(run.settings, [primary], here, workload(suite), [RUNGS[rung] for rung in loadable])
+    if primary.weight_bytes is not None and run.settings.model.rung != "auto":
+        raise ConfigError(
+            f"key model.rung: {run.settings.model.rung!r}; allowed for {name}, which is quantized in its files: auto"
+        )
+    known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
+    plan = make_plan(run.settings, [primary], here, workload(suite), None if known is None else [RUNGS[known]])
     check_fits(plan)
     return plan
 

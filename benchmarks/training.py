@@ -150,7 +150,7 @@ def bare(engine: Any, genome: Any, examples: list[Any], trainer_class: Any) -> t
     base = engine.base
     before = {"forward": vars(base).get("forward"), "use_cache": base.config.use_cache}
     with tempfile.TemporaryDirectory() as folder:
-        attempt = Attempt(genome.learning_rate, genome.batch_size)
+        attempt = Attempt(genome.learning_rate, genome.batch_size, checkpointing=engine.device == "cuda")
         started = time.perf_counter()
         set_seed(genome.seed)
         trainer = trainer_class(

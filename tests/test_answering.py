@@ -48,7 +48,7 @@ def test_where_the_server_fails_a_model_on_this_machine_answers(tiny_experiment,
         with lab.agent(remember=False, builtin_tools=False, lease=False) as agent:
             link, engine = agent.chain.current()
             assert (link.role, engine.name) == ("emergency", "transformers")
-            (fall,) = agent.chain.take_falls()
+            (fall,) = agent.chain.take_news()
             assert "has no model not-there; it has: m" in fall.reason
 
 

@@ -19,6 +19,7 @@ from agentlab.agent.steps import (
     Observed,
     ReasoningStep,
     Recalled,
+    Recovered,
     Rejected,
     State,
     Step,
@@ -27,8 +28,9 @@ from agentlab.agent.steps import (
 )
 from agentlab.agent.tools import Tool, as_untrusted, execute
 from agentlab.errors import AgentError, AgentlabError
+from agentlab.events import RecoveryStep
 from agentlab.inference import Completion, Engine, Request
-from agentlab.inference.chain import Chain, ChainExhausted, Link
+from agentlab.inference.chain import Chain, ChainExhausted, Fall, Link
 from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, validate
 
 Choice = Literal["auto", "required", "none"]
@@ -111,6 +113,7 @@ class Loop:
         self._made: dict[str, Observed] = {}  # what came of each call, to notice when it comes again
         self._above: set[str] = set()  # the calls that the talk shows
         self._show_tools = bool(self.tools)
+        self._asked_tokens = 0  # prompt and answer of what is being written
         self._at_stop = False  # whether the answer that is being written has come to a stop string
         self._short_of_time = False  # whether time, and not max_new_tokens, limits what is being written
 
@@ -271,6 +274,7 @@ class Loop:
         """One output of the model whose turn it is, or None when there is none in time."""
         while True:
             try:
+                self._asked_tokens = 0
                 link, engine = self.chain.current()
                 yield from self._fallen(number)
                 return (yield from self._stream(number, choice, link, engine))
@@ -279,12 +283,27 @@ class Loop:
                 self.error = str(error)
                 return None
             except Exception as error:
-                self.chain.broken(error)  # raises what is not the engine's fault
+                try:
+                    self.chain.broken(error, self._asked_tokens)  # raises what is not the engine's fault
+                except ChainExhausted as last:
+                    yield from self._fallen(number)
+                    self.error = str(last)
+                    return None
+                yield from self._fallen(number)
 
     def _fallen(self, number: int) -> Iterator[Step]:
-        for fall in self.chain.take_falls():
-            self.fallbacks.append(f"{fall.from_model} → {fall.to_model}: {fall.reason}")
-            yield FellBack(step_number=number, from_model=fall.from_model, to_model=fall.to_model, reason=fall.reason)
+        for news in self.chain.take_news():
+            if isinstance(news, Fall):
+                self.fallbacks.append(f"{news.from_model} → {news.to_model}: {news.reason}")
+                yield FellBack(
+                    step_number=number, from_model=news.from_model, to_model=news.to_model, reason=news.reason
+                )
+            else:
+                self.fallbacks.append(_in_words(news))
+                yield Recovered(
+                    step_number=number, model=news.model, action=news.action, source=news.source, target=news.target,
+                    bytes_expected=news.bytes_expected, undone=news.undone, reason=news.reason,
+                )  # fmt: skip
 
     def _stream(
         self, number: int, choice: Choice, link: Link, engine: Engine
@@ -370,6 +389,9 @@ class Loop:
             elif not _shorten_result(talk):
                 break
         least = min(_LEAST_TOKENS, wanted)
+        # while memory is short the context is shrunk, but no answer is refused, cut or kept from its tools for it
+        if size + wanted > context and self.chain.widen(size + max(least, min(wanted, _ANSWER_TOKENS), wanted // 4)):
+            return self._request(choice, link, engine, form)
         if size + least > context and tools:  # a small window: better an answer without tools than none
             self.warnings.append(f"the tools were left out: with them the prompt has {size} of {context} tokens")
             self._show_tools = False
@@ -380,6 +402,7 @@ class Loop:
             self._out_of_time()
             return None
         self._short_of_time = room < min(wanted, context - size)
+        self._asked_tokens = size + min(wanted, room, context - size)
         can = engine.capabilities()
         constrained = self.options.constrained and can.structure
         return Request(
@@ -453,3 +476,9 @@ def _shorten_result(talk: list[Message]) -> bool:
             talk[at] = {**message, "content": f"{half} …"}
             return True
     return False
+
+
+def _in_words(step: RecoveryStep) -> str:
+    """A step for lack of memory, for `ReasoningResult.fallbacks`."""
+    what = step.action.replace("_", " ")
+    return f"{step.model}: {'undone: ' if step.undone else ''}{what} {step.source} → {step.target}: {step.reason}"

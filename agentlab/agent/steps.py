@@ -168,6 +168,22 @@ class FellBack(Step):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovered(Step):
+    """Memory was lacking and something was given up for it, or it has returned and a step was undone.
+
+    The fields are those of `events.RecoveryStep`. The answer goes on where it was; the talk is untouched.
+    """
+
+    model: str
+    action: str
+    source: str
+    target: str
+    bytes_expected: int
+    undone: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered(Step):
     """Always the last step."""
 

@@ -169,6 +169,9 @@ class _Printer:
             self._note(f"not usable: {_short(step.problems[0])}; {step.remedy}")
         elif isinstance(step, kinds.FellBack):
             self._note(f"{step.from_model} → {step.to_model}: {step.reason}")
+        elif isinstance(step, kinds.Recovered):
+            what = f"{step.action.replace('_', ' ')} {step.source} → {step.target}"
+            self._note(f"{step.model}: {'undone: ' if step.undone else ''}{what}: {step.reason}")
 
     def end(self, result: "ReasoningResult") -> None:
         """Close the line; an answer that was not written piece by piece is shown whole."""

@@ -15,6 +15,7 @@ from agentlab.events import Event
 from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
 from agentlab.evolution.run import Run
+from agentlab.hardware.rungs import RUNGS
 from agentlab.inference import Engine, choose_engine
 from agentlab.inference.opening import EngineName
 from agentlab.learning import steps_of
@@ -119,7 +120,7 @@ def open_bench(
     """
     check_learns(run.settings)
     model = models.resolve(run.settings.model.primary, run.root)
-    engines = Engines(run.settings, model, _engine_of(run, model), emit)
+    engines = Engines(run.settings, model, _engine_of(run, model), emit, run.rung())
     try:
         pool = Pool(run.folder / "adapters", run.settings.population.pool, model.sha256)
         pool.sweep()
@@ -138,7 +139,8 @@ def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
     if not path.exists():
         chosen = choose_engine(run.settings, model)
         versions = {"transformers": transformers.__version__}
-        record = {"name": model.name, "sha256": model.sha256, "engine": chosen, "versions": versions}
+        identity = {"name": model.name, "sha256": model.sha256}
+        record = {**identity, "engine": chosen, "rung": _planned_rung(run), "versions": versions}
         files.write_json(path, record)
         return chosen
     known = files.read_json(path)
@@ -154,3 +156,12 @@ def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
             f"model.engine: {engine}, or start a new run under another name"
         )
     return engine
+
+
+def _planned_rung(run: Run) -> str | None:
+    """The rung on which the run was planned to fit; None for a model that is loaded as it is stored."""
+    plan = run.plan()
+    rung = plan["models"][0]["rung"] if plan else None
+    if rung is None and run.settings.model.rung != "auto":
+        return run.settings.model.rung
+    return rung if rung in RUNGS else None

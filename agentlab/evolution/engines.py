@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from agentlab import inference
-from agentlab.config import Settings
+from agentlab.config import RungName, Settings
 from agentlab.errors import RunError
 from agentlab.events import Event, ModelLoaded, Warned
 from agentlab.inference import Engine
@@ -24,12 +24,16 @@ class Engines:
     Each is opened when it is first needed. On the transformers engine both are one object, which stays.
     """
 
-    def __init__(self, settings: Settings, model: ModelFiles, name: EngineName, emit: Callable[[Event], None]) -> None:
-        """Raises RunError for an engine that only answers."""
+    def __init__(
+        self, settings: Settings, model: ModelFiles, name: EngineName, emit: Callable[[Event], None],
+        rung: RungName | None = None,
+    ) -> None:  # fmt: skip
+        """rung: the run's, of everything that it trains and scores. Raises RunError for an engine that only answers."""
         check_learns(settings)
         self.name = name
         self.model_files = model
         self._settings = settings
+        self._rung = rung
         self._emit = emit
         self._learner: TransformersEngine | None = None
         self._vllm: VllmEngine | None = None
@@ -61,7 +65,7 @@ class Engines:
 
     def _open(self, name: EngineName) -> Engine:
         started = time.monotonic()
-        engine = inference.open_engine(self._settings, self.model_files, name)
+        engine = inference.open_engine(self._settings, self.model_files, name, self._rung)
         self._emit(
             ModelLoaded(
                 model=self.model_files.name,

@@ -18,11 +18,12 @@ experiments/<name>/<hash>/
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 
 from agentlab import config, files
+from agentlab.config import RungName
 from agentlab.errors import StorageError
 from agentlab.events import Journal
 from agentlab.records import BASE, BaselineResult, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
@@ -166,6 +167,12 @@ class Run:
 
     def save_plan(self, plan: Mapping[str, Any]) -> None:
         files.write_json(self.folder / "plan.json", dict(plan))
+
+    def rung(self) -> RungName | None:
+        """The rung at which the run's adapters are trained and scored; None before it began, or as stored."""
+        path = self.folder / "model.json"
+        found = files.read_json(path).get("rung") if path.exists() else None
+        return cast("RungName | None", found)
 
     def baseline(self) -> BaselineResult | None:
         return _read(self.folder / "baseline.json", BaselineResult)

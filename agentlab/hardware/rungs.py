@@ -62,3 +62,11 @@ HQQ3 = Rung(
 
 RUNGS: dict[RungName, Rung] = {rung.name: rung for rung in (FP32, BF16, INT8, NF4, HQQ3)}
 LADDER = (BF16, INT8, NF4, HQQ3)  # a GPU's, from precise to small
+
+
+def element_bytes(rung: RungName | None, device: str) -> int:
+    """Bytes of one element of what is not quantized: 2, and 4 at fp32 and for what is quantized on a CPU.
+
+    rung: None for a model that is quantized in its files.
+    """
+    return 4 if rung == "fp32" or (device == "cpu" and rung != "bf16") else 2

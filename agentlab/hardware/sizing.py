@@ -6,7 +6,7 @@ from typing import Literal
 from agentlab.config import Settings
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
-from agentlab.hardware.rungs import Rung
+from agentlab.hardware.rungs import Rung, element_bytes
 from agentlab.hardware.shape import ModelShape
 
 Device = Literal["cuda", "cpu"]
@@ -79,7 +79,7 @@ def phases_of(
     without_embedding: bool = False,
 ) -> tuple[Phase, ...]:  # fmt: skip
     """serve, and for a model that is trained evaluate and train, at one rung, each as large as fits up to its wish."""
-    element = 4 if rung.name == "fp32" else 2
+    element = element_bytes(rung.name, machine.device)
     weights = model.weight_bytes
     if weights is None:
         account = ledger.weights(model.shape, rung, element)
@@ -118,7 +118,7 @@ class _Sizing:
     @property
     def sums(self) -> int:
         """What the engine keeps of weights with an adapter added, once: in fp32 alone."""
-        return ledger.sum_bytes(self.shape, self.settings.lora.target_modules) if self.element == 4 else 0
+        return ledger.sum_bytes(self.shape, self.settings.lora.target_modules) if self.rung.name == "fp32" else 0
 
     @property
     def trained_tokens(self) -> int:

@@ -1,21 +1,31 @@
-"""The fallback chain: primary → fallback → emergency model, one of which answers."""
+"""The fallback chain: primary → fallback → emergency model, one of which answers; the CPU where nothing is left."""
 
 import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
+from agentlab.config import RungName
 from agentlab.errors import AgentlabError, ModelError
-from agentlab.inference.contract import Engine, EngineError, OutOfMemoryError
+from agentlab.events import RecoveryStep
+from agentlab.hardware import recovery
+from agentlab.hardware.oom import is_out_of_memory, let_go
+from agentlab.hardware.recovery import Action, Footprint, Situation
+from agentlab.inference.contract import Engine, EngineError
 
 Role = Literal["primary", "fallback", "emergency"]
+_LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One model of the chain; `open` loads it. The adapter, an id and its folder, fits this model alone."""
+    """One model of the chain; `open` loads it. The adapter, an id and its folder, fits this model alone.
+
+    reopen: loads it at a rung, None for the usual one, and on the CPU if the second argument says so; a link without it
+    is only opened as it is. planned: what it will hold when it is opened, known without loading it.
+    """
 
     role: Role
     model: str
@@ -23,6 +33,8 @@ class Link:
     adapter: str | None = None
     adapter_folder: Path | None = None
     adapter_sha256: str | None = None
+    reopen: Callable[[RungName | None, bool], Engine] | None = None
+    planned: Callable[[], Footprint | None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +46,19 @@ class Fall:
     reason: str
 
 
+@dataclasses.dataclass
+class _Taken:
+    """A step that was taken for lack of memory and not undone yet.
+
+    position: whose; origin: of the model that gave way to the CPU. engine: on which it acts, None until that is loaded.
+    """
+
+    action: Action
+    position: int
+    engine: Engine | None = None
+    origin: int = -1
+
+
 class ChainExhausted(ModelError):
     """No model of the chain is left; the message says what became of each."""
 
@@ -41,24 +66,42 @@ class ChainExhausted(ModelError):
 class Chain:
     """Models in the order in which they are tried; each is loaded when it is its turn. Not thread-safe: hold `lock`.
 
-    A model that cannot be loaded, runs out of memory or breaks is not tried again in this chain's life; one whose
-    output was unusable is, at the next `rewind`.
+    Out of memory is met as `hardware.recovery` decides: the model gives something up and answers again; only then a
+    smaller one takes over, and at the end the CPU. free_bytes: what the monitor says may be taken now; steps are undone
+    by it at `rewind`, one at a time, the last one first. A model that breaks, or cannot be loaded for other reasons, is
+    not tried again in this chain's life; one whose output was unusable is, at the next `rewind`.
     """
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(
+        self, links: Sequence[Link], free_bytes: Callable[[], int] = lambda: 0, max_steps: int = recovery.MAX_STEPS
+    ) -> None:
         if not links:
             raise ValueError("a chain needs at least one model")
         self.links = list(links)
+        self.lock = threading.Lock()  # for whoever answers: engines take one call at a time
+        self._free_bytes = free_bytes
+        self._max_steps = max_steps
         self._engines: dict[int, Engine] = {}
         self._broken: dict[int, str] = {}
         self._position = 0
-        self._falls: list[Fall] = []
-        self.lock = threading.Lock()  # for whoever answers: engines take one call at a time
+        self._news: list[Fall | RecoveryStep] = []  # not yet told
+        self._taken: list[_Taken] = []
+        self._rungs: dict[int, RungName] = {}  # of models that are loaded lower than usual
+        self._on_cpu: int | None = None  # which model was moved there
+        self._cpu_failed = False  # in this answer
+        self._count = 0  # steps in this answer
+        self._least_tokens = 0  # what this answer cannot do without
+        self._calm_answers = 0
+        self._asked_tokens = 0  # of the largest request that memory did not suffice for
+        self._undone: set[tuple[int, str]] = set()  # (position, action) of steps that were undone
+        self._relapses: dict[tuple[int, str], int] = {}  # and how often they had to be taken again
 
     @property
     def link(self) -> Link:
         """Whose turn it is."""
         return self.links[self._position]
+
+    # -- loading ------------------------------------------------------------------------------------------------------
 
     def current(self) -> tuple[Link, Engine]:
         """The model whose turn it is, loaded; falls on where loading fails. Raises ChainExhausted at the end."""
@@ -70,40 +113,39 @@ class Chain:
                 self._next(self._broken[self._position])
                 continue
             try:
-                engine = self._load(self.link)
+                self._engines[self._position] = self._load()
             except Exception as error:  # a model fails to load in as many ways as there are libraries under it
-                if _is_memory(error) and self._engines:
+                let_go(error)
+                if is_out_of_memory(error) and self._engines:
                     self._close_all()  # a model that is kept for later may be what takes the room
-                    try:
-                        engine = self._load(self.link)
-                    except Exception as again:
-                        self.fall(f"{self.link.model} cannot be loaded: {_first_line(again)}", broken=True)
-                        continue
-                else:
+                elif not is_out_of_memory(error):
                     self.fall(f"{self.link.model} cannot be loaded: {_first_line(error)}", broken=True)
-                    continue
-            self._engines[self._position] = engine
-            return self.link, engine
+                else:
+                    self._relieve("loading", error)
 
-    @staticmethod
-    def _load(link: Link) -> Engine:
-        engine = link.open()
+    def _load(self) -> Engine:
+        link, rung, on_cpu = self.link, self._rungs.get(self._position), self._on_cpu == self._position
+        engine = link.reopen(rung, on_cpu) if link.reopen is not None and (rung or on_cpu) else link.open()
         if link.adapter is not None and link.adapter_folder is not None:
             try:
                 engine.load_adapter(link.adapter, link.adapter_folder)
             except BaseException:
                 engine.close()
                 raise
+        for one in self._taken:
+            if one.position == self._position and one.engine is None and one.action.kind in _LASTING:
+                if one.action.kind == "shrink_context":
+                    engine.relieve(one.action, link.adapter)
+                one.engine = engine
         return engine
+
+    # -- falling ------------------------------------------------------------------------------------------------------
 
     def fall(self, reason: str, *, broken: bool) -> None:
         """Go on to the next model; a broken one is freed first. Raises ChainExhausted when there is none."""
         if broken:
             self._broken[self._position] = reason
-            engine = self._engines.pop(self._position, None)
-            if engine is not None:
-                with contextlib.suppress(Exception):  # it is broken: what it says at the end helps nobody
-                    engine.close()
+            self._close(self._position)
         self._next(reason)
 
     def _next(self, reason: str) -> None:
@@ -111,19 +153,25 @@ class Chain:
             raise ChainExhausted(reason if len(self.links) == 1 else f"no model of the chain is left; last: {reason}")
         source = self.link.model
         self._position += 1
-        self._falls.append(Fall(source, self.link.model, reason))
+        self._news.append(Fall(source, self.link.model, reason))
 
-    def broken(self, error: BaseException) -> None:
-        """Fall because answering raised `error`; a request that no model could take is raised again instead."""
-        if isinstance(error, EngineError) and not isinstance(error, OutOfMemoryError):
+    def broken(self, error: BaseException, asked_tokens: int = 0) -> None:
+        """Do what helps after answering raised `error`; a request that no model could take is raised again instead.
+
+        asked_tokens: prompt and answer of the request. Afterwards the same answer can be tried again with `current`.
+        Raises ChainExhausted when nothing is left.
+        """
+        memory = is_out_of_memory(error)
+        if isinstance(error, EngineError) and not memory:
             self.fall(f"{self.link.model} cannot take this: {_first_line(error)}", broken=False)
             return
-        if isinstance(error, AgentlabError) and not isinstance(error, OutOfMemoryError):
+        if (isinstance(error, AgentlabError) and not memory) or not isinstance(error, Exception):
             raise error
-        if not isinstance(error, Exception):
-            raise error
-        what = "ran out of memory" if _is_memory(error) else f"broke: {_first_line(error)}"
-        self.fall(f"{self.link.model} {what}", broken=True)
+        if memory:
+            let_go(error)
+            self._relieve("serving", error, asked_tokens)
+        else:
+            self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)
 
     def use(self, link: Link) -> None:
         """Let `link`, the first model with another adapter or none, answer from now on; a loaded model stays loaded.
@@ -150,23 +198,219 @@ class Chain:
         """Whether a model is left that did not break."""
         return len(self._broken) < len(self.links)
 
-    def take_falls(self) -> list[Fall]:
-        """Falls since the last call, oldest first."""
-        falls, self._falls = self._falls, []
-        return falls
+    def take_news(self) -> list[Fall | RecoveryStep]:
+        """Falls, and steps for lack of memory, since the last call, oldest first; to a smaller model is a fall."""
+        news, self._news = self._news, []
+        return news
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def _relieve(self, problem: Literal["serving", "loading"], error: Exception, asked_tokens: int = 0) -> None:
+        """Take the next step that is left. Raises ChainExhausted where none is."""
+        self._calm_answers = 0
+        self._asked_tokens = max(self._asked_tokens, asked_tokens)
+        while True:
+            position, engine = self._position, self._engines.get(self._position)
+            situation = self._situation(problem, asked_tokens)
+            action = recovery.next_action(situation, self._count, self._max_steps)
+            self._count += 1
+            if action is None or action.kind == "smaller_model":
+                what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {_first_line(error)}"
+                self._give_up(action or Action("smaller_model", self.link.model, "", _weights(situation)), position)
+                self.fall(f"{self.link.model} {what}", broken=True)
+                return
+            reason = _first_line(error)
+            try:
+                self._act(action, engine)
+            except Exception as failed:
+                self._close(position)  # it may have lost its base on the way
+                if not is_out_of_memory(failed):
+                    self.fall(f"{self.link.model} broke: {_first_line(failed)}", broken=True)
+                    return
+                error, problem = failed, "loading"
+                if action.kind != "lower_rung":
+                    continue
+                self._act(action, None)  # where it could not be loaded; the next step goes on from there
+            self._tell(action, reason, model=self.links[position].model)
+            if problem == "serving" or engine is None:
+                return
+
+    def _give_up(self, action: Action, position: int) -> None:
+        """A model that memory does not suffice for is left alone until it does."""
+        if position == self._on_cpu:  # not even there: what has to return is the memory of the one that gave way to it
+            at = next(index for index, one in enumerate(self._taken) if one.action.kind == "cpu")
+            moved = self._taken[at]
+            self._taken = [one for index, one in enumerate(self._taken) if index < at or one.position != position]
+            self._on_cpu, self._cpu_failed = None, True
+            self._rungs.pop(position, None)
+            self._broken[position] = "ran out of memory"
+            position, action = moved.origin, dataclasses.replace(moved.action, kind="smaller_model")
+        self._broken[position] = "ran out of memory"
+        self._close(position)
+        self._take(action, position)
+
+    def _take(self, action: Action, position: int, engine: Engine | None = None, origin: int = -1) -> None:
+        self._taken.append(_Taken(action, position, engine, origin))
+        mark = (position, action.kind)
+        if mark in self._undone:
+            self._undone.discard(mark)
+            self._relapses[mark] = self._relapses.get(mark, 0) + 1
+
+    def _situation(self, problem: Literal["serving", "loading"], asked_tokens: int) -> Situation:
+        link, engine = self.link, self._engines.get(self._position)
+        held: Footprint | None
+        if engine is not None:
+            held = engine.footprint(link.adapter)
+        else:
+            held = link.planned() if link.reopen is not None else None
+            rung = self._rungs.get(self._position)
+            if held is not None and (rung is not None or self._on_cpu == self._position):
+                device: Literal["cuda", "cpu"] = "cpu" if self._on_cpu == self._position else held.device
+                held = dataclasses.replace(held, rung=rung or held.rung, device=device)
+        left = [at for at in range(self._position + 1, len(self.links)) if at not in self._broken]
+        movable = [at for at, other in enumerate(self.links) if other.reopen is not None]
+        to_cpu = self.links[movable[-1]].model if movable and self._on_cpu is None and not self._cpu_failed else None
+        return Situation(
+            problem=problem,
+            model=link.model,
+            footprint=held,
+            asked_tokens=asked_tokens,
+            least_tokens=self._least_tokens,
+            smaller=self.links[left[0]].model if left else None,
+            cpu=to_cpu,
+        )
+
+    def _act(self, action: Action, engine: Engine | None) -> None:
+        position = self._position
+        if action.kind == "cpu":
+            place = max(at for at, link in enumerate(self.links) if link.reopen is not None)
+            self._broken[position] = "ran out of memory"
+            self._close(position)
+            self._close(place)
+            # it begins anew there, where memory is another
+            self._taken = [one for one in self._taken if one.position != place or one.action.kind == "smaller_model"]
+            self._rungs.pop(place, None)
+            self._broken.pop(place, None)
+            self._take(action, place, origin=position)
+            self._on_cpu = self._position = place
+        elif engine is not None:
+            engine.relieve(action, self.link.adapter)
+            self._take(action, position, engine)
+        else:  # it could not be loaded: the next attempt is at this rung
+            self._rungs[position] = cast(RungName, action.target)
+            self._take(action, position)
+
+    def widen(self, tokens: int) -> bool:
+        """Let the model read so many tokens again, without which this answer cannot be given.
+
+        False where its context was not shrunk, or is too small even so.
+        """
+        engine = self._engines.get(self._position)
+        shrunk = [one.action for one in self._taken if one.engine is engine and one.action.kind == "shrink_context"]
+        if engine is None or not shrunk or not engine.context_length() < tokens <= int(shrunk[0].source):
+            return False
+        action = Action("shrink_context", str(engine.context_length()), str(tokens))
+        engine.relieve(action, self.link.adapter)
+        self._least_tokens = tokens
+        self._tell(action, "this answer needs them", undone=True)
+        return True
+
+    def _tell(self, action: Action, reason: str, undone: bool = False, model: str = "") -> None:
+        step = RecoveryStep(
+            model=model or self.link.model, action=action.kind, source=action.source, target=action.target,
+            bytes_expected=action.bytes_expected, undone=undone, reason=reason,
+        )  # fmt: skip
+        self._news.append(step)
 
     def rewind(self) -> None:
-        """Begin again with the first model that is not broken."""
-        self._position = next((i for i in range(len(self.links)) if i not in self._broken), len(self.links) - 1)
+        """Begin an answer: with the first model that is not broken, and with one step undone if memory has returned."""
+        self._calm_answers += 1
+        self._count = self._least_tokens = 0
+        self._cpu_failed = False
+        self._undo()
+        whole = [at for at in range(len(self.links)) if at not in self._broken]
+        self._position = whole[0] if whole else len(self.links) - 1
+
+    def _undo(self) -> None:
+        if not self._taken:
+            return
+        at = next((index for index, one in enumerate(self._taken) if one.action.kind == "cpu"), len(self._taken) - 1)
+        last = self._taken[at]
+        mark = (last.position, last.action.kind)
+        relapses = self._relapses.get(mark, 0)
+        if not recovery.may_undo(last.action, self._free_bytes() - self._working_bytes(), self._calm_answers, relapses):
+            return
+        # what a model gave up on the CPU is void with it: it is the card's memory that is known to have returned
+        self._taken = self._taken[:at] + [one for one in self._taken[at + 1 :] if one.position != last.position]
+        self._undone.add(mark)
+        self._calm_answers = 0
+        model = self.links[last.position].model
+        try:
+            self._take_back(last)
+        except Exception as error:
+            self._close(last.position)
+            if not is_out_of_memory(error):
+                self._broken[last.position] = f"{model} broke: {_first_line(error)}"
+            elif last.action.kind in _LASTING:  # it is opened again as it was
+                self._take(last.action, last.position)
+                if last.action.kind == "lower_rung":
+                    self._rungs[last.position] = cast(RungName, last.action.target)
+            return
+        back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
+        self._tell(back, "memory has returned", undone=True, model=model)
+
+    def _working_bytes(self) -> int:
+        """What an answer takes for as long as it is written, by the largest one that memory did not suffice for."""
+        held = next((found for engine in self._engines.values() if (found := engine.footprint()) is not None), None)
+        return 0 if held is None else min(held.context_tokens, self._asked_tokens) * held.bytes_per_token
+
+    def _take_back(self, taken: _Taken) -> None:
+        place = taken.position
+        if taken.action.kind == "cpu":
+            self._close(place)
+            self._on_cpu = None
+            if any(one.action.kind == "smaller_model" and one.position == place for one in self._taken):
+                self._broken[place] = "ran out of memory"
+            self._broken.pop(taken.origin, None)
+        elif taken.action.kind == "smaller_model":
+            self._broken.pop(place, None)
+        elif taken.engine is not None:
+            taken.engine.restore(taken.action)
+        if taken.action.kind == "lower_rung":
+            lower = [one for one in self._taken if one.position == place and one.action.kind == "lower_rung"]
+            if lower:
+                self._rungs[place] = cast(RungName, lower[-1].action.target)
+            else:
+                self._rungs.pop(place, None)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def loaded(self) -> list[str]:
         """Models in memory now."""
         return [self.links[position].model for position in sorted(self._engines)]
 
-    def _close_all(self) -> None:
-        for engine in self._engines.values():
+    def _close(self, position: int) -> None:
+        """Free one model. It is opened again, if it ever is, with the context and at the rung that it had."""
+        engine = self._engines.pop(position, None)
+        if engine is None:
+            return
+        lasting = self.links[position].reopen is not None
+        kept = []
+        for one in self._taken:
+            if one.engine is engine:
+                if not lasting or one.action.kind not in _LASTING:
+                    continue
+                one.engine = None
+                if one.action.kind == "lower_rung":
+                    self._rungs[position] = cast(RungName, one.action.target)
+            kept.append(one)
+        self._taken = kept
+        with contextlib.suppress(Exception):  # it may be broken: what it says at the end helps nobody
             engine.close()
-        self._engines.clear()
+
+    def _close_all(self) -> None:
+        for position in list(self._engines):
+            self._close(position)
 
     def close(self) -> None:
         """Free every model; harmless when repeated."""
@@ -179,11 +423,11 @@ class Chain:
         self.close()
 
 
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, OutOfMemoryError | MemoryError):
-        return True
-    return not isinstance(error, EngineError) and "out of memory" in str(error).lower()
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _weights(situation: Situation) -> int:
+    """Bytes of the weights of the model that is given up; 0 where nobody knows them."""
+    held = situation.footprint
+    return 0 if held is None or held.rung is None else held.rung_bytes.get(held.rung, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from agentlab.errors import AgentlabError
+from agentlab.hardware.recovery import Action, Footprint
 from agentlab.models import ModelFiles
 from agentlab.toolformat import CallStyle, Tool
 
@@ -154,6 +155,19 @@ class Engine(abc.ABC):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         """The accelerator memory that a batch of `rows` requests of `tokens` tokens is planned to take; 0 on a CPU."""
         return 0.0
+
+    def footprint(self, adapter: str | None = None) -> Footprint | None:
+        """What could be given up while `adapter` answers; None for an engine that has nothing to give up."""
+        return None
+
+    def relieve(self, action: Action, adapter: str | None = None) -> None:
+        """Take a step that `footprint` allows; `adapter` stays. Raises EngineError, and OutOfMemoryError where a
+        reload failed: the engine is broken then."""
+        raise EngineError(f"the engine {self.name} cannot {action.kind.replace('_', ' ')}")
+
+    def restore(self, action: Action) -> None:
+        """Undo a step that `relieve` took. Raises what `relieve` raises."""
+        raise EngineError(f"the engine {self.name} cannot undo {action.kind.replace('_', ' ')}")
 
     @abc.abstractmethod
     def close(self) -> None:

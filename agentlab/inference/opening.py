@@ -5,8 +5,15 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from agentlab.config import Settings
+from agentlab.config import RungName, Settings
 from agentlab.errors import ModelError
+from agentlab.hardware import ledger
+from agentlab.hardware.ledger import GIB
+from agentlab.hardware.monitor import memory_stats
+from agentlab.hardware.recovery import Footprint
+from agentlab.hardware.rungs import FP32, LADDER, element_bytes
+from agentlab.hardware.shape import ModelShape, ShapeError
+from agentlab.hardware.sizing import LEAST_TOKENS, Device
 from agentlab.inference.contract import Engine, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
 
@@ -53,10 +60,14 @@ def served_rank(settings: Settings) -> int:
     return max(settings.lora.rank, settings.mutation.max_rank)
 
 
-def open_engine(settings: Settings, model: ModelFiles, engine: EngineName | None = None) -> Engine:
+def open_engine(
+    settings: Settings, model: ModelFiles, engine: EngineName | None = None, rung: RungName | None = None,
+    on_cpu: bool = False,
+) -> Engine:  # fmt: skip
     """Load `model` on the engine that the settings ask for, or on this one.
 
-    openai: `model` is only a name (`served_model`). Raises ModelError, EngineError, OutOfMemoryError.
+    openai: `model` is only a name (`served_model`). rung: instead of the one that the settings ask for; vLLM has its
+    own. on_cpu: there although there is a GPU. Raises ModelError, EngineError, OutOfMemoryError.
     """
     name = engine or choose_engine(settings, model)
     if name == "openai":
@@ -72,7 +83,47 @@ def open_engine(settings: Settings, model: ModelFiles, engine: EngineName | None
         return VllmEngine(model, settings.budget.vram_gib, rank=served_rank(settings))
     from agentlab.inference.transformers_engine import TransformersEngine
 
-    return TransformersEngine(model, settings.budget.vram_gib)
+    device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"
+    wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
+    return TransformersEngine(model, settings.budget.vram_gib, rung=wanted or "auto", device=device)
+
+
+def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bool = False) -> RungName | None:
+    """The rung to load `model` at for answering; None: as it is stored, or where nobody knows its sizes.
+
+    `auto` is fp32 on a CPU; on a GPU, and for a model that was moved to the CPU, the most precise rung that fits, and
+    the smallest where none does.
+    """
+    planned = planned_footprint(settings, model, device)
+    if settings.model.rung != "auto" and not moved:
+        return settings.model.rung
+    if planned is None or (device == "cpu" and not moved):
+        return None
+    budget = settings.budget
+    limit = budget.vram_gib * GIB if device == "cuda" else budget.ram_fraction * memory_stats().cpu_free * 2**20
+    context = budget.context_gib * GIB if device == "cuda" else 0
+    for name, size in planned.rung_bytes.items():
+        if name == "fp32" and device == "cuda":
+            continue
+        if size + LEAST_TOKENS * planned.bytes_per_token + context <= limit:
+            return name
+    return min(planned.rung_bytes, key=lambda name: planned.rung_bytes[name])
+
+
+def planned_footprint(settings: Settings, model: ModelFiles, device: Device) -> Footprint | None:
+    """What the transformers engine will hold when it is opened; None for a model whose rung cannot be changed."""
+    try:
+        shape = ModelShape.read(model.folder / "config.json", model.name)
+    except ShapeError:
+        return None
+    if shape.prequantized is not None:
+        return None
+    sizes: dict[RungName, int] = {
+        rung.name: ledger.weights(shape, rung, element_bytes(rung.name, device)).total for rung in (FP32, *LADDER)
+    }
+    wanted = settings.model.rung
+    usual: RungName = wanted if wanted != "auto" else "fp32" if device == "cpu" else "bf16"
+    return Footprint(device, shape.context_length, ledger.kv_bytes_per_token(shape), usual, sizes)
 
 
 def served_model(name: str) -> ModelFiles:

@@ -1,59 +1,157 @@
 """A base model that stays in memory, and the adapters beside it: what training and answering share."""
 
 import contextlib
+import functools
+import gc
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from agentlab import adapters
 from agentlab.adapters import Lora
+from agentlab.config import RungName
 from agentlab.errors import AdapterError, ModelError
-from agentlab.inference import attention
+from agentlab.hardware import ledger
+from agentlab.hardware.oom import let_go
+from agentlab.hardware.rungs import FP32, LADDER, element_bytes
+from agentlab.hardware.shape import ModelShape, ShapeError
+from agentlab.inference import attention, loading
 from agentlab.inference.accounting import account_for
+from agentlab.inference.contract import EngineError
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
 
 
 class ResidentModel(TemplatedEngine):
-    """A base model in fp32 on the CPU or bf16/fp16 on a GPU, and LoRA adapters injected into it.
+    """A base model at one rung, and LoRA adapters beside it.
 
-    Learning trains its adapters; a subclass answers with them.
+    Learning trains its adapters; a subclass answers with them. rung: the precision of the weights; None for a model
+    that is quantized in its files.
     """
 
-    def __init__(self, model: ModelFiles, vram_gib: float | None = None) -> None:
+    def __init__(
+        self, model: ModelFiles, vram_gib: float | None = None, rung: RungName | Literal["auto"] = "auto",
+        device: Literal["auto", "cuda", "cpu"] = "auto",
+    ) -> None:  # fmt: skip
+        """rung auto: fp32 on a CPU, 16 bits on a GPU, as stored for a model that is quantized in its files.
+
+        Raises ModelError, OutOfMemoryError.
+        """
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self.model_files = model
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.float32
-        if self.device == "cuda":
-            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if self.device == "cuda" and vram_gib is not None:
+            # WSL2 spills into RAM instead of failing: the allocator has to refuse
             total = torch.cuda.get_device_properties(0).total_memory
-            if vram_gib is not None:  # WSL2 spills into RAM instead of failing: the allocator has to refuse
-                torch.cuda.set_per_process_memory_fraction(min(1.0, vram_gib * 2**30 / total))
+            torch.cuda.set_per_process_memory_fraction(min(1.0, vram_gib * 2**30 / total))
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
-            base = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype).to(self.device).eval()
-            if self.device == "cpu" and base.config._attn_implementation == "sdpa":
-                base.set_attn_implementation(attention.register())
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        base.requires_grad_(False)
-        self._base: Any = base
+        self.rung: RungName | None = self._rung_of(rung)
+        self._base: Any = self._loaded(self.rung)
         self._peft: PeftModel | None = None  # wraps the same base while any adapter is injected
         self._plain: dict[str, Lora] = {}  # adapters that answer from the base's own weights
+        self._parked: dict[str, Lora] = {}  # in RAM only, until a request asks for one
         self._sums: tuple[str, list[tuple[torch.nn.Parameter, torch.Tensor]]] | None = None  # of the last one used
         account_for(self)
+
+    def _rung_of(self, wanted: RungName | Literal["auto"]) -> RungName | None:
+        if wanted != "auto":
+            return wanted
+        if loading.stored_quantization(self.model_files.folder) is not None:
+            return None
+        return "bf16" if self.device == "cuda" else "fp32"
+
+    def _loaded(self, rung: RungName | None) -> Any:
+        base = loading.load_base(self.model_files, rung, self.device)
+        if self.device == "cpu" and base.config._attn_implementation == "sdpa":
+            base.set_attn_implementation(attention.register())
+        return base
+
+    # -- the base -----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _shape(self) -> ModelShape | None:
+        """The model's sizes; None for a kind that the ledger does not know."""
+        try:
+            return ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
+        except ShapeError:
+            return None
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element of the KV cache and of what is not quantized."""
+        return element_bytes(self.rung, self.device)
+
+    def rung_bytes(self) -> dict[RungName, int]:
+        """The base's bytes at each rung that it can be loaded at here, by the ledger; empty where nobody knows them."""
+        if self._shape is None or self.rung is None:
+            return {}
+        names = [one for one in (FP32, *LADDER) if one.name != "hqq3" or importlib.util.find_spec("hqq")]
+        return {one.name: ledger.weights(self._shape, one, element_bytes(one.name, self.device)).total for one in names}
+
+    def change_rung(self, rung: RungName, room_bytes: int = 0) -> int:
+        """Load the base anew at another rung, adapters and all; the bytes that it saves, negative for what it takes.
+
+        The old base is freed first. Raises EngineError, and changes nothing, unless the ledger says that the new one
+        takes fewer bytes, or at most `room_bytes` more. Raises OutOfMemoryError or ModelError where it cannot be
+        loaded: then the base is what it was, or gone where not even that can be loaded again.
+        """
+        sizes = self.rung_bytes()
+        if self.rung is None or rung not in sizes:
+            raise EngineError(
+                f"{self.model_files.name} cannot be loaded at rung {rung}; allowed: {', '.join(sizes) or 'as stored'}"
+            )
+        saved = sizes[self.rung] - sizes[rung]
+        if saved <= 0 and -saved > room_bytes:
+            raise EngineError(
+                f"rung {rung} saves nothing: {self.model_files.name} takes {sizes[rung] / ledger.MIB:.1f} MiB at it, "
+                f"{sizes[self.rung] / ledger.MIB:.1f} at {self.rung}; allowed: a rung that takes fewer bytes"
+            )
+        if rung == self.rung:
+            return 0
+        before, kept = self.rung, self._taken_out()
+        self._base = None
+        self._collect()
+        try:
+            self._base, self.rung = self._loaded(rung), rung
+        except Exception as error:
+            let_go(error)  # what was loaded of the new one
+            self._collect()
+            self._base = self._loaded(before)
+            raise
+        finally:
+            if self._base is not None:
+                self._parked |= kept  # each is put beside the base when it is asked for
+        return saved
+
+    def _taken_out(self) -> dict[str, Lora]:
+        """All adapters as values in RAM, and none beside the base any more."""
+        found = {**self._parked, **self._plain}
+        for adapter in [] if self._peft is None else list(self._peft.peft_config):
+            found[adapter] = self.read_adapter(adapter)
+        for adapter in found:
+            self.unload_adapter(adapter)
+        return found
+
+    def _collect(self) -> None:
+        """Give freed memory back to whoever needs it."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
@@ -69,7 +167,7 @@ class ResidentModel(TemplatedEngine):
 
     def parameters(self) -> int:
         """Number of weights of the base model."""
-        return sum(p.numel() for n, p in self._base.named_parameters() if "lora_" not in n)
+        return loading.weight_count(self._base)
 
     def adapter_bytes(self) -> int:
         """Bytes of all loaded adapters, and of the weights to which one is added."""
@@ -81,14 +179,57 @@ class ResidentModel(TemplatedEngine):
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapters.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self.unload_adapter(adapter)
+        self._place(adapter, lora)
+
+    def _place(self, adapter: str, lora: Lora) -> None:
         if self._fits_into_weights(adapter, lora):
             self._plain[adapter] = lora
         else:
             self.add_adapter(adapter, lora)
 
+    def offload_adapters(self, keep: str | None = None) -> int:
+        """Move all adapters but one into RAM, to come back when a request asks for one; the bytes that this frees."""
+        freed = self._adapter_bytes(keep)[1]
+        if self._sums is not None and self._sums[0] != keep:
+            self._sums = None
+        for adapter in self._beside(keep):
+            lora = self._plain[adapter] if adapter in self._plain else self.read_adapter(adapter)
+            self.unload_adapter(adapter)
+            self._parked[adapter] = lora
+        self._collect()
+        return freed
+
+    def recall_adapters(self) -> None:
+        """Bring all adapters that were moved into RAM back beside the base."""
+        for adapter in list(self._parked):
+            self._unpark(adapter)
+
+    def _unpark(self, adapter: str) -> None:
+        lora = self._parked[adapter]
+        self._place(adapter, lora)  # where this fails it stays in RAM
+        self._parked.pop(adapter, None)
+
+    def _beside(self, keep: str | None) -> list[str]:
+        """Adapters that take memory beside the base, but for `keep`: injected ones, and the sums of the last used."""
+        injected = [] if self._peft is None else list(self._peft.peft_config)
+        summed = [] if self._sums is None else [self._sums[0]]
+        return [adapter for adapter in (*injected, *summed) if adapter != keep]
+
+    def _adapter_bytes(self, keep: str | None) -> tuple[int, int]:
+        """(number, bytes) of what `offload_adapters` would move or drop."""
+        names = self._beside(keep)
+        size = sum(
+            p.numel() * p.element_size()
+            for name, p in self._base.named_parameters()
+            if "lora_" in name and any(f".{adapter}." in name for adapter in names)
+        )
+        if self._sums is not None and self._sums[0] != keep:
+            size += sum(summed.numel() * summed.element_size() for _, summed in self._sums[1])
+        return len(names), size
+
     def _fits_into_weights(self, adapter: str, lora: Lora) -> bool:
         """Whether the deltas can be added to the weights: fp32, dense, linear, nobody else's. Raises AdapterError."""
-        if self._base.dtype != torch.float32 or getattr(self._base, "is_quantized", False):
+        if self.rung != "fp32":
             return False  # in 16 bits the sum would round small changes away
         for name, (a, b) in lora.modules.items():
             linear = self._linear(name)
@@ -210,6 +351,7 @@ class ResidentModel(TemplatedEngine):
 
     def unload_adapter(self, adapter: str) -> None:
         self._plain.pop(adapter, None)
+        self._parked.pop(adapter, None)
         if self._sums is not None and self._sums[0] == adapter:
             self._sums = None
         if self._peft is None or adapter not in self._peft.peft_config:
@@ -223,13 +365,15 @@ class ResidentModel(TemplatedEngine):
                 self._peft.delete_adapter(adapter)
 
     def adapters(self) -> list[str]:
-        return sorted([*self._plain, *([] if self._peft is None else self._peft.peft_config)])
+        return sorted([*self._plain, *self._parked, *([] if self._peft is None else self._peft.peft_config)])
 
     @contextlib.contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
         """Let `model` answer with this adapter, or with none."""
         if adapter is not None and adapter not in self.adapters():
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        if adapter in self._parked:
+            self._unpark(adapter)
         if adapter is None or adapter in self._plain:
             with contextlib.ExitStack() as stack:
                 if self._peft is not None:

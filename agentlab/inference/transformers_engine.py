@@ -1,18 +1,19 @@
 """The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
 
-import gc
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from agentlab.hardware.ledger import MIB, serving
-from agentlab.hardware.rungs import BF16
-from agentlab.hardware.shape import ModelShape, ShapeError
+from agentlab.config import RungName
+from agentlab.hardware import ledger
+from agentlab.hardware.oom import is_out_of_memory, let_go
+from agentlab.hardware.recovery import Action, Footprint
+from agentlab.hardware.rungs import RUNGS
 from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
@@ -35,6 +36,7 @@ class TransformersEngine(ResidentModel):
     """
 
     name = "transformers"
+    _most_tokens: int | None = None  # a limit below the model's own context, while memory is short
 
     def _end_token_ids(self) -> set[int]:
         return set(as_list(self._base.generation_config.eos_token_id))
@@ -43,18 +45,63 @@ class TransformersEngine(ResidentModel):
         return int(self._base.config.get_text_config().vocab_size)
 
     def context_length(self) -> int:
-        return int(self._base.config.max_position_embeddings)
+        own = int(self._base.config.max_position_embeddings)
+        return own if self._most_tokens is None else min(own, self._most_tokens)
+
+    def limit_context(self, tokens: int | None) -> None:
+        """Read at most so many tokens of prompt and answer; None: as many as the model can."""
+        self._most_tokens = tokens
+
+    def footprint(self, adapter: str | None = None) -> Footprint | None:
+        count, size = self._adapter_bytes(adapter)
+        per_token = 0 if self._shape is None else ledger.kv_bytes_per_token(self._shape, self.element_bytes)
+        return Footprint(
+            device="cuda" if self.device == "cuda" else "cpu",
+            context_tokens=self.context_length(),
+            bytes_per_token=per_token,
+            rung=self.rung if self.rung_bytes() else None,
+            rung_bytes=self.rung_bytes(),
+            idle_adapters=count,
+            idle_adapter_bytes=size,
+        )
+
+    def relieve(self, action: Action, adapter: str | None = None) -> None:
+        match action.kind:
+            case "shrink_context":
+                self.limit_context(int(action.target))
+            case "offload_adapters":
+                self.offload_adapters(adapter)
+            case "lower_rung":
+                self.change_rung(cast(RungName, action.target))
+            case _:
+                super().relieve(action, adapter)
+        self._collect()
+
+    def restore(self, action: Action) -> None:
+        match action.kind:
+            case "shrink_context":
+                self.limit_context(int(action.source))
+            case "offload_adapters":
+                self.recall_adapters()
+            case "lower_rung":
+                self.change_rung(cast(RungName, action.source), room_bytes=action.bytes_expected)
+            case _:
+                super().restore(action)
 
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        weights: int = sum(p.numel() * p.element_size() for p in self._base.parameters())  # loaded adapters included
-        try:
-            shape = ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
-        except ShapeError:  # its weights are known all the same
-            return weights / MIB
-        element = self._base.dtype.itemsize
-        return serving(shape, rows, tokens, weight_bytes=weights, rung=BF16, element_bytes=element).total / MIB
+        weights = self.rung_bytes().get(self.rung) if self.rung is not None else None
+        if weights is None:  # of a kind that the ledger does not know, or as stored
+            weights = sum(p.numel() * p.element_size() for n, p in self._base.named_parameters() if "lora_" not in n)
+        weights += self.adapter_bytes()
+        if self._shape is None:
+            return weights / ledger.MIB
+        rung = RUNGS[self.rung or "nf4"]  # of one that is stored quantized: what is restored in working memory
+        planned = ledger.serving(
+            self._shape, rows, tokens, weight_bytes=weights, rung=rung, element_bytes=self.element_bytes
+        )
+        return planned.total / ledger.MIB
 
     def answers(
         self, requests: Sequence[Request], batch_size: int = 32, should_stop: Callable[[], bool] = lambda: False
@@ -73,10 +120,13 @@ class TransformersEngine(ResidentModel):
                     batch = indices[start : start + batch_size]
                     try:
                         done = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], should_stop)
-                    except torch.OutOfMemoryError:
+                    except Exception as error:
+                        if not is_out_of_memory(error):
+                            raise
+                        let_go(error)
                         if len(batch) == 1:
                             raise OutOfMemoryError("not even one request fits into the device's memory") from None
-                        self._free()
+                        self._collect()
                         batch_size = max(1, len(batch) // 2)
                         continue
                     start += len(batch)
@@ -223,15 +273,11 @@ class TransformersEngine(ResidentModel):
             abandoned.set()
             worker.join()
 
-    def _free(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-
     def close(self) -> None:
         self._peft = None
         self._base = None
-        self._free()
+        self._sums = None
+        self._collect()
 
 
 class _TokenQueue:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
+from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference.contract import EngineError, OutOfMemoryError, Request
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
@@ -32,12 +32,6 @@ from agentlab.models import ModelFiles
 START_S = 600.0  # a large model from a slow disk, and kernels compiled for the first time
 _CALL_S = 120.0
 _WAIT_S = 0.05
-_MEMORY = re.compile(
-    r"out of memory|No available memory for the cache blocks|"
-    r"less than (desired \w+ memory utilization|the engine's budget)|"
-    r"larger than the available KV cache memory|cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
-    re.IGNORECASE,
-)
 _CANARY_TOKENS = 16
 _CANARY = [{"role": "user", "content": "Name the months of the year."}]
 
@@ -445,11 +439,11 @@ class VllmEngine(TokenStreamEngine):
 
 def _error(text: str) -> EngineError:
     """OutOfMemoryError where vLLM, CUDA or the kernel says that memory was lacking."""
-    return OutOfMemoryError(text) if _MEMORY.search(text) else EngineError(text)
+    return OutOfMemoryError(text) if says_out_of_memory(text) else EngineError(text)
 
 
 def _broken(text: str) -> EngineError:
     """What a dead process means to whoever waits for its answer."""
-    if _MEMORY.search(text):
+    if says_out_of_memory(text):
         return OutOfMemoryError(f"the vLLM process {text}")
     return EngineBroken(f"the vLLM process {text}")

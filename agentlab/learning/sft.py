@@ -17,10 +17,11 @@ from trl import SFTConfig
 from agentlab.adapters import Lora
 from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
+from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.dataset import Example
 from agentlab.learning.trainer import CompactSFTTrainer
-from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, is_out_of_memory, remedy
+from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, remedy
 from agentlab.records import Genome, Training
 
 _WARM_START = 5  # one step in so many warms up where training begins with weights that know something
@@ -43,6 +44,7 @@ def train(
 
     start: weights to begin with (the merged parents); None: a fresh LoRA, which leaves the model unchanged.
     examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
+    max_remedies: against NaN and divergence; those against a lack of memory end by themselves.
     Raises TrainingFailed when no remedy is left, EvolutionStopped when `should_stop()` turns true.
     """
     fitting = [example for example in examples if len(example.input_ids) <= max_length]
@@ -53,15 +55,18 @@ def train(
         raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
     if start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
         warmup_steps = max(warmup_steps, genome.steps // _WARM_START)
-    attempt = Attempt(genome.learning_rate, genome.batch_size)
+    # on a GPU memory is scarce from the beginning; on a CPU checkpointing would only cost time
+    attempt = Attempt(genome.learning_rate, genome.batch_size, checkpointing=engine.device == "cuda")
     remedies: list[dict[str, Any]] = []
+    unstable = 0  # attempts that ended in NaN or divergence; lack of memory has a ladder that ends by itself
     started = time.monotonic()
     while True:
         try:
             lora, losses = _attempt(engine, genome, start, fitting, attempt, warmup_steps, emit, should_stop)
         except TrainingTrouble as trouble:
-            following = remedy(attempt, trouble.problem)
-            if following is None or len(remedies) >= max_remedies:
+            following = remedy(attempt, trouble.problem, [len(example.input_ids) for example in fitting])
+            unstable += trouble.problem != "out_of_memory"
+            if following is None or unstable > max_remedies:
                 raise TrainingFailed(f"{trouble} (after {len(remedies)} remedies)") from trouble
             attempt, action = following
             event = RemedyApplied(
@@ -74,6 +79,14 @@ def train(
             )
             remedies.append({"problem": str(trouble), "action": action})
             emit(event)
+            if attempt.max_tokens is not None:
+                whole, limit = len(fitting), attempt.max_tokens
+                fitting = [example for example in fitting if len(example.input_ids) <= limit]
+                if left_out := whole - len(fitting):
+                    text = (
+                        f"{genome.candidate}: {left_out} items longer than {limit} tokens are left out: memory is short"
+                    )
+                    emit(Warned(message=text))
             continue
         tokens = sum(len(example.input_ids) for example in fitting)
         seconds = time.monotonic() - started
@@ -116,8 +129,9 @@ def _attempt(
         if not all(bool(torch.isfinite(w).all()) for pair in lora.modules.values() for w in pair):
             raise TrainingTrouble("nan", "the trained weights are not finite")
         return lora, callback.losses
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
+            let_go(error)
             detail = str(error) or type(error).__name__  # a MemoryError usually says nothing
             raise TrainingTrouble("out_of_memory", detail.splitlines()[0][:200]) from error
         raise
@@ -159,7 +173,7 @@ def sft_config(
         data_seed=seed,
         completion_only_loss=True,
         max_length=None,  # examples were checked already; truncating would cut answers off
-        gradient_checkpointing=on_gpu,  # saves memory where it is scarce; on a CPU it would only cost time
+        gradient_checkpointing=attempt.checkpointing,
         use_cpu=not on_gpu,
         bf16=bf16,
         fp16=on_gpu and not bf16,
@@ -176,6 +190,8 @@ def sft_config(
 def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
     """Give the base back as it was: TRL patches its forward for good, and each patch would wrap the one before."""
     base = engine.base
+    embedding = base.get_input_embeddings()
+    hooks = set(embedding._forward_hooks)
     patched = "forward" in vars(base)
     forward, use_cache = vars(base).get("forward"), base.config.use_cache
     try:
@@ -186,6 +202,11 @@ def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
         else:
             vars(base).pop("forward", None)
         base.config.use_cache = use_cache
+        if base.is_gradient_checkpointing:
+            base.gradient_checkpointing_disable()
+            base.disable_input_require_grads()
+            for hook in set(embedding._forward_hooks) - hooks:  # of TRL and of transformers
+                del embedding._forward_hooks[hook]
         engine.model.eval()
         engine.model.zero_grad(set_to_none=True)
 

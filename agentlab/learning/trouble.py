@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from agentlab.errors import AgentlabError
 
+SHORTENINGS = 2  # twice the longest quarter: what is left would be another training set
 DIVERGED_NATS = 3.0  # loss this far above the first step's: perplexity 20 times worse than where training began
 
 
@@ -22,11 +24,18 @@ class TrainingFailed(AgentlabError):
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What a remedy may change. The items of one optimiser step are batch_size × accumulation throughout."""
+    """What a remedy may change. The items of one optimiser step are batch_size × accumulation throughout.
+
+    checkpointing: activations are computed again instead of kept. max_tokens: longer items are left out; shortened: how
+    often that limit was lowered.
+    """
 
     learning_rate: float
     batch_size: int
     accumulation: int = 1
+    checkpointing: bool = False
+    max_tokens: int | None = None
+    shortened: int = 0
 
 
 def check_loss(losses: list[float]) -> None:
@@ -38,27 +47,33 @@ def check_loss(losses: list[float]) -> None:
         raise TrainingTrouble("divergence", f"loss rose from {losses[0]:.2f} to {newest:.2f} at step {len(losses)}")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """By type, and by the messages of libraries that raise plain RuntimeErrors."""
-    import torch
+def remedy(attempt: Attempt, problem: str, lengths: Sequence[int] = ()) -> tuple[Attempt, str] | None:
+    """The next attempt and what it changes, in words; None when nothing is left to try.
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        phrase in text
-        for phrase in ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-    )
-
-
-def remedy(attempt: Attempt, problem: str) -> tuple[Attempt, str] | None:
-    """The next attempt and what it changes, in words; None when nothing is left to try."""
+    lengths: tokens of the items that are trained on now. Lack of memory is met with smaller micro-batches, then
+    gradient checkpointing, then without the longest items; each can be done so often that it ends.
+    """
     if problem in ("nan", "divergence"):
         lower = attempt.learning_rate / 4
         return dataclasses.replace(attempt, learning_rate=lower), f"learning rate lowered to {lower:.2g}"
-    if problem == "out_of_memory" and attempt.batch_size > 1:
+    if problem != "out_of_memory":
+        return None
+    if attempt.batch_size > 1:
         halves = attempt.batch_size // 2 if attempt.batch_size % 2 == 0 else 1
         factor = attempt.batch_size // halves
         smaller = dataclasses.replace(attempt, batch_size=halves, accumulation=attempt.accumulation * factor)
         return smaller, f"batch of {smaller.batch_size} with {smaller.accumulation} accumulated"
-    return None
+    if not attempt.checkpointing:
+        return dataclasses.replace(attempt, checkpointing=True), "gradient checkpointing"
+    limit = _without_the_longest(lengths)
+    if limit is None or attempt.shortened >= SHORTENINGS:
+        return None
+    shorter = dataclasses.replace(attempt, max_tokens=limit, shortened=attempt.shortened + 1)
+    return shorter, f"items of at most {limit} tokens"
+
+
+def _without_the_longest(lengths: Sequence[int]) -> int | None:
+    """The limit that leaves out about the longest quarter of the items; None where all are equally long."""
+    ordered = sorted(lengths)
+    shorter = [length for length in ordered if length < ordered[-1]]
+    return None if not shorter else min(shorter[-1], ordered[(3 * len(ordered) - 1) // 4])

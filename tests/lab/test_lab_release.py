@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from agentlab import config
-from agentlab.errors import ConfigError, DoesNotFitError, LeaseHeldError
+from agentlab.errors import DoesNotFitError, LeaseHeldError
 from agentlab.hardware.lease import holder
 from agentlab.lab import Lab
 from agentlab.report.figures import tradeoff
@@ -122,8 +122,11 @@ def test_a_model_whose_shape_cannot_be_planned_runs_with_a_warning(lab, monkeypa
     assert who() is None
 
 
-def test_a_rung_that_no_engine_loads_here_is_refused(lab):
-    with pytest.raises(
-        ConfigError, match=r"model\.rung: 'hqq3' cannot be loaded on this machine's CPU yet; allowed: auto, fp32"
-    ):
-        list(Lab.open(lab.experiment, ["model.rung=hqq3"]).generation(0))
+def test_a_run_on_a_quantized_rung_trains_scores_and_stays_on_it(lab):
+    quantized = Lab.open(lab.experiment, ["model.rung=nf4", "population.size=2"])
+    finished = list(quantized.generation(0))[-1]
+    assert finished.kind == "generation_finished"
+    trained = [quantized.run.candidate(f"g000-c0{index}") for index in range(2)]
+    assert all(candidate.state in ("kept", "culled") and candidate.training.losses for candidate in trained)
+    assert quantized.run.rung() == "nf4"
+    assert quantized.run.plan()["models"][0]["rung"] == "nf4"

@@ -207,11 +207,58 @@ def test_out_of_memory_halves_the_batch_and_learns_the_same(engine, examples, mo
         assert torch.allclose(lora.modules[name][1], b, atol=1e-3)
 
 
-def test_out_of_memory_with_a_single_item_is_a_failure(engine, examples, monkeypatch, clean):
-    sizes = scarce(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), largest=0)
-    with pytest.raises(TrainingFailed, match=r"out_of_memory: CUDA out of memory \(after 2 remedies\)"):
-        train(engine, genome_of(), None, examples * 2)
-    assert sizes == [(4, 1), (2, 2), (1, 4)]
+def test_out_of_memory_with_a_single_item_meets_every_remedy_and_then_fails(engine, examples, monkeypatch, clean):
+    attempts, events = [], []
+
+    def never(self, *args, **kwargs):
+        longest = max(len(row["input_ids"]) for row in self.train_dataset)
+        options = self.args
+        attempts.append((options.per_device_train_batch_size, options.gradient_checkpointing, longest))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CompactSFTTrainer, "train", never)
+    with pytest.raises(TrainingFailed, match=r"out_of_memory: CUDA out of memory \(after 5 remedies\)"):
+        train(engine, genome_of(), None, examples * 2, emit=events.append)
+    whole = max(len(example.input_ids) for example in examples)
+    assert attempts[:4] == [(4, False, whole), (2, False, whole), (1, False, whole), (1, True, whole)]
+    assert [attempt[:2] for attempt in attempts[4:]] == [(1, True)] * 2
+    assert whole > attempts[4][2] > attempts[5][2]
+    told = " ".join(event.message for event in events if event.kind == "warned")
+    assert all(f"longer than {longest} tokens are left out" in told for *_, longest in attempts[4:])
+
+
+def kept_bytes(limit, seen):
+    """A fake limit on what autograd keeps: torch's own hooks count each saved tensor, and refuse what is too much."""
+    held = {"now": 0}
+
+    def pack(tensor):
+        held["now"] += tensor.numel() * tensor.element_size()
+        seen.append(held["now"])
+        if held["now"] > limit:
+            held["now"] = 0
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
+        return tensor
+
+    def unpack(tensor):
+        held["now"] -= tensor.numel() * tensor.element_size()
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def test_checkpointing_trains_where_the_activations_of_one_item_do_not_fit(engine, examples, clean):
+    with kept_bytes(10**12, peak := []):
+        whole, undisturbed = train(engine, genome_of(batch_size=1, steps=2), None, examples[:2])
+    events = []
+    with kept_bytes(max(peak) // 2, []):
+        lora, training = train(engine, genome_of(batch_size=1, steps=2), None, examples[:2], emit=events.append)
+    assert [remedy["action"] for remedy in training.remedies] == ["gradient checkpointing"]
+    assert training.losses == pytest.approx(undisturbed.losses, abs=1e-3)
+    for name, (a, b) in whole.modules.items():
+        assert torch.allclose(lora.modules[name][0], a, atol=1e-3)
+        assert torch.allclose(lora.modules[name][1], b, atol=1e-3)
+    assert not engine.base.is_gradient_checkpointing
+    assert not engine.base.get_input_embeddings()._forward_hooks
 
 
 def test_other_errors_are_not_hidden(engine, examples, monkeypatch, clean):

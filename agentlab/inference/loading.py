@@ -1,0 +1,121 @@
+"""A base model in memory at one rung of the quantization ladder."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from agentlab.config import RungName
+from agentlab.errors import ModelError
+from agentlab.hardware import rungs
+from agentlab.hardware.oom import is_out_of_memory
+from agentlab.inference.contract import OutOfMemoryError
+from agentlab.models import ModelFiles
+
+_HQQ = {"nbits": 3, "group_size": 64, "axis": 1}
+
+
+def element_type(rung: RungName | None, device: str) -> torch.dtype:
+    """What embedding, head, norms and sums are in. On a CPU all but the rung bf16 compute in fp32.
+
+    There 16 bits would be slower, and answers would depend on their neighbours in the batch by rounding.
+    """
+    if rungs.element_bytes(rung, "cuda" if device == "cuda" else "cpu") == 4:
+        return torch.float32
+    if device == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def stored_quantization(folder: Path) -> str | None:
+    """The method with which the weights in `folder` are quantized already, as awq or gptq; None where they are not."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return (config.get("quantization_config") or {}).get("quant_method")
+    return None
+
+
+def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
+    """The base model at a rung, frozen and in evaluation mode; rung None: quantized in its files, loaded as it is.
+
+    Raises OutOfMemoryError, and ModelError for what cannot be loaded or lacks its library.
+    """
+    stored = stored_quantization(model.folder)
+    if stored is not None and rung is not None:
+        raise ModelError(
+            f"{model.name} is stored in {stored} and loaded as it is: rung {rung}; allowed: model.rung auto"
+        )
+    try:
+        base = _load(model.folder, rung, device)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{model.name} at {rung or stored} does not fit into memory: {_first_line(error)}"
+            ) from error
+        if isinstance(error, ImportError) or (stored and isinstance(error, RuntimeError)):
+            what = f"{model.name} is stored in {stored}" if stored else f"{model.name} at rung {rung}"
+            raise ModelError(f"{what} and cannot be loaded here: {_first_line(error)}") from error
+        if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+            raise ModelError(f"{model.folder} cannot be loaded: {_first_line(error)}") from error
+        raise
+    base.requires_grad_(False)
+    return base.eval()
+
+
+def _load(folder: Path, rung: RungName | None, device: str) -> Any:
+    dtype = element_type(rung, device)
+    if rung is None or rung in ("int8", "nf4"):
+        options = {} if rung is None else {"quantization_config": _bitsandbytes(rung, dtype)}
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if rung != "hqq3":
+        return base.to(device)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each kind of module
+        return _quantized_by_hqq(base, dtype, device)
+
+
+def _bitsandbytes(rung: RungName, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if rung == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _quantized_by_hqq(base: Any, dtype: torch.dtype, device: str) -> Any:
+    # transformers' own HqqConfig is not implemented in this version
+    from hqq.core.quantize import BaseQuantizeConfig
+    from hqq.models.hf.base import AutoHQQHFModel
+
+    AutoHQQHFModel.quantize_model(base, quant_config=BaseQuantizeConfig(**_HQQ), compute_dtype=dtype, device=device)
+    return base
+
+
+def weight_count(base: Any) -> int:
+    """Number of weights of a base model as they were before they were packed, without adapters."""
+    count: int = sum(p.numel() for name, p in base.named_parameters() if "lora_" not in name)
+    for name, module in base.named_modules():
+        packed = None if "lora_" in name else _packed(module)
+        if packed is not None:
+            count += module.in_features * module.out_features - packed.numel()
+            bias = getattr(module, "bias", None)
+            if bias is not None and not isinstance(bias, torch.nn.Parameter):
+                count += bias.numel()
+    return int(count)
+
+
+def _packed(module: Any) -> torch.nn.Parameter | None:
+    """The packed weights of a quantized linear module."""
+    for name in ("W_q", "weight"):
+        value = getattr(module, name, None)
+        if isinstance(value, torch.nn.Parameter) and hasattr(module, "in_features") and not value.is_floating_point():
+            return value
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,357 @@
+"""An agent whose memory runs out: every step down, the way back up, and no lost answer or talk.
+
+The card is a fake, because this fault cannot be had on demand: an account of bytes that refuses what is beyond its
+limit, as an allocator does. The chain, the policy, the loop, the memory of talks and, where it says so, the engine are
+the real ones.
+"""
+
+import random
+
+import pytest
+import torch
+from helpers import Scripted, agent_of
+from memory.helpers import open_memory
+
+from agentlab.hardware.recovery import CALM_ANSWERS, MAX_STEPS, Footprint
+from agentlab.inference import OutOfMemoryError
+from agentlab.inference.chain import Chain, Link
+
+RUNGS = {"bf16": 8000, "int8": 4200, "nf4": 2300, "hqq3": 2000}
+ADAPTER = 500
+ROLES = ["primary", "fallback", "emergency"]
+
+
+class Card:
+    """Memory of so many bytes, in which engines hold their weights; `limit` may change at any time."""
+
+    def __init__(self, limit, ram=10**6, error=lambda: torch.OutOfMemoryError("CUDA out of memory")):
+        self.limits = {"cuda": limit, "cpu": ram}
+        self.held = {}
+        self.error = error
+
+    @property
+    def limit(self):
+        return self.limits["cuda"]
+
+    @limit.setter
+    def limit(self, value):
+        self.limits["cuda"] = value
+
+    def used(self, device):
+        return sum(size for place, size in self.held.values() if place == device)
+
+    def allocate(self, device, size):
+        if size > 0 and self.used(device) + size > self.limits[device]:
+            raise self.error()
+
+    def free(self):
+        return max(0, self.limit - self.used("cuda"))
+
+
+class CardEngine(Scripted):
+    """An engine whose weights, adapters and cache lie on a `Card`; a token of the cache is a byte."""
+
+    def __init__(self, card, size, rung, device, adapters):
+        super().__init__("I answer.", context=4096)
+        self.card, self.size, self.rung, self.device, self.idle = card, size, rung, device, adapters
+        card.allocate(device, self.weights(rung))
+        self.hold()
+
+    def weights(self, rung):
+        return int(self.size * RUNGS[rung])
+
+    def hold(self):
+        self.card.held[id(self)] = self.device, self.weights(self.rung) + self.idle * ADAPTER
+
+    def footprint(self, adapter=None):
+        sizes = {rung: self.weights(rung) for rung in RUNGS}
+        return Footprint(self.device, self.context, 1, self.rung, sizes, self.idle, self.idle * ADAPTER)
+
+    def relieve(self, action, adapter=None):
+        self.change(action, action.target)
+
+    def restore(self, action):
+        self.change(action, action.source)
+
+    def change(self, action, value):
+        if action.kind == "shrink_context":
+            self.context = int(value)
+        elif action.kind == "offload_adapters":
+            self.card.allocate(self.device, (int(value) - self.idle) * ADAPTER)
+            self.idle = int(value)
+        else:
+            before = self.card.held.pop(id(self))
+            try:
+                self.card.allocate(self.device, self.weights(value))
+            except Exception:
+                self.card.held[id(self)] = before
+                raise
+            self.rung = value
+        self.hold()
+
+    def stream(self, request, should_stop=lambda: False):
+        self.card.allocate(self.device, self.count_tokens(request.messages) + request.max_new_tokens)
+        yield from super().stream(request, should_stop)
+
+    def close(self):
+        super().close()
+        self.card.held.pop(id(self), None)
+
+
+def chain_on(card, sizes=(1.0,), adapters=3, max_steps=MAX_STEPS):
+    """A chain of models of these sizes on one card; only the first has adapters beside the one in use."""
+
+    def link(index, size):
+        def reopen(rung=None, on_cpu=False):
+            return CardEngine(card, size, rung or "bf16", "cpu" if on_cpu else "cuda", 0)
+
+        def opened():
+            return CardEngine(card, size, "bf16", "cuda", adapters if index == 0 else 0)
+
+        planned = Footprint("cuda", 4096, 1, "bf16", {rung: int(size * RUNGS[rung]) for rung in RUNGS})
+        return Link(ROLES[index], f"model-{ROLES[index]}", opened, reopen=reopen, planned=lambda: planned)
+
+    return Chain([link(index, size) for index, size in enumerate(sizes)], card.free, max_steps)
+
+
+def ask(agent, task="Who?", **options):
+    """(what was done for memory, as words; the result)."""
+    steps = list(agent.run(task, **options))
+    done = []
+    for step in steps:
+        if step.kind == "recovered":
+            done.append(("undo " if step.undone else "") + step.action)
+        elif step.kind == "fell_back":
+            done.append("smaller_model")
+    assert steps[-1].kind == "answered"
+    return done, steps[-1].result
+
+
+DOWN = ["shrink_context"] * 2 + ["offload_adapters"] + ["lower_rung"] * 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (12_000, []),
+        (11_000, DOWN[:1]),
+        (10_100, DOWN[:2]),
+        (9_000, DOWN[:3]),
+        (5_000, DOWN[:4]),
+        (3_000, DOWN[:5]),
+        (2_600, DOWN),
+        (1_900, [*DOWN, "smaller_model", "shrink_context"]),
+    ],
+)
+def test_less_memory_takes_more_steps_in_their_order_and_the_answer_comes(limit, expected):
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card, (1.0, 0.1)), max_new_tokens=2000)
+    agent.load()
+    card.limit = limit
+    done, result = ask(agent)
+    assert done == expected
+    assert (result.state, result.final_answer) == ("answered", "I answer.")
+    assert len(result.fallbacks) == len(expected)
+
+
+def test_where_no_model_fits_on_the_card_the_last_one_answers_on_the_cpu():
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card, (1.0, 0.5, 0.1)), max_new_tokens=2000)
+    agent.load()
+    card.limit = 0
+    done, result = ask(agent)
+    assert done == [*DOWN, "smaller_model", *["lower_rung"] * 3, "smaller_model", *["lower_rung"] * 3, "cpu"]
+    assert (result.state, result.model_info.device, result.model_info.role) == ("answered", "cpu", "emergency")
+    assert ask(agent)[0] == []  # it stays there
+
+
+def test_when_nothing_is_left_the_answer_fails_honestly_and_memory_that_returns_is_used():
+    card = Card(12_000, ram=0)
+    agent = agent_of(chain=chain_on(card, (1.0, 0.1)), max_new_tokens=2000)
+    agent.load()
+    card.limit = 0
+    done, result = ask(agent)
+    assert done[-4:] == ["cpu", *["lower_rung"] * 3]
+    assert result.state == "failed"
+    assert "no model of the chain is left" in result.error or "memory" in result.error
+    assert ask(agent)[1].state == "failed"
+    card.limit = 10**6
+    states = [ask(agent)[1].state for _ in range(12)]
+    assert states[-1] == "answered"
+
+
+def test_the_number_of_steps_in_an_answer_is_bounded():
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card, (1.0, 0.5, 0.1), max_steps=3), max_new_tokens=2000)
+    agent.load()
+    card.limit = 0
+    done, result = ask(agent)
+    assert done == [*DOWN[:3], "smaller_model", "smaller_model"]
+    assert result.state == "failed"
+
+
+def test_steps_are_undone_in_reverse_one_at_a_time_when_memory_has_returned():
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card), max_new_tokens=2000)
+    agent.load()
+    for card.limit, expected in ((5_000, DOWN[:4]), (3_000, DOWN[4:5]), (2_600, DOWN[5:])):
+        assert ask(agent)[0] == expected
+    assert [ask(agent)[0] for _ in range(2 * CALM_ANSWERS)] == [[]] * 2 * CALM_ANSWERS  # there is no more memory yet
+    card.limit = 14_000
+    undone = [ask(agent)[0] for _ in range(len(DOWN) * CALM_ANSWERS)]
+    assert all(len(done) <= 1 for done in undone)
+    assert [done[0] for done in undone if done] == [f"undo {kind}" for kind in reversed(DOWN)]
+    (engine,) = agent.chain._engines.values()
+    assert (engine.rung, engine.idle, engine.context) == ("bf16", 3, 4096)
+
+
+def test_a_step_that_has_to_be_taken_again_waits_longer_for_its_next_undoing():
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card, adapters=0), max_new_tokens=500)
+    agent.load()
+
+    def answers_until_undone():
+        for count in range(1, 99):
+            if ask(agent)[0]:
+                return count
+
+    waits = []
+    for _ in range(3):
+        card.limit = 8_300
+        assert ask(agent)[0] == ["lower_rung"]
+        card.limit = 14_000
+        waits.append(answers_until_undone())
+    assert waits == [CALM_ANSWERS, 2 * CALM_ANSWERS, 4 * CALM_ANSWERS]
+
+
+def test_a_rung_that_memory_does_not_suffice_for_on_the_way_back_up_is_left_alone():
+    card = Card(12_000)
+    chain = chain_on(card, adapters=0)
+    agent = agent_of(chain=chain, max_new_tokens=500)
+    agent.load()
+    card.limit = 8_300
+    assert ask(agent)[0] == ["lower_rung"]
+    chain._free_bytes = lambda: 10**9  # the monitor is wrong about it
+    states = [ask(agent)[1] for _ in range(9)]
+    assert all(result.state == "answered" for result in states)
+
+
+def test_a_task_that_needs_the_whole_context_keeps_it():
+    card = Card(14_000)
+    agent = agent_of(chain=chain_on(card), max_new_tokens=40)
+    agent.load()
+    card.limit = 8_000 + 3 * ADAPTER + 1_500
+    done, result = ask(agent, "word " * 1_400)  # 1,750 tokens that cannot be left out
+    assert done == ["shrink_context", "undo shrink_context", "offload_adapters"]
+    assert (result.state, result.final_answer) == ("answered", "I answer.")
+
+
+ERRORS = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    lambda: RuntimeError("CUDA error: out of memory"),
+    lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    lambda: OutOfMemoryError("not even one request fits into the device's memory"),
+    MemoryError,
+]
+
+
+class Moody(Card):
+    """A card whose limit changes by chance before every allocation, and whose errors are every library's."""
+
+    def __init__(self, draw):
+        super().__init__(20_000, ram=draw.choice([0, 3_000, 10**6]))
+        self.draw, self.calm = draw, False
+        self.error = self.any_error
+
+    def any_error(self):
+        return self.draw.choice(ERRORS)()
+
+    def allocate(self, device, size):
+        if not self.calm and size > 0:
+            self.limit = self.draw.choice([0, 1_000, 2_500, 5_000, 9_000, 12_000, 20_000])
+        super().allocate(device, size)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_sequence_of_failures_ends_in_a_crash_or_a_lost_talk(seed, tmp_path):
+    draw = random.Random(seed)
+    card = Moody(draw)
+    sizes = draw.choice([(1.0,), (1.0, 0.3), (1.0, 0.5, 0.1)])
+    with open_memory(tmp_path / "memory.db") as memory:
+        agent = agent_of(chain=chain_on(card, sizes), memory=memory, max_new_tokens=2000, recall=0)
+        answered = []
+        for turn in range(5):
+            task = f"Question {turn}: {'word ' * draw.choice([1, 200, 1500])}"
+            done, result = ask(agent, task, session_id="talk")
+            assert len(done) <= 2 * (MAX_STEPS + len(sizes)) + 1
+            if result.state == "answered":
+                assert result.final_answer == "I answer."
+                answered.append(task)
+            else:
+                assert (result.state, result.final_answer) == ("failed", "")
+                assert result.error
+            assert [item.user_input for item in memory.conversation("talk").turns()] == answered
+        card.calm, card.limit = True, 10**9
+        for _ in range(200):  # memory has returned: everything is taken back
+            done, result = ask(agent, "And now?")
+            if not agent.chain._taken:
+                break
+        assert (result.state, result.model_info.role, result.model_info.device) == ("answered", "primary", "cuda")
+        (engine,) = [one for at, one in agent.chain._engines.items() if at == 0]
+        assert (engine.rung, engine.context) == ("bf16", 4096)
+        agent.close()
+    assert card.held == {}
+
+
+class TestOnARealEngine:
+    """The tiny model at real rungs, on an allocator that refuses what the ledger counts beyond a limit."""
+
+    @pytest.fixture
+    def limited(self, tiny_model, monkeypatch):
+        from agentlab import models
+        from agentlab.config import Settings
+        from agentlab.inference.opening import open_engine, planned_footprint
+        from agentlab.inference.transformers_engine import TransformersEngine
+
+        files, settings, room = models.resolve(str(tiny_model)), Settings(name="test"), {"bytes": 10**9}
+        real = TransformersEngine._batch
+
+        def scarce(self, requests, prompts, *rest):
+            held = self.footprint()
+            if held.rung_bytes[held.rung] + held.idle_adapter_bytes > room["bytes"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return real(self, requests, prompts, *rest)
+
+        monkeypatch.setattr(TransformersEngine, "_batch", scarce)
+
+        def reopen(rung=None, on_cpu=False):
+            return open_engine(settings, files, "transformers", rung, on_cpu)
+
+        link = Link("primary", "tiny", reopen, reopen=reopen, planned=lambda: planned_footprint(settings, files, "cpu"))
+        return Chain([link], lambda: max(0, room["bytes"])), room
+
+    def test_a_talk_goes_on_at_a_lower_rung_and_back_at_the_first(self, limited, tmp_path):
+        chain, room = limited
+        with open_memory(tmp_path / "memory.db") as memory:
+            agent = agent_of(chain=chain, memory=memory, max_new_tokens=8, recall=0)
+            assert ask(agent, "My name is Tomas.", session_id="s1")[0] == []
+            (engine,) = chain._engines.values()
+            sizes = engine.rung_bytes()
+            room["bytes"] = sizes["nf4"] + 1_000
+            assert sizes["nf4"] + 1_000 < sizes["bf16"] < sizes["int8"]  # its embedding is in fp32: it is passed over
+            steps = list(agent.run("What is my name?", session_id="s1"))
+            assert [(s.source, s.target) for s in steps if s.kind == "recovered"] == [
+                ("fp32", "bf16"),
+                ("bf16", "nf4"),
+            ]
+            assert engine.rung == "nf4"
+            shown = [m["content"] for s in steps if s.kind == "generated" for m in s.messages if m["role"] == "user"]
+            assert shown == ["My name is Tomas.", "What is my name?"]
+            assert steps[-1].result.state == "answered"
+            assert len(steps[-1].result.fallbacks) == 2
+            room["bytes"] = 10**9
+            for _ in range(2 * CALM_ANSWERS):
+                ask(agent, "And now?", session_id="s1")
+            assert engine.rung == "fp32"
+            assert len(memory.conversation("s1").turns()) == 2 + 2 * CALM_ANSWERS
+            agent.close()

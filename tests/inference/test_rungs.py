@@ -1,0 +1,233 @@
+"""The rungs of the ladder for real on the CPU: what they hold, how they answer, and changing them under way."""
+
+import importlib.util
+
+import pytest
+import torch
+from conformance import CHAT, EngineConformance
+from engine_adapters import two_adapters
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from agentlab import files, models
+from agentlab.errors import ModelError
+from agentlab.hardware import ledger
+from agentlab.hardware.rungs import RUNGS
+from agentlab.hardware.shape import ModelShape
+from agentlab.inference import EngineError, OutOfMemoryError, Request, loading
+from agentlab.inference.transformers_engine import TransformersEngine
+
+
+def held_bytes(base):
+    """Bytes of a base model's tensors, those that a quantizer hides in its modules included, each storage once."""
+    tensors = [*base.parameters(), *base.buffers()]
+    for module in base.modules():
+        meta, weight = getattr(module, "meta", None), getattr(module, "weight", None)
+        tensors += [value for value in (meta or {}).values() if isinstance(value, torch.Tensor)]
+        state = getattr(weight, "quant_state", None)
+        tensors += [t for t in (getattr(weight, "SCB", None),) if t is not None]
+        if state is not None:
+            tensors += [state.absmax, state.offset, state.state2.absmax]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model, tmp_path_factory):
+    return two_adapters(tiny_model, tmp_path_factory.mktemp("adapters"), scale=0.3)
+
+
+@pytest.fixture
+def opened(tiny_model):
+    def open_at(rung):
+        return TransformersEngine(models.resolve(str(tiny_model)), rung=rung)
+
+    return open_at
+
+
+class OnARung(EngineConformance):
+    """Every engine at every rung: the same suite."""
+
+    rung = ""
+
+    @pytest.fixture(scope="class")
+    def engine(self, tiny_model):
+        with TransformersEngine(models.resolve(str(tiny_model)), rung=self.rung) as engine:
+            assert engine.rung == self.rung
+            yield engine
+
+    @pytest.fixture(scope="class")
+    def adapters(self, folders):
+        return folders
+
+
+class TestNF4(OnARung):
+    rung = "nf4"
+
+
+class Subset:
+    """What depends on how weights are kept: adapters beside them, streaming, cancelling. The rest is the engine's own
+    code, which NF4 runs whole."""
+
+    _clean = EngineConformance._clean
+    engine, adapters = OnARung.engine, OnARung.adapters
+    test_adapters_per_request = EngineConformance.test_adapters_per_request
+    test_unloading_gives_the_base_back = EngineConformance.test_unloading_gives_the_base_back
+    test_loading_an_id_again_replaces_it = EngineConformance.test_loading_an_id_again_replaces_it
+    test_unknown_adapter_is_refused_by_name = EngineConformance.test_unknown_adapter_is_refused_by_name
+    test_abandoned_stream_leaves_the_engine_usable = EngineConformance.test_abandoned_stream_leaves_the_engine_usable
+
+
+class TestBF16(Subset):
+    rung = "bf16"
+
+
+class TestInt8(Subset):
+    rung = "int8"
+
+
+class TestHQQ3(Subset):
+    rung = "hqq3"
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_base_holds_what_the_ledger_says(tiny_model, opened, rung):
+    with opened(rung) as engine:
+        shape = ModelShape.read(tiny_model / "config.json")
+        planned = ledger.weights(shape, RUNGS[rung], engine.element_bytes)
+        assert engine.rung_bytes()[rung] == planned.total
+        # the tables of codes that bitsandbytes keeps per module are no weights, and weigh on a model this small
+        assert held_bytes(engine.base) == pytest.approx(planned.total, rel=0.02)
+        assert engine.parameters() == shape.parameters
+
+
+def test_changing_the_rung_saves_what_the_ledger_says_and_keeps_the_adapters(opened, folders):
+    first, second = folders
+    with opened("fp32") as engine:
+        for adapter, folder in folders.items():
+            engine.load_adapter(adapter, folder)
+        asked = [Request(CHAT, adapter=adapter, max_new_tokens=8) for adapter in (None, first, second)]
+        before = [completion.token_ids for completion in engine.generate(asked)]
+        for rungs in (("bf16", "nf4"), ("int8",)):  # embeddings are in fp32 beside int8: on a model this small too much
+            held = held_bytes(engine.base)
+            for rung in rungs:
+                saved = engine.change_rung(rung)
+                assert (engine.rung, engine.adapters()) == (rung, sorted(folders))
+                assert saved > 0
+                assert held - held_bytes(engine.base) == pytest.approx(saved, rel=0.05)
+                held = held_bytes(engine.base)
+                lower = [completion.token_ids for completion in engine.generate(asked)]
+                assert len({tuple(tokens) for tokens in lower}) == 3, "each adapter still answers in its own way"
+                engine.offload_adapters()
+            engine.change_rung("fp32", room_bytes=2**30)
+            assert [completion.token_ids for completion in engine.generate(asked)] == before
+            engine.offload_adapters()
+
+
+def test_a_rung_that_saves_nothing_is_refused_before_anything_is_freed(opened):
+    with opened("nf4") as engine:
+        base = engine.base
+        # scales and zeros of groups of 64 are in fp32 on a CPU: more than NF4's, which are quantized themselves
+        for rung in ("hqq3", "bf16"):
+            with pytest.raises(EngineError, match=rf"rung {rung} saves nothing: .*MiB at it, .* at nf4; allowed: "):
+                engine.change_rung(rung)
+        with pytest.raises(EngineError, match="saves nothing"):
+            engine.change_rung("fp32", room_bytes=1)
+        assert engine.change_rung("nf4") == 0
+        assert engine.base is base
+
+
+def test_a_base_that_cannot_be_loaded_lower_is_what_it_was(opened, folders, monkeypatch):
+    real = loading.load_base
+
+    def scarce(model, rung, device):
+        if rung == "nf4":
+            raise OutOfMemoryError("no room to quantize")
+        return real(model, rung, device)
+
+    with opened("bf16") as engine:
+        adapter, folder = next(iter(folders.items()))
+        engine.load_adapter(adapter, folder)
+        request = Request(CHAT, adapter=adapter, max_new_tokens=8)
+        before = engine.generate([request])[0].token_ids
+        monkeypatch.setattr(loading, "load_base", scarce)
+        with pytest.raises(OutOfMemoryError, match="no room to quantize"):
+            engine.change_rung("nf4")
+        assert (engine.rung, engine.adapters()) == ("bf16", [adapter])
+        assert engine.generate([request])[0].token_ids == before
+
+
+@pytest.mark.parametrize("rung", ["fp32", "nf4"])
+def test_adapters_in_ram_take_no_memory_beside_the_base_and_come_back_when_asked_for(opened, folders, rung):
+    first, second = folders
+    with opened(rung) as engine:
+        for adapter, folder in folders.items():
+            engine.load_adapter(adapter, folder)
+        asked = [Request(CHAT, adapter=adapter, max_new_tokens=8) for adapter in (first, second)]
+        before = [completion.token_ids for completion in engine.generate(asked)]
+        held = engine.footprint(first)
+        assert held.idle_adapters == 1  # in fp32 the second one's weights, summed up with the base's
+        freed = engine.offload_adapters(keep=first)
+        assert freed == held.idle_adapter_bytes > 0
+        assert engine.footprint(first).idle_adapters == 0
+        assert engine.adapters() == sorted(folders)
+        assert [completion.token_ids for completion in engine.generate(asked)] == before
+
+
+def test_a_shorter_context_is_refused_beyond_and_given_back(opened):
+    with opened("fp32") as engine:
+        engine.limit_context(64)
+        assert engine.context_length() == 64
+        with pytest.raises(EngineError, match="64 tokens"):
+            engine.generate([Request(CHAT, max_new_tokens=60)])
+        engine.limit_context(None)
+        assert engine.context_length() == 512
+
+
+def test_memory_that_does_not_suffice_to_load_is_said_as_such(opened, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(OutOfMemoryError, match="at nf4 does not fit into memory: CUDA out of memory"):
+        opened("nf4")
+
+
+def test_a_model_that_is_stored_quantized_is_loaded_as_it_is(tiny_model, tmp_path):
+    from transformers import AutoTokenizer
+
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    AutoModelForCausalLM.from_pretrained(
+        tiny_model, quantization_config=options, dtype=torch.float32, device_map="cpu"
+    ).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    stored = models.resolve(str(tmp_path))
+    with TransformersEngine(stored) as engine:
+        assert engine.rung is None
+        assert engine.generate([Request(CHAT, max_new_tokens=4)])[0].prompt_tokens > 0
+        assert engine.footprint().rung is None
+        with pytest.raises(EngineError, match="cannot be loaded at rung int8; allowed: as stored"):
+            engine.change_rung("int8")
+    with pytest.raises(ModelError, match="is stored in bitsandbytes and loaded as it is: rung int8; allowed: model"):
+        TransformersEngine(stored, rung="int8")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library that is missed is there")
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("awq", {"bits": 4, "group_size": 32, "zero_point": True}), ("gptq", {"bits": 4, "group_size": 32})],
+)
+def test_a_stored_quantization_whose_library_is_missing_is_refused_in_one_sentence(tiny_model, tmp_path, method, more):
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", config | {"quantization_config": {"quant_method": method, **more}})
+    with pytest.raises(ModelError, match=f"is stored in {method} and cannot be loaded here: .*requires") as caught:
+        TransformersEngine(models.resolve(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("rung", ["nf4", "hqq3"])
+def test_smollm2_still_knows_the_capital_of_france(embedded, rung):
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    with TransformersEngine(embedded, rung=rung) as engine:
+        assert "Paris" in engine.generate([Request(question, max_new_tokens=12)])[0].text

@@ -222,9 +222,11 @@ class Lab:
 
     def _check_generation(self, generation: int) -> "Plan | Warned":
         """Refuse what cannot be done before it leaves a trace in the run; its memory's plan, or why there is none."""
+        from agentlab.evolution.engines import check_learns
         from agentlab.evolution.generation import check_order
         from agentlab.planning import refuse_what_does_not_fit
 
+        check_learns(self.run.settings)
         check_order(self.run, generation)
         try:
             return refuse_what_does_not_fit(self.run, self.suite)

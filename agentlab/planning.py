@@ -17,8 +17,15 @@ _TEMPLATE_TOKENS = 16  # what a chat template adds
 
 
 def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") -> Plan:
-    """What each model of the run needs on a GPU of `budget.vram_gib`, or on this machine's CPU. Loads nothing."""
+    """What each model of the run needs on a GPU of `budget.vram_gib`, or on this machine's CPU. Loads nothing.
+
+    Raises ConfigError for models that a server holds, ModelError for one whose sizes nobody here knows.
+    """
     wanted = run.settings.model
+    if wanted.engine == "openai":
+        raise ConfigError(
+            "key model.engine: 'openai'; allowed for a plan: auto, transformers, vllm: a server's memory is its own affair"
+        )
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
     return make_plan(run.settings, found, machine(device), workload(suite))

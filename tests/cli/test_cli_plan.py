@@ -49,6 +49,13 @@ def test_a_model_that_nobody_knows_is_exit_code_3():
     assert "agentlab models get org/unknown" in result.output
 
 
+def test_a_model_on_a_server_is_not_planned():
+    server = ("--set", "model.engine=openai", "--set", "model.base_url=http://localhost:11434/v1")
+    result = run("plan", EXPERIMENTS / "laptop-6gb.yaml", *server)
+    assert result.exit_code == 2
+    assert "model.engine: 'openai'; allowed for a plan: auto, transformers, vllm" in result.output
+
+
 def test_a_run_that_cannot_fit_is_exit_code_12(tiny_experiment):
     result = run("evolve", tiny_experiment, "--set", "budget.ram_fraction=1.0e-6")
     assert result.exit_code == 12, result.output

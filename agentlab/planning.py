@@ -24,7 +24,7 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
     wanted = run.settings.model
     if wanted.engine == "openai":
         raise ConfigError(
-            "key model.engine: 'openai'; allowed for a plan: auto, transformers, vllm: a server's memory is its own affair"
+            "key model.engine: 'openai'; allowed for a plan: auto, transformers, vllm: a server's memory is its own"
         )
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]

@@ -94,26 +94,16 @@ def test_agent_overhead():
     assert 0 < result["overhead"]["agentlab_ms"] < 1000
 
 
-def _serve(tiny_model, clients, seconds, changes):
-    size = ("--clients", clients, "--seconds", seconds, "--changes", changes, "--model", tiny_model)
-    result = run("serve.py", *size)
-    assert result["benchmark"] == "serve"
-    assert result["failed"] == 0, result["failures"]
-    assert result["refused"] == {}
-    assert result["requests"] >= clients
-    assert result["champion_swaps"] == changes
-    assert len(result["answers_by_champion"]) == changes + 1
-    assert all(result["answers_by_champion"].values())
-    assert result["exit_code"] == 0
-
-
-def test_many_clients_while_the_champion_changes(tiny_model):
-    _serve(tiny_model, clients=50, seconds=4, changes=1)
-
-
 @pytest.mark.soak
 def test_two_hundred_clients_for_a_minute_while_the_champion_changes_twice(tiny_model):
-    _serve(tiny_model, clients=200, seconds=60, changes=2)
+    result = run("serve.py", "--model", tiny_model)
+    assert result["benchmark"] == "serve"
+    assert (result["clients"], result["champion_swaps"]) == (200, 2)
+    assert result["failed"] == 0, result["failures"]
+    assert result["refused"] == {}
+    assert len(result["answers_by_champion"]) == 3
+    assert all(result["answers_by_champion"].values())
+    assert result["exit_code"] == 0
 
 
 def test_agent_counts_as_solved_only_what_is(tmp_path):

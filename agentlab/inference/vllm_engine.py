@@ -96,6 +96,9 @@ class VllmEngine(TokenStreamEngine):
             settings = settings or settings_for_gpu(budget_gib, self._sizes, rank, adapters)
         self.settings = settings or settings_for_cpu(self._sizes, rank, adapters)
         self._shapes = {name: shape for name, (_, shape) in tensor_shapes(model.folder).items()}
+        linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
+        linear += [name.removesuffix(".qweight") for name in self._shapes if name.endswith(".qweight")]
+        self._targets = {n.rpartition(".")[2] for n in linear if "embed" not in n and "lm_head" not in n}
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
         self._loaded: dict[str, _Loaded] = {}
         self._pinned: set[str] = set()
@@ -123,7 +126,7 @@ class VllmEngine(TokenStreamEngine):
 
         for name, shape in sorted(self._shapes.items()):
             module = name.removesuffix(".weight")
-            if module.endswith("_proj") and len(shape) == 2:
+            if module.rpartition(".")[2] in self._targets and len(shape) == 2:
                 factors = torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
                 return Lora({module: factors}, 1, 1.0, 0.0, [module.rpartition(".")[2]], "")
         return None
@@ -149,6 +152,8 @@ class VllmEngine(TokenStreamEngine):
             "model": str(self.model_files.folder),
             "dtype": self._dtype,
             "enable_lora": True,
+            # without the head: its slots would be as wide as the vocabulary, and prompts could not be scored
+            "lora_target_modules": sorted(self._targets),
             "enable_sleep_mode": self._device_sleeps,
             "generation_config": "vllm",  # not the model's own sampling defaults: a request says what it wants
             "disable_log_stats": True,
@@ -309,6 +314,10 @@ class VllmEngine(TokenStreamEngine):
         for module, (a, b) in sorted(lora.modules.items()):
             shape = self._shapes.get(f"{module}.weight")
             packed = any(key.startswith(f"{module}.") for key in self._shapes)
+            if module.rpartition(".")[2] not in self._targets and (shape is not None or packed):
+                raise AdapterError(
+                    f"adapter {adapter} changes {module}; allowed on this engine: {', '.join(sorted(self._targets))}"
+                )
             if shape is None and not packed:
                 raise AdapterError(f"adapter {adapter} does not fit {name}: no module {module}")
             needed, found = (b.shape[0], a.shape[1]), shape

@@ -1,5 +1,6 @@
 """The OpenAI-compatible engine against the conformance suite, on a real `vllm serve` that loads adapters."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -39,10 +40,11 @@ def served(embedded, tmp_path_factory):
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(embedded.folder), "--served-model-name", NAME,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(embedded.folder), "--served-model-name", NAME,
         "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
         "--max-num-seqs", "16", "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "4", "--max-lora-rank", "8",
-        "--generation-config", "vllm",
+        "--generation-config", "vllm", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj",
     ]  # fmt: skip
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
@@ -56,7 +58,8 @@ def served(embedded, tmp_path_factory):
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

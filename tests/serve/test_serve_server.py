@@ -5,8 +5,11 @@ import contextlib
 import json
 import re
 import socket
+import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -338,6 +341,20 @@ def test_a_deadline_counts_from_the_arrival(server):
     choice = late.json()["choices"][0]
     assert (choice["finish_reason"], late.json()["agentlab"]["state"]) == ("length", "deadline")
     assert json.loads(events(streamed)[-2])["choices"][0]["finish_reason"] == "length"
+
+
+def test_fifty_clients_lose_nothing_while_the_champion_changes(own):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from serve import Tally, load  # the benchmark does the same with 200 for a minute
+
+    tally = Tally()
+    options = SimpleNamespace(clients=50, seconds=3, changes=1, tokens=8)
+    with serving(own) as server:
+        champions, _, series = asyncio.run(load(server.root, TOKEN, own, options, tally))
+    assert not tally.failures
+    assert len(tally.latencies_s) >= 50
+    assert all(tally.adapters[name] for name in champions)
+    assert "agentlab_champion_swaps_total 1.0" in series
 
 
 def test_shutting_down_lets_the_running_answer_end_and_sends_the_others_away(own):

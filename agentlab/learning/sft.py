@@ -204,9 +204,9 @@ def _undisturbed(engine: TransformersEngine) -> Iterator[None]:
         base.config.use_cache = use_cache
         if base.is_gradient_checkpointing:
             base.gradient_checkpointing_disable()
-            base.disable_input_require_grads()
-            for hook in set(embedding._forward_hooks) - hooks:  # of TRL and of transformers
-                del embedding._forward_hooks[hook]
+        base.disable_input_require_grads()
+        for hook in set(embedding._forward_hooks) - hooks:  # of TRL and of transformers, which removes its last alone
+            del embedding._forward_hooks[hook]
         engine.model.eval()
         engine.model.zero_grad(set_to_none=True)
 

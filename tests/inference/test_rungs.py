@@ -225,9 +225,16 @@ def test_a_stored_quantization_whose_library_is_missing_is_refused_in_one_senten
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("rung", "least"), [("bf16", 0.999), ("int8", 0.99), ("nf4", 0.95), ("hqq3", 0.8)])
+def test_logits_stay_close_to_those_of_fp32(opened, rung, least):
+    with opened("fp32") as whole, opened(rung) as lower, torch.inference_mode():
+        ids = torch.tensor([whole.encode(whole.render(CHAT))])
+        wanted, found = (engine.base(ids).logits.float().flatten() for engine in (whole, lower))
+    assert torch.nn.functional.cosine_similarity(wanted, found, dim=0) > least
+
+
 @pytest.mark.model
-@pytest.mark.parametrize("rung", ["nf4", "hqq3"])
-def test_smollm2_still_knows_the_capital_of_france(embedded, rung):
+def test_smollm2_still_knows_the_capital_of_france_at_four_bits(embedded):
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    with TransformersEngine(embedded, rung=rung) as engine:
+    with TransformersEngine(embedded, rung="nf4") as engine:
         assert "Paris" in engine.generate([Request(question, max_new_tokens=12)])[0].text

@@ -164,3 +164,12 @@ def test_help_needs_no_model(script):
     done = subprocess.run([sys.executable, str(BENCHMARKS / script), "--help"], capture_output=True, timeout=60)
     assert done.returncode == 0
     assert b"JSON" in done.stdout
+
+
+def test_vram_rehearses_every_phase_without_a_gpu():
+    result = run("vram.py", "--rehearse", "--serve-tokens", 200, "--batch", 3, "--train-tokens", 48)
+    assert result["benchmark"] == "vram"
+    assert [row["phase"] for row in result["phases"]] == ["serve", "evaluate", "train"]
+    assert [row["error"] for row in result["phases"]] == ["", "", ""]
+    assert all(row["predicted_mib"] > 0 and row["off_by_mib"] is None for row in result["phases"])
+    assert result["met"] is None

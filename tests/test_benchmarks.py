@@ -173,3 +173,12 @@ def test_vram_rehearses_every_phase_without_a_gpu():
     assert [row["error"] for row in result["phases"]] == ["", "", ""]
     assert all(row["predicted_mib"] > 0 and row["off_by_mib"] is None for row in result["phases"])
     assert result["met"] is None
+
+
+def test_latency(tiny_model):
+    size = ("--adapters", 2, "--rank", 4, "--tokens", 4, "--repeats", 1)
+    result = run("latency.py", "--model", tiny_model, *size)
+    assert result["benchmark"] == "latency"
+    assert result["answers"] == sum(result["states"].values()) == 8
+    assert 0 < result["first_p50_s"] <= result["answer_p50_s"] <= result["answer_p95_s"]
+    assert result["target_met"] == (result["answer_p95_s"] <= result["target_s"])

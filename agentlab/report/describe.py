@@ -6,6 +6,7 @@ from agentlab.records import BASE
 from agentlab.report import words
 
 _PROBLEMS = {"nan": "the loss is not a number", "divergence": "the loss diverged"}
+_GIVEN_UP = {"shrink_context": "context", "offload_adapters": "adapters beside it", "lower_rung": "rung"}
 
 
 def describe(event: Event) -> str | None:
@@ -18,8 +19,8 @@ def is_notice(event: Event) -> bool:
     """Whether the event is one to keep in sight: a verdict, a promotion, a failure, a warning."""
     return isinstance(
         event,
-        events.Warned | events.RemedyApplied | events.CandidateFailed | events.GateDecided | events.Promoted
-        | events.GenerationFailed | events.SealedComparison | events.Stopped,
+        events.Warned | events.RemedyApplied | events.RecoveryStep | events.CandidateFailed | events.GateDecided
+        | events.Promoted | events.GenerationFailed | events.SealedComparison | events.Stopped,
     )  # fmt: skip
 
 
@@ -46,6 +47,9 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
             change = f"learning rate {event.learning_rate:.2g}, batch {event.batch_size} × {event.accumulation}"
             problem = _PROBLEMS.get(event.problem, event.problem)
             return f"{event.candidate}: {problem}; {event.action} ({change})".replace("_", " ")
+        case events.RecoveryStep():
+            why = event.reason if event.undone else "memory is short"
+            return f"{event.model}: {why}; {_GIVEN_UP.get(event.action, 'model')} {event.source} → {event.target}"
         case events.Trained() if event.loss is None:
             return f"{event.candidate} merged, without training"
         case events.Trained():

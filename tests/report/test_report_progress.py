@@ -12,7 +12,7 @@ from rich.console import Console
 
 from agentlab import events
 from agentlab.cli.display import Display
-from agentlab.report.describe import describe
+from agentlab.report.describe import describe, is_notice
 from agentlab.report.progress import Progress
 
 EVENTS = evolution_events()
@@ -219,9 +219,24 @@ def test_the_panel_of_a_large_population_stays_small(console: Callable[[bool], C
     assert "… 48 more" in shown(target)
 
 
+RECOVERY = events.RecoveryStep(
+    model="qwen", action="lower_rung", source="bf16", target="nf4", bytes_expected=2**30, reason="out of memory"
+)
+
+
+def test_a_step_for_lack_of_memory_and_its_undoing_in_words():
+    assert describe(RECOVERY) == "qwen: memory is short; rung bf16 → nf4"
+    assert is_notice(RECOVERY)
+    back = dataclasses.replace(RECOVERY, source="nf4", target="bf16", undone=True, reason="memory has returned")
+    assert describe(back) == "qwen: memory has returned; rung nf4 → bf16"
+    smaller = dataclasses.replace(RECOVERY, action="smaller_model", source="qwen", target="smollm2")
+    assert describe(smaller) == "qwen: memory is short; model qwen → smollm2"
+
+
 def test_every_kind_of_event_is_described_or_left_out_on_purpose() -> None:
     silent = {"bred", "training_started", "training_step", "evaluation_progress"}
-    described = {event.kind for event in [*EVENTS, events.Warned(message="x"), events.Stopped(reason="x")]
+    others = [events.Warned(message="x"), events.Stopped(reason="x"), RECOVERY]
+    described = {event.kind for event in [*EVENTS, *others]
                  if describe(event) is not None}  # fmt: skip
     known = {
         kind.kind for kind in events.Event.__subclasses__() if kind.journaled

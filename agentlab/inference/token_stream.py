@@ -116,6 +116,10 @@ class TokenStreamEngine(TemplatedEngine):
     def _score(self, tokens: list[int], start: int, adapter: str | None) -> list[float]:
         """The model's log-probabilities of the tokens from `start` on."""
 
+    def _has_room(self, adapter: str | None, out: Sequence[str | None]) -> bool:
+        """Whether a request with this adapter may join those that are out with theirs; always, where none are."""
+        return True
+
     def _check_request(self, request: Request) -> None:
         """Refuse what this engine cannot do. Raises EngineError or AdapterError."""
         if request.adapter is not None and request.adapter not in self.adapters():
@@ -150,6 +154,9 @@ class TokenStreamEngine(TemplatedEngine):
                     yield from ((index, answer.completion(self._decode, True)) for index, answer in cancelled)
                     return
                 while waiting and len(running) < batch_size:
+                    out = [answer.request.adapter for _, answer in running.values()]
+                    if not self._has_room(requests[waiting[0][0]].adapter, out):
+                        break
                     index, prompt = waiting.popleft()
                     answer = self._answer(requests[index], prompt)
                     running[self._begin(requests[index], prompt)] = index, answer

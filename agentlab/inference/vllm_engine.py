@@ -146,7 +146,7 @@ class VllmEngine(TokenStreamEngine):
         if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
             mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self._sizes) / self._total_bytes)
         if self._nothing is not None:  # it takes a slot
-            mine |= {"max_loras": self.settings.max_loras + 1, "max_cpu_loras": self.settings.max_cpu_loras + 1}
+            mine |= {"max_loras": self._slots, "max_cpu_loras": self.settings.max_cpu_loras + 1}
         return {
             **{name: value for name, value in mine.items() if name != "sleep_mode"},
             "model": str(self.model_files.folder),
@@ -342,10 +342,31 @@ class VllmEngine(TokenStreamEngine):
     def adapters(self) -> list[str]:
         return sorted(self._loaded)
 
+    def _has_room(self, adapter: str | None, out: Sequence[str | None]) -> bool:
+        # vLLM's scheduler does not know that pinned adapters keep their slots from others, and breaks
+        if not self._pinned:
+            return True
+        wanted = {adapter, *out} - self._pinned
+        if self._nothing is None:
+            wanted.discard(None)
+        return len(wanted) <= self._slots - len(self._pinned)
+
+    @property
+    def _slots(self) -> int:
+        return self.settings.max_loras + (self._nothing is not None)
+
     def pin(self, adapter: str) -> None:
-        """Keep a loaded adapter in RAM and on the device whatever else is used. Raises AdapterError, EngineError."""
+        """Keep a loaded adapter in RAM and on the device whatever else is used; one slot stays for the others.
+
+        Raises AdapterError for one that is not loaded, EngineError where no slot can be given away.
+        """
         if adapter not in self._loaded:
             raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        if len(self._pinned | {adapter}) >= self._slots:
+            raise EngineError(
+                f"adapter {adapter} cannot be pinned: {self.settings.max_loras} slots, pinned: "
+                f"{', '.join(sorted(self._pinned)) or 'none'}; allowed: at least one slot that is not pinned"
+            )
         self._call("pin", adapter=self._lora(adapter))
         self._pinned.add(adapter)
 

@@ -62,6 +62,9 @@ class TestOnSmolLM2(EngineConformance):
         mixed = engine.generate([Request(CHAT, adapter=name, max_new_tokens=6) for name in names])
         assert [c.token_ids for c in mixed] == alone
         assert len({tuple(tokens) for tokens in alone}) > 3
+        engine.pin(names[1])
+        with pytest.raises(EngineError, match="at least one slot that is not pinned"):
+            engine.pin(names[2])
 
     def test_foreign_and_too_large_adapters_are_refused_before_vllm_sees_them(self, engine, tmp_path):
         folder = engine.model_files.folder

@@ -110,3 +110,21 @@ def canonical_digest(value: Any) -> str:
     """Hex sha256 of a JSON value, independent of key order and spacing."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """({tensor: {"dtype", "shape", "data_offsets"}}, bytes that the whole file should have), read without the data.
+
+    Format: 8 bytes N, little-endian; N bytes of JSON; the tensors. Raises OSError, ValueError for what is no such file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        try:
+            tensors = dict(json.loads(file.read(length)))
+            tensors.pop("__metadata__", None)
+            ends = [int(row["data_offsets"][1]) for row in tensors.values()]
+        except (TypeError, KeyError, IndexError, AttributeError):
+            raise ValueError("the header is not one of safetensors") from None
+    return tensors, 8 + length + max(ends, default=0)

@@ -5,11 +5,11 @@ transformers, PEFT and TRL keep; each formula says where it comes from. Everythi
 """
 
 import json
-import struct
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from agentlab import files
 from agentlab.errors import ModelError
 from agentlab.hardware.rungs import Rung
 from agentlab.hardware.shape import ModelShape
@@ -88,22 +88,19 @@ def stored_weight_bytes(path: Path) -> int:
             total = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
             if total is not None:
                 return int(total)
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
+        parts = sorted(path.glob("*.safetensors"))
+        if not parts:
             raise ModelError(f"{path} holds no safetensors weights")
-        return sum(_tensor_bytes(file) for file in files)
-    except (OSError, ValueError, TypeError, struct.error) as error:
-        raise ModelError(f"the size of the weights at {path} cannot be read: {error}") from None
+        return sum(_tensor_bytes(part) for part in parts)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"the weights at {path} are damaged or cannot be read: {error}") from None
 
 
-def _tensor_bytes(file: Path) -> int:
-    """Bytes of the tensors in a safetensors file: its size without the header and the header's length."""
-    with file.open("rb") as handle:
-        (header,) = struct.unpack("<Q", handle.read(8))
-    size = file.stat().st_size - 8 - header
-    if size < 0:
-        raise ModelError(f"{file} is damaged: its header is longer than the file")
-    return int(size)
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file."""
+    tensors, _ = files.safetensors_header(path)
+    spans = [row["data_offsets"] for row in tensors.values()]
+    return sum(int(end) - int(start) for start, end in spans)
 
 
 # -- adapters -----------------------------------------------------------------------------------------------------

@@ -81,3 +81,18 @@ class ServerAdapters:
             except EngineError:
                 self._names.pop(adapter, None)
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class ServedAdapters:
+    """The adapters' part of an engine whose model is on a server."""
+
+    _adapters: ServerAdapters
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        self._adapters.load(adapter, folder)
+
+    def unload_adapter(self, adapter: str) -> None:
+        self._adapters.unload(adapter)
+
+    def adapters(self) -> list[str]:
+        return self._adapters.ids()

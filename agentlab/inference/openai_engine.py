@@ -16,7 +16,7 @@ from typing import Any
 
 from agentlab.config import ModelSettings
 from agentlab.inference.contract import Capabilities, Chunk, Completion, Engine, EngineError, Request
-from agentlab.inference.openai_adapters import ServerAdapters
+from agentlab.inference.openai_adapters import ServedAdapters, ServerAdapters
 from agentlab.inference.openai_server import Known, Reading, RefusedByServer, Server
 from agentlab.inference.text import Pieces, cut_at_stop
 from agentlab.models import ModelFiles
@@ -102,7 +102,7 @@ def _written(call: Mapping[str, str]) -> str:
     return f"{begin}{arguments}{TAGS.finish}"
 
 
-class OpenAIEngine(Engine):
+class OpenAIEngine(ServedAdapters, Engine):
     """Answers with `/v1/chat/completions`. What the server cannot do is found out when it is first asked for."""
 
     name = "openai"
@@ -328,17 +328,6 @@ class OpenAIEngine(Engine):
 
     def context_length(self) -> int:
         return self._context
-
-    # -- adapters -----------------------------------------------------------------------------------------------------
-
-    def load_adapter(self, adapter: str, folder: Path) -> None:
-        self._adapters.load(adapter, folder)
-
-    def unload_adapter(self, adapter: str) -> None:
-        self._adapters.unload(adapter)
-
-    def adapters(self) -> list[str]:
-        return self._adapters.ids()
 
     def close(self) -> None:
         self._adapters.close()

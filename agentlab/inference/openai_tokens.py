@@ -5,11 +5,10 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from agentlab.inference.contract import EngineError, Request
-from agentlab.inference.openai_adapters import ServerAdapters
+from agentlab.inference.openai_adapters import ServedAdapters, ServerAdapters
 from agentlab.inference.openai_server import Server
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
@@ -18,7 +17,7 @@ from agentlab.models import ModelFiles
 _WAIT_S = 0.05
 
 
-class OpenAITokenEngine(TokenStreamEngine):
+class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
     """Answers with `/v1/completions` of `vllm serve`, each request on a thread of its own."""
 
     name = "openai"
@@ -105,15 +104,6 @@ class OpenAITokenEngine(TokenStreamEngine):
         body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         rows = self.server.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
         return [float(rows[at][str(tokens[at])]["logprob"]) for at in range(start, len(tokens))]
-
-    def load_adapter(self, adapter: str, folder: Path) -> None:
-        self._adapters.load(adapter, folder)
-
-    def unload_adapter(self, adapter: str) -> None:
-        self._adapters.unload(adapter)
-
-    def adapters(self) -> list[str]:
-        return self._adapters.ids()
 
     def _end_token_ids(self) -> set[int]:
         return set(as_list(getattr(self._generation, "eos_token_id", None)))

@@ -123,7 +123,8 @@ def planned_footprint(settings: Settings, model: ModelFiles, device: Device) -> 
     }
     wanted = settings.model.rung
     usual: RungName = wanted if wanted != "auto" else "fp32" if device == "cpu" else "bf16"
-    return Footprint(device, shape.context_length, ledger.kv_bytes_per_token(shape), usual, sizes)
+    token_bytes = ledger.kv_bytes_per_token(shape, element_bytes(usual, device))
+    return Footprint(device, shape.context_length, token_bytes, usual, sizes)
 
 
 def served_model(name: str) -> ModelFiles:

@@ -1,5 +1,6 @@
 """Chats as tokens and tokens as text: what every engine does whose model's tokenizer is on this machine."""
 
+import abc
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +19,13 @@ class TemplatedEngine(Engine):
     model_files: ModelFiles
     tokenizer: Any
 
+    @abc.abstractmethod
     def _end_token_ids(self) -> set[int]:
         """Tokens that end an answer, by the model's generation config."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _vocabulary_size(self) -> int:
         """Width of the model's logits, which may exceed the tokenizer's vocabulary."""
-        raise NotImplementedError
 
     def render(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> str:
         """The prompt text as the chat template writes it, ending where the answer begins.

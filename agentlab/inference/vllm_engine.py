@@ -95,7 +95,7 @@ class VllmEngine(TokenStreamEngine):
             budget_gib = min(vram_gib or total_gib, total_gib)
             settings = settings or settings_for_gpu(budget_gib, self._sizes, rank, adapters)
         self.settings = settings or settings_for_cpu(self._sizes, rank, adapters)
-        self._shapes = {name: shape for name, (_, shape) in tensor_shapes(model.folder).items()}
+        self._shapes = tensor_shapes(model.folder)
         linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
         linear += [name.removesuffix(".qweight") for name in self._shapes if name.endswith(".qweight")]
         self._targets = {n.rpartition(".")[2] for n in linear if "embed" not in n and "lm_head" not in n}
@@ -328,7 +328,7 @@ class VllmEngine(TokenStreamEngine):
 
     @property
     def _is_quantized(self) -> bool:
-        return getattr(self._config, "quantization_config", None) is not None
+        return self._sizes.shape.prequantized is not None
 
     def unload_adapter(self, adapter: str) -> None:
         loaded = self._loaded.pop(adapter, None)
@@ -439,8 +439,8 @@ class VllmEngine(TokenStreamEngine):
         return self.settings.max_model_len
 
     def parameters(self) -> int:
-        """Number of weights of the base model, as they are stored."""
-        return self._sizes.weight_bytes // self._sizes.element_bytes
+        """Number of weights of the base model."""
+        return self._sizes.shape.parameters
 
     def vram_peak_mib(self) -> float:
         if self.device == "cpu" or self._child is None or self._asleep:

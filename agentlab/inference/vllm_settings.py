@@ -1,12 +1,12 @@
 """What vLLM is told about memory: settings that fit a budget, from sizes that are known before anything is loaded."""
 
 import dataclasses
-import json
-import struct
 from pathlib import Path
-from typing import Any
 
+from agentlab import files
 from agentlab.errors import ModelError
+from agentlab.hardware import ledger
+from agentlab.hardware.shape import ModelShape
 from agentlab.inference.contract import OutOfMemoryError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -17,7 +17,6 @@ _CPU_KV_BYTES = _GIB
 _SEQUENCES = 32
 _BATCHED_TOKENS = 2048
 _LONGEST = 8192
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "U8": 1, "I8": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,40 +40,30 @@ class VllmSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSizes:
-    """What a model's folder says of its size. `lora_width`: Σ (in + out) over the layers that adapters may change."""
+    """What the settings are made from: a model's shape, its weights as they are loaded, one element of its cache."""
 
+    shape: ModelShape
     weight_bytes: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
-    vocabulary: int
-    context_length: int
-    lora_width: int
     element_bytes: int
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """2 · layers · kv_heads · head_dim · bytes of an element: a key and a value in every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.element_bytes
+        return ledger.kv_bytes_per_token(self.shape, self.element_bytes)
 
-    def lora_slot_bytes(self, rank: int) -> int:
-        """rank · Σ (in + out) · bytes of an element."""
-        return rank * self.lora_width * self.element_bytes
+    def slot_bytes(self, rank: int) -> int:
+        return ledger.slot_bytes(self.shape, rank, self.element_bytes)
 
-    def activation_bytes(self, batched_tokens: int, sequences: int) -> int:
-        """A bound on what one step holds besides weights and cache: one layer's tensors, and fp32 logits twice."""
-        layer = batched_tokens * (2 * self.intermediate_size + 6 * self.hidden_size) * self.element_bytes
-        return layer + 2 * sequences * self.vocabulary * 4
+    def step_bytes(self, batched_tokens: int, sequences: int) -> int:
+        """What one step of so many tokens of so many requests holds besides weights and cache."""
+        return ledger.prefill_bytes(self.shape, sequences, -(-batched_tokens // sequences), self.element_bytes)
 
 
 def planned_bytes(settings: VllmSettings, sizes: ModelSizes) -> int:
     """Everything that vLLM takes with these settings: weights, slots, activations, cache and the device's context."""
     return (
         sizes.weight_bytes
-        + settings.max_loras * sizes.lora_slot_bytes(settings.max_lora_rank)
-        + sizes.activation_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)
+        + settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)
+        + sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)
         + settings.kv_cache_memory_bytes
         + _CONTEXT_BYTES
     )
@@ -96,14 +85,14 @@ def settings_for_gpu(
     What has to shrink does so in this order: adapter slots on the device, tokens of a step, sequences, context.
     Raises OutOfMemoryError that names the bytes where not even the smallest fits.
     """
-    context = min(max_model_len or _LONGEST, sizes.context_length)
+    context = min(max_model_len or _LONGEST, sizes.shape.context_length)
     slot_rank = lora_rank(rank)
     tried = [(slots, _BATCHED_TOKENS, _SEQUENCES, context) for slots in range(min(adapters, cpu_adapters), 0, -1)]
     tried += [(1, 1024, 16, context), (1, 512, 8, context), (1, 512, 4, min(context, 2048)), (1, 256, 1, 1024)]
     for slots, batched, sequences, wanted in tried:
         length = min(wanted, context)
-        fixed = sizes.weight_bytes + slots * sizes.lora_slot_bytes(slot_rank) + _CONTEXT_BYTES
-        left = int(budget_gib * _GIB) - fixed - sizes.activation_bytes(batched, sequences)
+        fixed = sizes.weight_bytes + slots * sizes.slot_bytes(slot_rank) + _CONTEXT_BYTES
+        left = int(budget_gib * _GIB) - fixed - sizes.step_bytes(batched, sequences)
         if left < length * sizes.kv_bytes_per_token:
             continue
         return VllmSettings(
@@ -124,7 +113,7 @@ def settings_for_gpu(
 
 def settings_for_cpu(sizes: ModelSizes, rank: int, adapters: int = 4, cpu_adapters: int = 16) -> VllmSettings:
     """Settings for a machine without an accelerator: a cache of a GiB at most."""
-    context = min(_LONGEST, sizes.context_length)
+    context = min(_LONGEST, sizes.shape.context_length)
     wanted = _SEQUENCES * context * sizes.kv_bytes_per_token
     return VllmSettings(
         kv_cache_memory_bytes=max(min(wanted, _CPU_KV_BYTES), context * sizes.kv_bytes_per_token),
@@ -135,51 +124,24 @@ def settings_for_cpu(sizes: ModelSizes, rank: int, adapters: int = 4, cpu_adapte
     )
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name → (dtype, shape) of every tensor in a folder's safetensors, from their headers alone.
-
-    Raises ModelError for a file that is no safetensors file.
-    """
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor in a folder's safetensors, from their headers alone. Raises ModelError."""
+    found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(size, 100_000_000)))
-            rows = {name: (row["dtype"], tuple(row["shape"])) for name, row in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            tensors, _ = files.safetensors_header(path)
+            found |= {name: tuple(row["shape"]) for name, row in tensors.items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
-        found |= rows
     return found
 
 
 def model_sizes(folder: Path, element_bytes: int) -> ModelSizes:
-    """The sizes of the model in `folder`, loaded with so many bytes for each floating-point weight."""
-    from transformers import AutoConfig
+    """The sizes of the model in `folder`, loaded with so many bytes for each weight, or as its files are quantized.
 
-    whole: Any = AutoConfig.from_pretrained(folder)
-    config = whole.get_text_config()
-    shapes = tensor_shapes(folder)
-    weight_bytes = 0
-    lora_width = 0
-    for name, (dtype, shape) in shapes.items():
-        numel = 1
-        for length in shape:
-            numel *= length
-        floating = dtype in ("F64", "F32", "F16", "BF16")
-        weight_bytes += numel * (element_bytes if floating else _BYTES.get(dtype, 1))
-        if name.endswith("_proj.weight") and len(shape) == 2:
-            lora_width += sum(shape)
-    heads = config.num_attention_heads
-    return ModelSizes(
-        weight_bytes=weight_bytes,
-        layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        context_length=config.max_position_embeddings,
-        lora_width=lora_width,
-        element_bytes=element_bytes,
-    )
+    Raises ModelError for a model whose shape nobody can plan.
+    """
+    shape = ModelShape.read(folder / "config.json")
+    stored = shape.prequantized is not None
+    weight_bytes = ledger.stored_weight_bytes(folder) if stored else element_bytes * shape.parameters
+    return ModelSizes(shape, weight_bytes, element_bytes)

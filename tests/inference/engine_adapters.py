@@ -10,7 +10,7 @@ def random_lora(folder, seed, rank=4, scale=0.3):
     """An adapter on q and v. With dropout: an engine that leaves it on answers differently every time."""
     generator = torch.Generator().manual_seed(seed)
     modules = {}
-    for name, (_, shape) in sorted(tensor_shapes(folder).items()):
+    for name, shape in sorted(tensor_shapes(folder).items()):
         if name.endswith(("q_proj.weight", "v_proj.weight")):
             a = torch.randn(rank, shape[1], generator=generator) * scale
             b = torch.randn(shape[0], rank, generator=generator) * scale

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from agentlab.hardware.shape import published
 from agentlab.inference import OutOfMemoryError
 from agentlab.inference.vllm_settings import (
     RANKS,
@@ -17,16 +18,13 @@ from agentlab.inference.vllm_settings import (
 )
 
 GIB = 2**30
-# Qwen2.5-1.5B in bf16: 28 layers, 2 KV heads of 128, Σ(in + out) of its seven projections
-SMALL = ModelSizes(
-    weight_bytes=int(2.88 * GIB), layers=28, kv_heads=2, head_dim=128, hidden_size=1536, intermediate_size=8960,
-    vocabulary=151_936, context_length=32_768, lora_width=28 * 43_008, element_bytes=2,
-)  # fmt: skip
+SHAPE = published("Qwen2.5-1.5B")
+SMALL = ModelSizes(SHAPE, 2 * SHAPE.parameters, 2)
 
 
 def test_one_token_of_qwen_takes_28_kib_and_a_slot_of_rank_16_35_mib():
     assert SMALL.kv_bytes_per_token == 28 * 1024
-    assert SMALL.lora_slot_bytes(16) / 2**20 == pytest.approx(36.75)
+    assert SMALL.slot_bytes(16) / 2**20 == pytest.approx(35.2, abs=0.1)
 
 
 @pytest.mark.parametrize("budget", [3.6, 4.0, 5.0, 6.0, 24.0])
@@ -71,11 +69,10 @@ def test_sizes_are_read_from_the_folder_alone(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     sizes = model_sizes(tiny_model, 4)
     assert sizes.weight_bytes == 4 * sum(p.numel() for p in model.parameters())
-    assert sizes.lora_width == sum(
-        m.in_features + m.out_features for n, m in model.named_modules() if n.endswith("_proj")
-    )
+    widths = [m.in_features + m.out_features for n, m in model.named_modules() if n.endswith("_proj")]
+    assert sizes.slot_bytes(8) == 4 * 8 * sum(widths)
     state = model.state_dict()
-    assert all(tuple(state[name].shape) == shape for name, (_, shape) in tensor_shapes(tiny_model).items())
+    assert all(tuple(state[name].shape) == shape for name, shape in tensor_shapes(tiny_model).items())
     settings = settings_for_cpu(sizes, 16)
     assert settings.max_model_len == 512
     assert settings.kv_cache_memory_bytes <= GIB

@@ -20,10 +20,11 @@ from agentlab.events import (
     Stopped,
     Warned,
 )
-from agentlab.evolution.run import Run
+from agentlab.evolution.run import Run, newest_config
 from agentlab.hardware.lease import Lease, describe, holder
 from agentlab.hardware.shape import ShapeError
-from agentlab.records import BASE, BaselineResult
+from agentlab.launcher import die_with_launcher, run_notebook
+from agentlab.records import BaselineResult
 from agentlab.tasks import Item, Suite, load
 from agentlab.working import Work
 
@@ -97,15 +98,7 @@ class Lab:
         Without any run the first experiment there is, and outside a project the defaults: there the base model answers.
         """
         root = (root or Path.cwd()).resolve()
-        found: list[tuple[bool, float, Path]] = []
-        for path in sorted((root / "experiments").glob("*/*/config.yaml")):
-            with contextlib.suppress(AgentlabError):
-                run = Run(root, config.load(path), path.parent.name)
-                results = sorted(path.parent.glob("generations/*/result.json"))
-                newest = results[-1].stat().st_mtime if results else path.stat().st_mtime
-                found.append((run.champion() != BASE, newest, path))
-        if found:
-            path = max(found)[2]
+        if (path := newest_config(root)) is not None:
             settings = config.load(path)
             suite = load(settings.suite, root)
             run = Run(root, settings, path.parent.name, str(suite.folder or ""))
@@ -343,7 +336,6 @@ class Lab:
         process is running this run, RunError when a generation fails.
         """
         from agentlab.evolution.engines import check_learns
-        from agentlab.launcher import run_notebook
         from agentlab.planning import refuse_what_does_not_fit
 
         check_learns(self.run.settings)
@@ -489,17 +481,3 @@ class Lab:
             "champion": self.run.champion(),
             "finished": self.is_finished(),
         }
-
-
-def die_with_launcher() -> None:
-    """Under a launcher: have Linux kill this kernel when the launcher dies, so that no orphan goes on working."""
-    launcher = os.environ.get("AGENTLAB_LAUNCHER_PID")
-    if launcher is None:
-        return
-    import ctypes
-    import signal
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(launcher):
-        raise EvolutionStopped("the launcher of this kernel is gone")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentlab import errors
-from agentlab.errors import AgentlabError, RunError
+from agentlab.errors import AgentlabError, EvolutionStopped, RunError
 from agentlab.events import Event, GenerationFailed, GenerationFinished, Stopped
 
 if TYPE_CHECKING:
@@ -129,3 +129,17 @@ def _reason(error: BaseException) -> str:
     if type(error).__name__ == "DeadKernelError":
         return "its kernel died (killed, or out of memory)"
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+
+
+def die_with_launcher() -> None:
+    """Under a launcher: have Linux kill this kernel when the launcher dies, so that no orphan goes on working."""
+    launcher = os.environ.get("AGENTLAB_LAUNCHER_PID")
+    if launcher is None:
+        return
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(launcher):
+        raise EvolutionStopped("the launcher of this kernel is gone")

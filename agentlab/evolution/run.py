@@ -15,6 +15,7 @@ experiments/<name>/<hash>/
   STOP                present while somebody asks the run to stop
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ import pydantic
 
 from agentlab import config, files
 from agentlab.config import RungName
-from agentlab.errors import StorageError
+from agentlab.errors import AgentlabError, StorageError
 from agentlab.events import Journal
 from agentlab.records import BASE, BaselineResult, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
 
@@ -202,3 +203,15 @@ def _read(path: Path, record: type[Record]) -> Record | None:
 
 def _write(path: Path, record: pydantic.BaseModel) -> None:
     files.write_json(path, record.model_dump(mode="json"))
+
+
+def newest_config(root: Path) -> Path | None:
+    """config.yaml of the run below `root` that last crowned a champion, else of the newest run; None without any."""
+    found: list[tuple[bool, float, Path]] = []
+    for path in sorted((root / "experiments").glob("*/*/config.yaml")):
+        with contextlib.suppress(AgentlabError):
+            run = Run(root, config.load(path), path.parent.name)
+            results = sorted(path.parent.glob("generations/*/result.json"))
+            newest = results[-1].stat().st_mtime if results else path.stat().st_mtime
+            found.append((run.champion() != BASE, newest, path))
+    return max(found)[2] if found else None

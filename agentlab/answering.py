@@ -70,16 +70,17 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
             continue
         known[role] = {}
         opener = _Opener(run, role, name, known[role])
-        link = Link(role, name, opener.open)
-        if not _is_served(run, role, name):
-            link = dataclasses.replace(link, reopen=opener.reopen, planned=opener.planned)
         if _is_served(run, role, name):  # whether the server has it is seen when it is its turn
+            link = Link(role, name, opener.open)
             if adapter not in (CHAMPION, BASE):
                 raise AdapterError(
                     f"adapter {adapter}: {name} answers on a server, which knows no adapters of this run; allowed: "
                     f"{CHAMPION}, {BASE}"
                 )
-        elif role == "primary":
+            links.append(link)
+            continue
+        link = Link(role, name, opener.open, reopen=opener.reopen, planned=opener.planned)
+        if role == "primary":
             # the others may be missing until they are needed: that is one of the failures they are there for
             try:
                 files = models.resolve(name, run.root)

@@ -23,6 +23,9 @@ from agentlab.inference.openai_tokens import OpenAITokenEngine
 
 pytestmark = [pytest.mark.model, pytest.mark.soak]
 NAME = "lab-model"
+# The server forgets an unloaded adapter's name, not its slot, and on a CPU base rows get the last slot's adapter
+# (docs/LOG.md): more slots than all tests together load adapters.
+SLOTS = "64"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def served(embedded, tmp_path_factory):
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(embedded.folder), "--served-model-name", NAME,
         "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
-        "--max-num-seqs", "16", "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "4", "--max-lora-rank", "8",
+        "--max-num-seqs", "16", "--enable-lora", "--max-loras", SLOTS, "--max-cpu-loras", SLOTS, "--max-lora-rank", "8",
         "--generation-config", "vllm", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj",
     ]  # fmt: skip
     with log.open("w") as output:

@@ -93,18 +93,6 @@ class TestOnSmolLM2(EngineConformance):
             engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
         assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
 
-    @pytest.mark.soak
-    def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
-        for adapter, folder in adapters.items():
-            engine.load_adapter(adapter, folder)
-        requests = [Request(CHAT, adapter=name, max_new_tokens=8) for name in (None, *adapters)]
-        before = [c.token_ids for c in engine.generate(requests)]
-        engine.sleep()
-        with pytest.raises(EngineError, match="sleeps"):
-            engine.generate(requests)
-        assert engine.wake() is False
-        assert [c.token_ids for c in engine.generate(requests)] == before
-
     def test_zz_a_killed_process_is_said_to_be_gone(self, engine):
         stream = engine.stream(Request(CHAT, max_new_tokens=200))
         next(stream)
@@ -128,6 +116,17 @@ class TestOnTinyModel(EngineConformance):
     @pytest.fixture(scope="class")
     def adapters(self, engine, tmp_path_factory):
         return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.3)
+
+    def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        requests = [Request(CHAT, adapter=name, max_new_tokens=8) for name in (None, *adapters)]
+        before = [c.token_ids for c in engine.generate(requests)]
+        engine.sleep()
+        with pytest.raises(EngineError, match="sleeps"):
+            engine.generate(requests)
+        assert engine.wake() is False
+        assert [c.token_ids for c in engine.generate(requests)] == before
 
 
 @pytest.mark.soak

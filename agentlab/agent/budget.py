@@ -6,6 +6,7 @@ import time
 
 UNBOUNDED = 10**9
 _WEIGHT = 0.3  # of the newest measurement; speeds change with load and length
+_LEAST_READ = 32  # tokens; the time of fewer says nothing about reading
 
 
 @dataclasses.dataclass
@@ -20,8 +21,11 @@ class Speed:
         return self.prefill_tokens_per_s > 0 and self.decode_tokens_per_s > 0
 
     def observe(self, prompt_tokens: int, first_token_s: float, new_tokens: int, total_s: float) -> None:
-        """Take in one generation: its first token came after `first_token_s`, its last after `total_s`."""
-        if first_token_s > 0 and prompt_tokens:
+        """Take in one generation: its first token came after `first_token_s`, its last after `total_s`.
+
+        prompt_tokens: those that were read for it, without what an earlier generation had read.
+        """
+        if first_token_s > 0 and (prompt_tokens >= _LEAST_READ or (prompt_tokens and not self.prefill_tokens_per_s)):
             self.prefill_tokens_per_s = _mixed(self.prefill_tokens_per_s, prompt_tokens / first_token_s)
         if new_tokens > 1 and total_s > first_token_s:
             self.decode_tokens_per_s = _mixed(self.decode_tokens_per_s, (new_tokens - 1) / (total_s - first_token_s))
@@ -71,7 +75,7 @@ class Budget:
         return self.cancelled() or self.work_left_s <= 0
 
     def tokens(self, speed: Speed, prompt_tokens: int) -> int:
-        """How many new tokens fit into the time that is left after reading the prompt."""
+        """How many new tokens fit into the time that is left after reading so many of the prompt."""
         if self.deadline_s is None or not speed.known:
             return UNBOUNDED
         room_s = self.work_left_s - prompt_tokens / speed.prefill_tokens_per_s

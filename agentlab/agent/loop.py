@@ -349,7 +349,8 @@ class Loop:
         if held and held.strip() != NO_TOOL:
             yield Delta(step_number=number, text=held, part="answer")
         seconds = time.monotonic() - started
-        self._speed(link).observe(completion.prompt_tokens, first_s, completion.completion_tokens, seconds)
+        read = completion.prompt_tokens - completion.cached_tokens
+        self._speed(link).observe(read, first_s, completion.completion_tokens, seconds)
         self.prompt_tokens += completion.prompt_tokens
         self.completion_tokens += completion.completion_tokens
         confidence = token_probability(completion.logprobs)
@@ -376,11 +377,14 @@ class Loop:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""
         tools = self._definitions() if self._show_tools and (form.native or choice != "none") else []
         wanted, context = self.options.max_new_tokens, engine.context_length()
+        # a champion that was taught single calls decides, the base model finds the words
+        adapter = None if self.options.single_call and choice == "none" else link.adapter
         earlier, talk = list(self._earlier), list(self._talk)
         while True:
             shown = form.convert([*self._system, *earlier, *talk], tools)
             size = engine.count_tokens(shown, tools if form.native else None)
-            room = self.budget.tokens(self._speed(link), size)
+            known = engine.cached_tokens(Request(shown, adapter, tools=tools if form.native and tools else None))
+            room = self.budget.tokens(self._speed(link), size - known)
             fits = size + min(wanted, context // 2) <= context
             if fits and (room >= min(wanted, _ANSWER_TOKENS) or not earlier):
                 break
@@ -407,7 +411,7 @@ class Loop:
         constrained = self.options.constrained and can.structure
         return Request(
             messages=shown,
-            adapter=None if self.options.single_call and choice == "none" else link.adapter,
+            adapter=adapter,
             max_new_tokens=min(wanted, room, context - size),
             temperature=self.options.temperature,
             seed=self.options.seed,

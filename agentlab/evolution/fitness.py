@@ -43,23 +43,37 @@ def stored_rates(run: Run) -> Rates | None:
 def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], None]) -> Rates:
     """The run's rates: read from its folder, or measured now and written there.
 
-    The fastest of five, after one to warm up: whatever else the machine does can only make them slower. To two digits,
-    because more would be noise.
+    The fastest of at most five, after one to warm up: whatever else the machine does can only make them slower, and
+    once the two fastest agree nothing did. To two digits, because more would be noise.
     """
     if (stored := stored_rates(run)) is not None:
         return stored
     prefill, decode = [], []
     items = suite.split("train")
     for number in range(6):
-        (one,) = engine.generate([Request(suite.chat(items[number % len(items)]), max_new_tokens=1)], 1)
-        first, many = (engine.generate([Request(_LONG_ANSWER, max_new_tokens=n)], 1)[0] for n in (1, 17))
+        one = _alone(engine, suite.chat(items[number % len(items)]), 1)
+        first, many = (_alone(engine, _LONG_ANSWER, n) for n in (1, 17))
+        if number == 0:
+            continue
         prefill.append(one.prompt_tokens / max(one.latency_s, 1e-6))
         if many.completion_tokens > 1:
             decode.append((many.completion_tokens - 1) / max(many.latency_s - first.latency_s, 1e-3))
-    rates = Rates(_two_digits(max(prefill[1:])), _two_digits(max(decode[1:] or [10.0])))
+        if _agree(prefill) and (_agree(decode) or not decode):
+            break
+    rates = Rates(_two_digits(max(prefill)), _two_digits(max(decode, default=10.0)))
     files.write_json(run.folder / "rates.json", dataclasses.asdict(rates))
     emit(Calibrated(**dataclasses.asdict(rates)))
     return rates
+
+
+def _alone(engine: Engine, messages: list[dict[str, str]], tokens: int) -> Completion:
+    return engine.generate([Request(messages, max_new_tokens=tokens, reuse_prompt=False)], 1)[0]
+
+
+def _agree(rates: Sequence[float]) -> bool:
+    """Whether the two fastest are within a twentieth of each other."""
+    best = sorted(rates)[-2:]
+    return len(best) == 2 and best[0] >= 0.95 * best[1]
 
 
 def _two_digits(value: float) -> float:
@@ -116,9 +130,8 @@ def evaluate(
         if done % settings.evaluation.batch_size == 0 or done == len(items):
             emit(EvaluationProgress(candidate=adapter, split=split, done=done, total=len(items)))
     completions = [answer for answer in answers if answer is not None and answer.finish_reason != "cancelled"]
-    latencies = [
-        engine.generate([request], 1)[0].latency_s for request in requests[:latency_items] if not should_stop()
-    ]
+    alone = [dataclasses.replace(request, reuse_prompt=False) for request in requests[:latency_items]]
+    latencies = [engine.generate([request], 1)[0].latency_s for request in alone if not should_stop()]
     if should_stop() or len(completions) < len(items):
         raise EvolutionStopped(f"stopped while evaluating {adapter} on {split}")
     texts = [completion.text for completion in completions]

@@ -46,6 +46,22 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return len(shape) == 4 and shape[0] == rows and end <= shape[-2]
 
 
+def can_be_cut(cache: DynamicCache) -> bool:
+    """Whether any beginning of it is a cache, too; a sliding window has let go of its own."""
+    return all(type(layer) is _RoomyLayer for layer in cache.layers)
+
+
+def beginning_of(cache: DynamicCache, tokens: int) -> DynamicCache:
+    """A copy of the first tokens of a cache that `can_be_cut`."""
+    beginning = DynamicCache()
+    beginning.layers = []
+    for layer in cache.layers:
+        copy = _RoomyLayer()
+        copy.update(layer.keys[..., :tokens, :], layer.values[..., :tokens, :])
+        beginning.layers.append(copy)
+    return beginning
+
+
 def growing_cache(config: Any) -> DynamicCache:
     """An empty cache for a model with this config; layers of other kinds (sliding windows) stay transformers' own."""
     cache = DynamicCache(config=config)

@@ -33,7 +33,8 @@ class Request:
     stop: the answer ends before the first of these strings. logprobs: also return each token's log-probability, that of
     the model without any structure. structure: an xgrammar structural tag that the answer fits (`toolformat.structure`
     makes one); it is complete within max_new_tokens, and a call that there is no room for does not begin.
-    tools: shown by the chat template; refused where it shows none.
+    tools: shown by the chat template; refused where it shows none. reuse_prompt: what an earlier request has read of
+    the same prompt need not be read again; False for whoever measures reading.
     """
 
     messages: list[dict[str, Any]]
@@ -45,6 +46,7 @@ class Request:
     logprobs: bool = False
     structure: Mapping[str, Any] | None = None
     tools: Sequence[Tool] | None = None
+    reuse_prompt: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Completion:
     """An answer. `token_ids` are the generated tokens without the end token; `logprobs` has one value for each.
 
     finish_reason: "stop" (end token, stop string or a complete structure), "length" (limit reached), "cancelled".
-    latency_s: from the start of the request's batch to its last token.
+    latency_s: from the start of the request's batch to its last token. cached_tokens: of the prompt, how many an
+    earlier request had read; 0 where it is not known.
     """
 
     text: str
@@ -61,6 +64,7 @@ class Completion:
     prompt_tokens: int
     latency_s: float
     logprobs: list[float] | None = None
+    cached_tokens: int = 0
 
     @property
     def completion_tokens(self) -> int:
@@ -131,6 +135,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def count_tokens(self, messages: list[dict[str, Any]], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the rendered prompt."""
+
+    def cached_tokens(self, request: Request) -> int:
+        """How many tokens of the request's prompt need not be read, because an earlier request has; 0 if unknown."""
+        return 0
 
     @abc.abstractmethod
     def call_style(self) -> CallStyle | None:

@@ -18,6 +18,7 @@ class News:
     """What became of one request: its new tokens, each with its log-probability if they were asked for.
 
     finish: "stop" (end token or stop string), "length", or None while it goes on; at_s: monotonic seconds.
+    cached_tokens: of the prompt, how many were not read again.
     """
 
     key: int
@@ -25,6 +26,7 @@ class News:
     logprobs: list[float] | None
     finish: str | None
     at_s: float
+    cached_tokens: int = 0
 
 
 class Answer:
@@ -38,6 +40,7 @@ class Answer:
         self.prompt = prompt
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.cached_tokens = 0
         self.done = False
         self.finish = "length"
         self._row = row
@@ -49,6 +52,7 @@ class Answer:
         if self.done:
             return
         self.last_s = news.at_s
+        self.cached_tokens = news.cached_tokens
         if news.finish not in (None, "stop", "length"):
             raise EngineError(f"the model's process ended the request with {news.finish}")
         ended_by_stop = news.finish == "stop"
@@ -91,6 +95,7 @@ class Answer:
             prompt_tokens=len(self.prompt),
             latency_s=max(self.last_s - self.started_s, 1e-6),
             logprobs=self.logprobs[: len(tokens)] if self.request.logprobs else None,
+            cached_tokens=self.cached_tokens,
         )
 
 

@@ -1,5 +1,6 @@
 """The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
 
+import functools
 import queue
 import threading
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from agentlab.config import RungName
 from agentlab.hardware import ledger
@@ -18,6 +19,7 @@ from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix
+from agentlab.inference.prompt_cache import PromptCache
 from agentlab.inference.resident import ResidentModel
 from agentlab.inference.templates import as_list
 from agentlab.inference.text import Pieces, cut_tokens
@@ -32,7 +34,8 @@ class TransformersEngine(ResidentModel):
 
     Requests are grouped by adapter (one adapter after another decodes faster than a mixed batch) and, within a group,
     sorted by prompt length so that little of a batch is padding. In fp32 a group's adapter is added to the weights
-    while the group is answered.
+    while the group is answered. What a single request has read and written is kept for the next one that begins alike,
+    as long as all of it fits into the context that was planned for.
     """
 
     name = "transformers"
@@ -47,6 +50,23 @@ class TransformersEngine(ResidentModel):
     def context_length(self) -> int:
         own = int(self._base.config.max_position_embeddings)
         return own if self._most_tokens is None else min(own, self._most_tokens)
+
+    @functools.cached_property
+    def _prompts(self) -> PromptCache:
+        """Of single requests; a batch gets the memory."""
+        return PromptCache()
+
+    def cached_tokens(self, request: Request) -> int:
+        prompt = self.encode(self.render(request.messages, request.tools))
+        return self._prompts.known(request.adapter, prompt) if request.reuse_prompt else 0
+
+    def unload_adapter(self, adapter: str) -> None:
+        self._prompts.forget(adapter)
+        super().unload_adapter(adapter)
+
+    def _collect(self) -> None:
+        self._prompts.clear()
+        super()._collect()
 
     def limit_context(self, tokens: int | None) -> None:
         """Read at most so many tokens of prompt and answer; None: as many as the model can."""
@@ -159,7 +179,7 @@ class TransformersEngine(ResidentModel):
         wants_logprobs = any(request.logprobs for request in requests)
         started = time.monotonic()
         with torch.inference_mode():
-            cache = growing_cache(self._base.config)
+            cache, known = self._read_before(requests, prompts)
             if shared:  # read once, then copied for every row
                 self.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
                 cache.batch_repeat_interleave(len(prompts))
@@ -180,6 +200,8 @@ class TransformersEngine(ResidentModel):
                 streamer=streamer,
             )
         generated = output.sequences[:, longest:]  # (B, N)
+        if len(requests) == 1:
+            self._prompts.keep(requests[0].adapter, output.sequences[0].tolist(), cache)
         logprobs = self._logprobs(output.logits, generated) if wants_logprobs else None
         completions = []
         for row, request in enumerate(requests):
@@ -190,9 +212,22 @@ class TransformersEngine(ResidentModel):
             if under is not None and complete:
                 tokens = tokens[: under.count]
             completions.append(
-                self._completion(request, len(prompts[row]), tokens, row_logprobs, watcher, started, complete)
+                self._completion(request, len(prompts[row]), known, tokens, row_logprobs, watcher, started, complete)
             )
         return completions
+
+    def _read_before(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> tuple[DynamicCache, int]:
+        """The cache to begin with, and how many tokens of the prompt are in it."""
+        cache = None
+        if len(requests) > 1:
+            self._prompts.clear()
+        else:
+            (request,), (prompt,) = requests, prompts
+            self._prompts.make_room(self.context_length() - len(prompt) - request.max_new_tokens)
+            cache = self._prompts.take(request.adapter, prompt) if request.reuse_prompt else None
+        if cache is None:
+            return growing_cache(self._base.config), 0
+        return cache, cache.get_seq_length()
 
     def _constrained(self, requests: Sequence[Request]) -> Constrained | None:
         if all(request.structure is None for request in requests):
@@ -216,6 +251,7 @@ class TransformersEngine(ResidentModel):
         self,
         request: Request,
         prompt_tokens: int,
+        cached_tokens: int,
         tokens: list[int],
         logprobs: list[float] | None,
         watcher: Watcher,
@@ -239,6 +275,7 @@ class TransformersEngine(ResidentModel):
             prompt_tokens=prompt_tokens,
             latency_s=last - started,
             logprobs=None if logprobs is None else logprobs[: len(tokens)],
+            cached_tokens=cached_tokens,
         )
 
     def stream(self, request: Request, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:

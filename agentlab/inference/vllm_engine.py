@@ -219,7 +219,8 @@ class VllmEngine(TokenStreamEngine):
             raise _broken(str(died)) from None
         if message is not None and "step" in message:
             self._pending += [
-                News(key, tokens, logprobs, finish, message["at"]) for key, tokens, logprobs, finish in message["step"]
+                News(key, tokens, logprobs, finish, message["at"], cached)
+                for key, tokens, logprobs, finish, cached in message["step"]
             ]
         elif message is not None and "refused" in message:
             self._pending.append(_error(f"vLLM refuses the request: {message['why']}"))
@@ -259,6 +260,7 @@ class VllmEngine(TokenStreamEngine):
                 "stop_ids": sorted(self._stop_ids),
                 "logprobs": request.logprobs and request.structure is None,
                 "structure": request.structure,
+                "reuse_prompt": request.reuse_prompt,
             }
         )
         return self._keys

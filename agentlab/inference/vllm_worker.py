@@ -86,7 +86,8 @@ class Worker:
             logprobs = None
             if new.logprobs is not None:
                 logprobs = [one[token].logprob for token, one in zip(new.token_ids, new.logprobs, strict=True)]
-            rows.append([int(output.request_id), list(new.token_ids), logprobs, new.finish_reason])
+            cached = output.num_cached_tokens or 0
+            rows.append([int(output.request_id), list(new.token_ids), logprobs, new.finish_reason, cached])
         if rows:
             self.channel.send({"step": rows, "at": time.monotonic()})
 
@@ -104,6 +105,7 @@ class Worker:
             logprobs=0 if message["logprobs"] else None,
             detokenize=bool(message["stop"]),
             skip_special_tokens=False,
+            skip_reading_prefix_cache=not message["reuse_prompt"],
             output_kind=RequestOutputKind.DELTA,
             structured_outputs=None if tag is None else StructuredOutputsParams(structural_tag=json.dumps(tag)),
         )

@@ -38,6 +38,10 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self._roomy_keys[..., :end, :], self._roomy_values[..., :end, :]
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._roomy_keys, self._roomy_values = self.keys, self.values  # the memory of the other rows is free now
+
     def _fits(self, rows: int, end: int) -> bool:
         """Whether `keys` still lie in the larger tensors, with room left; repeated or selected rows are new tensors."""
         if self.keys.numel() and self.keys.data_ptr() != self._roomy_keys.data_ptr():

@@ -121,7 +121,7 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, grammars: Grammars, rows: Sequence[Row | None]) -> None:
         self.grammars = grammars
-        self.rows = rows
+        self.rows = list(rows)
         width = grammars.info.vocab_size
         self._masks = xgrammar.allocate_token_bitmask(len(rows), width)
         for index, row in enumerate(rows):
@@ -132,6 +132,11 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
         """Whether nothing can follow in this row."""
         found = self.rows[row]
         return found is not None and found.finished
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch alone."""
+        self.rows = [self.rows[row] for row in rows]
+        self._masks = self._masks[list(rows)]
 
     def _fill(self, index: int, row: Row) -> None:
         if not row.matcher.fill_next_token_bitmask(self._masks, index):

@@ -1,13 +1,15 @@
 """Hooks into transformers' generate: seeded sampling per row, stop strings, clocks, cancelling."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 _TAIL = 24  # tokens looked back at for a stop string
+_LEAST_ROWS = 4  # of a batch that is made smaller once answers have ended
+_ENDED_PART = 0.25
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
@@ -18,8 +20,13 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, temperatures: Sequence[float], seeds: Sequence[int]) -> None:
-        self.temperatures = temperatures
+        self.temperatures = list(temperatures)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch alone."""
+        self.temperatures = [self.temperatures[row] for row in rows]
+        self.generators = [self.generators[row] for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # (B, T), (B, V) → (B, V)
         scores = scores.clone()
@@ -34,22 +41,27 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 class Watcher(StoppingCriteria):  # type: ignore[misc]
     """Called after each token: keeps the time of it, ends rows at their stop strings and limits, or all when asked.
 
-    `finished(row)`: whether another hook has ended the row.
+    decode: tokens to the text that is searched for stop strings. ends: the model's end tokens. `finished(row)`: whether
+    another hook has ended the row. Once a quarter of a larger batch has ended, all of it is: whoever called `generate`
+    goes on with the rows that are `going_on`, so that an answer costs nothing after its end.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        decode: Callable[[list[int]], str],
         stops: Sequence[tuple[str, ...]],
         limits: Sequence[int],
         prompt_length: int,
+        ends: Collection[int],
         should_stop: Callable[[], bool],
         finished: Callable[[int], bool] = lambda row: False,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.stops = stops
-        self.limits = limits
+        self.decode = decode
+        self.stops = list(stops)
+        self.limits = list(limits)
         self.prompt_length = prompt_length
+        self.ends = frozenset(ends)
+        self.ended: list[int | None] = [None] * len(self.limits)  # after how many tokens
         self.should_stop = should_stop
         self.finished = finished
         self.times: list[float] = []  # when token i of the batch was ready, monotonic seconds
@@ -62,9 +74,26 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
         done = [self.cancelled or n <= length or self.finished(i) for i, n in enumerate(self.limits)]
         for row, stop in enumerate(self.stops):
             if stop and not done[row]:
-                tail = self.tokenizer.decode(input_ids[row, max(self.prompt_length, input_ids.shape[1] - _TAIL) :])
+                tail = self.decode(input_ids[row, max(self.prompt_length, input_ids.shape[1] - _TAIL) :].tolist())
                 done[row] = any(text in tail for text in stop)
+        last = input_ids[:, -1].tolist()
+        for row, token in enumerate(last):
+            if self.ended[row] is None and (done[row] or token in self.ends):
+                self.ended[row] = length
+        going, rows = self.ended.count(None), len(done)
+        if rows >= _LEAST_ROWS and going <= (1 - _ENDED_PART) * rows:
+            done = [True] * rows
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+    def going_on(self) -> list[int]:
+        """The rows whose answers have not ended."""
+        return [row for row, ended in enumerate(self.ended) if ended is None]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch alone."""
+        self.stops = [self.stops[row] for row in rows]
+        self.limits = [self.limits[row] for row in rows]
+        self.ended = [self.ended[row] for row in rows]
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

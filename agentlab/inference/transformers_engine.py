@@ -8,34 +8,30 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache
 
 from agentlab.config import RungName
 from agentlab.hardware import ledger
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.hardware.rungs import RUNGS
+from agentlab.inference.batch import Batch
 from agentlab.inference.cache import growing_cache
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
-from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix
 from agentlab.inference.prompt_cache import PromptCache
 from agentlab.inference.resident import ResidentModel
 from agentlab.inference.templates import as_list
 from agentlab.inference.text import Pieces, cut_tokens
-
-# A prompt's beginning is computed once per batch when at least so many rows share at least so many tokens.
-_SHARE_ROWS = 4
-_SHARE_TOKENS = 16
 
 
 class TransformersEngine(ResidentModel):
     """Answers with transformers' `generate` on a resident model.
 
     Requests are grouped by adapter (one adapter after another decodes faster than a mixed batch) and, within a group,
-    sorted by prompt length so that little of a batch is padding. In fp32 a group's adapter is added to the weights
-    while the group is answered. What a single request has read and written is kept for the next one that begins alike,
-    as long as all of it fits into the context that was planned for.
+    sorted by prompt length so that little of a batch is padding; a batch becomes smaller as answers end. In fp32 a
+    group's adapter is added to the weights while the group is answered. What a single request has read and written is
+    kept for the next one that begins alike, as long as all of it fits into the context that was planned for.
     """
 
     name = "transformers"
@@ -159,62 +155,20 @@ class TransformersEngine(ResidentModel):
         should_stop: Callable[[], bool],
         streamer: Any = None,
     ) -> list[Completion]:
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        shared = common_prefix(prompts) if len(prompts) >= _SHARE_ROWS else 0
-        shared = shared if shared >= _SHARE_TOKENS else 0
-        # (B, T): what all prompts begin with, padding, the rest of each prompt
-        rows = [(p[:shared], longest - len(p), p[shared:]) for p in prompts]
-        ids = torch.tensor([head + [pad] * gap + tail for head, gap, tail in rows], device=self.device)
-        mask = torch.tensor([[1] * shared + [0] * gap + [1] * len(tail) for _, gap, tail in rows], device=self.device)
-        limits = [request.max_new_tokens for request in requests]
-        constrained = self._constrained(requests)
-        finished = (lambda row: False) if constrained is None else constrained.finished
-        watcher = Watcher(self.tokenizer, [r.stop for r in requests], limits, longest, should_stop, finished)
-        processors = LogitsProcessorList()
-        if any(request.temperature > 0 for request in requests):
-            processors.append(SeededSampling([r.temperature for r in requests], [r.seed for r in requests]))
-        if constrained is not None:
-            processors.append(constrained)  # the last: it chooses
-        wants_logprobs = any(request.logprobs for request in requests)
+        batch = Batch(
+            requests, prompts, self._decode, self.tokenizer.pad_token_id, self._stop_ids, self._constrained(requests),
+            should_stop, self.device,
+        )  # fmt: skip
         started = time.monotonic()
         with torch.inference_mode():
             cache, known = self._read_before(requests, prompts)
-            if shared:  # read once, then copied for every row
-                self.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache.batch_repeat_interleave(len(prompts))
-            output = self.model.generate(
-                past_key_values=cache,
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max(limits),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([watcher]),
-                return_dict_in_generate=True,
-                output_logits=wants_logprobs,
-                streamer=streamer,
-            )
-        generated = output.sequences[:, longest:]  # (B, N)
+            batch.decode(self.model, cache, streamer)
         if len(requests) == 1:
-            self._prompts.keep(requests[0].adapter, output.sequences[0].tolist(), cache)
-        logprobs = self._logprobs(output.logits, generated) if wants_logprobs else None
-        completions = []
-        for row, request in enumerate(requests):
-            row_logprobs = None if logprobs is None or not request.logprobs else logprobs[row]
-            tokens = generated[row].tolist()
-            under = None if constrained is None else constrained.rows[row]
-            complete = under is not None and under.complete
-            if under is not None and complete:
-                tokens = tokens[: under.count]
-            completions.append(
-                self._completion(request, len(prompts[row]), known, tokens, row_logprobs, watcher, started, complete)
-            )
-        return completions
+            self._prompts.keep(requests[0].adapter, [*prompts[0], *batch.tokens[0]], cache)
+        return [
+            self._completion(request, len(prompts[row]), known, batch, row, started)
+            for row, request in enumerate(requests)
+        ]
 
     def _read_before(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> tuple[DynamicCache, int]:
         """The cache to begin with, and how many tokens of the prompt are in it."""
@@ -239,28 +193,16 @@ class TransformersEngine(ResidentModel):
         ]
         return Constrained(grammars, rows)
 
-    @staticmethod
-    def _logprobs(logits: Sequence[torch.Tensor], generated: torch.Tensor) -> list[list[float]]:
-        columns = []
-        for step, scores in enumerate(logits):  # (B, V) each; one step at a time keeps one fp32 copy, not all
-            chosen, exact = generated[:, step : step + 1], scores.float()
-            columns.append(exact.gather(1, chosen).squeeze(1) - exact.logsumexp(1))
-        return torch.stack(columns, dim=1).tolist() if columns else [[] for _ in generated]
-
     def _completion(
-        self,
-        request: Request,
-        prompt_tokens: int,
-        cached_tokens: int,
-        tokens: list[int],
-        logprobs: list[float] | None,
-        watcher: Watcher,
-        started: float,
-        complete: bool,
+        self, request: Request, prompt_tokens: int, cached_tokens: int, batch: Batch, row: int, started: float
     ) -> Completion:
+        tokens, watcher, under = batch.tokens[row], batch.watcher, batch.structured[row]
+        complete = under is not None and under.complete
+        if under is not None and complete:
+            tokens = tokens[: under.count]
         end = next((i for i, token in enumerate(tokens) if token in self._stop_ids), None)
         steps = len(tokens) if end is None else end + 1
-        tokens = tokens[: request.max_new_tokens] if end is None else tokens[:end]
+        tokens = tokens[:end]
         finish = "stop" if end is not None or complete else "length"
         tokens, text, cut = cut_tokens(tokens, request.stop, self._decode)
         if cut:
@@ -274,7 +216,7 @@ class TransformersEngine(ResidentModel):
             finish_reason=finish,  # type: ignore[arg-type]
             prompt_tokens=prompt_tokens,
             latency_s=last - started,
-            logprobs=None if logprobs is None else logprobs[: len(tokens)],
+            logprobs=batch.logprobs[row][: len(tokens)] if request.logprobs else None,
             cached_tokens=cached_tokens,
         )
 

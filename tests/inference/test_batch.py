@@ -1,0 +1,81 @@
+"""A batch that becomes smaller as its answers end gives what each request gives alone."""
+
+import pytest
+import torch
+from conformance import CHAT, OTHER, TOOLS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentlab import models
+from agentlab.inference import Request
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.toolformat import TAGS, structure
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    with TransformersEngine(models.resolve(str(tiny_model))) as engine:
+        yield engine
+
+
+requests = st.builds(
+    Request,
+    messages=st.sampled_from([CHAT, OTHER, [*CHAT, {"role": "assistant", "content": "."}, *OTHER]]),
+    max_new_tokens=st.integers(1, 24),
+    temperature=st.sampled_from([0.0, 0.0, 1.5]),
+    seed=st.integers(0, 9),
+    stop=st.sampled_from([(), (), ("e",), ("th", "a")]),
+    logprobs=st.booleans(),
+    reuse_prompt=st.just(False),
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(requests, min_size=2, max_size=14))
+def test_each_answer_is_what_it_is_alone(engine, batch):
+    together = engine.generate(batch, batch_size=len(batch))
+    for request, found in zip(batch, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert (found.text, found.token_ids, found.finish_reason) == (alone.text, alone.token_ids, alone.finish_reason)
+        assert found.completion_tokens <= request.max_new_tokens
+        if request.logprobs:
+            torch.testing.assert_close(torch.tensor(found.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=1e-4)
+        else:
+            assert found.logprobs is None
+
+
+def test_structured_and_free_rows_that_end_at_different_times(engine):
+    tag = structure(TOOLS, TAGS, "required")
+    batch = [Request(CHAT, max_new_tokens=limit, structure=tag, reuse_prompt=False) for limit in (90, 128, 160)]
+    batch += [Request(OTHER, max_new_tokens=limit, temperature=1.0, seed=limit) for limit in (1, 2, 5, 9, 60)]
+    together = engine.generate(batch, batch_size=len(batch))
+    for request, found in zip(batch, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason)
+
+
+def test_an_answer_costs_nothing_after_its_end(engine):
+    limits = [4] * 8 + [8] * 4 + [40] * 4
+    counted = []
+    hook = engine.base.register_forward_hook(lambda module, inputs, output: counted.append(output.logits.shape[0]))
+    try:
+        answers = engine.generate([Request(CHAT, max_new_tokens=limit) for limit in limits], batch_size=16)
+    finally:
+        hook.remove()
+    written = [max(answer.completion_tokens, 1) for answer in answers]
+    assert max(written) > 8, "the tiny model ended all answers early; choose other limits"
+    # one row of the prompts' common beginning, then every row as long as its answer goes on
+    assert sum(counted) <= 1 + sum(min(limit, written + 1) for limit, written in zip(limits, written, strict=True))
+
+
+def test_cancelling_ends_all_rows_at_once(engine):
+    calls = []
+
+    def should_stop():
+        calls.append(1)
+        return len(calls) > 6
+
+    found = list(engine.answers([Request(CHAT, max_new_tokens=40 + row) for row in range(8)], 8, should_stop))
+    assert len(found) == 8
+    assert {answer.finish_reason for _, answer in found} <= {"cancelled", "stop"}
+    assert all(answer.completion_tokens <= 7 for _, answer in found)

@@ -12,9 +12,10 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
-# Children of founders try their fitter parent's rate and twice that; later ones settle lower, as a schedule would.
+# Children of founders try their fitter parent's rate and twice that; later ones its rate and half of it, as high as
+# that because their blend averages out what a high rate leaves unsettled.
 CHILD_RATES = (1.0, 2.0)
-LATER_RATES = (0.5, 0.25)
+LATER_RATES = (1.0, 0.5)
 LEAST_RATE = 0.125  # of the settings' own: with many generations, halving would end all learning
 
 

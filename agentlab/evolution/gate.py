@@ -1,4 +1,4 @@
-"""Promotion: the generation's best by fitness against the champion, on items that did not choose it."""
+"""Promotion: the generation's best beside the champion against it, on items that did not choose either."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from agentlab.config import Settings
 from agentlab.evolution.stats import detectable_gain, paired_p_value, wins_and_losses
 from agentlab.records import Score, Verdict
 
+HOPELESS = 0.05  # chance of losing so clearly on the fitness items for one that is as good
 FEW_ITEMS = 100  # below this a gain of ten points is missed more often than not
 
 
@@ -19,6 +20,12 @@ def level(settings: Settings, generation: int, earlier: Sequence[Verdict]) -> fl
     share = settings.gate.alpha / settings.population.generations
     refused = [verdict.generation for verdict in earlier if verdict.generation < generation and not verdict.passed]
     return share * (generation - max(refused, default=-1))
+
+
+def hopeless(challenger: Score, incumbent: Score) -> bool:
+    """Whether the challenger loses on the fitness items already; then the gate's level is kept for the next one."""
+    wins, losses = wins_and_losses(challenger.item_scores, incumbent.item_scores)
+    return paired_p_value(losses, wins) <= HOPELESS
 
 
 def decide(

@@ -101,7 +101,7 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
             "starts another run"
         )
     champion = before.champion if before else BASE
-    verdict = _gate(bench, generation, _rank(run, elites + evaluated)[0].adapter, champion)
+    verdict = _gate(bench, generation, elites + evaluated, champion)
     if verdict is not None and verdict.passed:
         champion = verdict.challenger
     kept, culled = prune([*parents, *_rank(run, evaluated)], run.settings.population.pool, champion)
@@ -259,10 +259,10 @@ def _base_score(bench: Bench, split: str) -> Score:
     return score
 
 
-def _gate(bench: Bench, generation: int, challenger: str, champion: str) -> Verdict | None:
-    """The generation's best challenges; None when it is the champion already or has lost to it before."""
-    tested = {(verdict.challenger, verdict.incumbent) for verdict in bench.run.verdicts()}
-    if challenger == champion or (challenger, champion) in tested:
+def _gate(bench: Bench, generation: int, members: Sequence[str], champion: str) -> Verdict | None:
+    """The generation's best beside the champion challenges it; None where nobody is left who could win."""
+    challenger = _challenger(bench.run, members, champion)
+    if challenger is None:
         return None
     items = len(bench.suite.split("gate"))
     if items < gate.FEW_ITEMS:
@@ -277,6 +277,28 @@ def _gate(bench: Bench, generation: int, challenger: str, champion: str) -> Verd
     verdict = gate.decide(bench.run.settings, generation, scores[0], scores[1], bench.run.verdicts())
     bench.emit(GateDecided(**verdict.model_dump(exclude={"challenger_accuracy", "incumbent_accuracy"})))
     return verdict
+
+
+def _challenger(run: Run, members: Sequence[str], champion: str) -> str | None:
+    """The fittest that is not the champion, has not lost to it, and is not clearly worse on the fitness items.
+
+    Also where the champion is the fitter one: it was chosen by the luck of its fitness items, too, and would otherwise
+    keep out whoever comes after it.
+    """
+    lost = {verdict.challenger for verdict in run.verdicts() if verdict.incumbent == champion}
+    left = _rank(run, [name for name in members if name != champion and name not in lost])
+    if not left:
+        return None
+    best = left[0].adapter
+    scores = [_fitness_score(run, name) for name in (best, champion)]
+    return None if gate.hopeless(*scores) else best
+
+
+def _fitness_score(run: Run, adapter: str) -> Score:
+    candidate = None if adapter == BASE else run.candidate(adapter)
+    score = run.score(BASE, "fitness") if candidate is None else candidate.score
+    assert score is not None  # members are evaluated, and so is every champion
+    return score
 
 
 def _compare_sealed(bench: Bench, champion: str) -> None:

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from agentlab import config
-from agentlab.evolution.gate import decide, level
+from agentlab.evolution.breeding import founder
+from agentlab.evolution.gate import decide, hopeless, level
+from agentlab.evolution.generation import _challenger
 from agentlab.evolution.stats import mean_interval, paired_p_value
-from agentlab.records import Score
+from agentlab.records import Candidate, Score
 
 
 def score_of(adapter, values):
@@ -68,6 +70,55 @@ def test_detectable_gain_would_just_have_passed():
     needed = round(verdict.detectable_gain * 100) + 4
     assert outcome(needed, 4, 100).passed
     assert not outcome(needed - 1, 4, 100).passed
+
+
+def half(right, items=64):
+    return [1.0] * right + [0.0] * (items - right)
+
+
+def test_who_loses_clearly_on_the_fitness_items_is_hopeless():
+    champion = score_of("g000-c01", half(62))
+    assert not hopeless(score_of("g001-c00", half(62)), champion)
+    assert not hopeless(score_of("g001-c00", half(58)), champion)  # four lost, none won: p = 0.0625
+    assert hopeless(score_of("g001-c00", half(57)), champion)
+    assert not hopeless(score_of("g001-c00", half(64)), champion)
+
+
+class Records:
+    """What `_challenger` reads of a run."""
+
+    def __init__(self, verdicts=(), **right):
+        self._scores = {name.replace("_", "-"): score_of(name.replace("_", "-"), half(n)) for name, n in right.items()}
+        self._verdicts = list(verdicts)
+
+    def verdicts(self):
+        return self._verdicts
+
+    def score(self, adapter, split):
+        assert split == "fitness"
+        return self._scores[adapter]
+
+    def candidate(self, name):
+        assert name != "base"
+        score = self._scores[name].model_copy(update={"fitness": self._scores[name].accuracy})
+        genome = founder(settings_of(), 0, 0, 3).model_copy(update={"candidate": name})
+        return Candidate(genome=genome, state="evaluated", score=score)
+
+
+def test_a_lucky_champion_is_challenged_by_who_comes_after_it():
+    run = Records(g001_c01=62, g002_c00=59, g002_c02=60, base=1)
+    members = ["g001-c01", "g002-c00", "g002-c02"]
+    assert _challenger(run, members, "g001-c01") == "g002-c02"
+    assert _challenger(run, members, "base") == "g001-c01"
+    assert _challenger(run, ["g001-c01"], "g001-c01") is None
+    assert _challenger(Records(g001_c01=62, g002_c00=30, base=1), ["g001-c01", "g002-c00"], "g001-c01") is None
+
+
+def test_who_has_lost_to_this_champion_does_not_challenge_it_again():
+    lost = outcome(2, 3, 100).model_copy(update={"challenger": "g002-c02", "incumbent": "g001-c01"})
+    elsewhere = outcome(2, 3, 100).model_copy(update={"challenger": "g002-c00", "incumbent": "g000-c00"})
+    run = Records([lost, elsewhere], g001_c01=62, g002_c00=59, g002_c02=60, base=1)
+    assert _challenger(run, ["g001-c01", "g002-c00", "g002-c02"], "g001-c01") == "g002-c00"
 
 
 def test_sentence_holds_the_numbers():

@@ -276,7 +276,7 @@ class Agent:
         if speed.known:
             return
         budget, first_s = Budget(None), 0.0
-        for chunk in engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8)):
+        for chunk in engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8, reuse_prompt=False)):
             first_s = first_s or budget.elapsed_s
             if (done := chunk.completion) is not None:
                 speed.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)

@@ -6,7 +6,9 @@ from agentlab.config import Settings
 from agentlab.evolution.stats import detectable_gain, paired_p_value, wins_and_losses
 from agentlab.records import Score, Verdict
 
-HOPELESS = 0.05  # chance of losing so clearly on the fitness items for one that is as good
+# Chance of losing so clearly on the fitness items for one that is as good as an incumbent that was not chosen by them;
+# this one was, so it is a little more.
+HOPELESS = 0.05
 FEW_ITEMS = 100  # below this a gain of ten points is missed more often than not
 
 

@@ -287,11 +287,8 @@ def _challenger(run: Run, members: Sequence[str], champion: str) -> str | None:
     """
     lost = {verdict.challenger for verdict in run.verdicts() if verdict.incumbent == champion}
     left = _rank(run, [name for name in members if name != champion and name not in lost])
-    if not left:
-        return None
-    best = left[0].adapter
-    scores = [_fitness_score(run, name) for name in (best, champion)]
-    return None if gate.hopeless(*scores) else best
+    to_beat = _fitness_score(run, champion)
+    return next((one.adapter for one in left if not gate.hopeless(_fitness_score(run, one.adapter), to_beat)), None)
 
 
 def _fitness_score(run: Run, adapter: str) -> Score:

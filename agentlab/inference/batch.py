@@ -25,13 +25,15 @@ class Batch:
     def __init__(
         self, requests: Sequence[Request], prompts: Sequence[list[int]], decode: Callable[[list[int]], str],
         pad: int, ends: Collection[int], constrained: Constrained | None, should_stop: Callable[[], bool], device: str,
+        share: bool = True,
     ) -> None:  # fmt: skip
+        """share: whether rows may begin with a copy of what they have in common."""
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.structured = [None] * len(requests) if constrained is None else list(constrained.rows)
         self._pad = pad
         self._longest = longest = max(len(prompt) for prompt in prompts)
-        shared = common_prefix(prompts) if len(prompts) >= _SHARE_ROWS else 0
+        shared = common_prefix(prompts) if share and len(prompts) >= _SHARE_ROWS else 0
         self._shared = shared = shared if shared >= _SHARE_TOKENS else 0
         # (B, T): what all prompts begin with, padding, the rest of each prompt
         rows = [(p[:shared], longest - len(p), p[shared:]) for p in prompts]
@@ -88,7 +90,7 @@ class Batch:
     def _select(self, rows: list[int], sequences: torch.Tensor, cache: DynamicCache) -> None:
         """Go on with these rows, counted in the batch as it is now; sequences: (B, T) with what was generated."""
         index = torch.tensor(rows, device=sequences.device)
-        cache.batch_select_indices(index)
+        cache.reorder_cache(index)  # of all kinds of layers; fewer rows are a choice among them
         self._ids = sequences[index]
         new = self._ids.shape[1] - self._mask.shape[1]
         self._mask = torch.nn.functional.pad(self._mask[index], (0, new), value=1)

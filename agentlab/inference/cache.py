@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 _ROOM = 64  # tokens of room that are allocated at once
 
@@ -38,9 +38,18 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self._roomy_keys[..., :end, :], self._roomy_values[..., :end, :]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._roomy_keys, self._roomy_values = self.keys, self.values  # the memory of the other rows is free now
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._roomy_keys, self._roomy_values = self.keys, self.values  # the memory of rows that are gone is free now
+
+    def cut(self, tokens: int) -> None:
+        """Keep the first tokens; the room of the others stays, for what comes next."""
+        self.keys, self.values = self.keys[..., :tokens, :], self.values[..., :tokens, :]
+
+    @property
+    def room(self) -> int:
+        """Tokens that memory is held for."""
+        return int(self._roomy_keys.shape[-2]) if self._roomy_keys.dim() == 4 else 0
 
     def _fits(self, rows: int, end: int) -> bool:
         """Whether `keys` still lie in the larger tensors, with room left; repeated or selected rows are new tensors."""
@@ -53,6 +62,22 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 def can_be_cut(cache: DynamicCache) -> bool:
     """Whether any beginning of it is a cache, too; a sliding window has let go of its own."""
     return all(type(layer) is _RoomyLayer for layer in cache.layers)
+
+
+def cut(cache: DynamicCache, tokens: int) -> None:
+    """Keep the first tokens of a cache that `can_be_cut`."""
+    for layer in cache.layers:
+        layer.cut(tokens)
+
+
+def room_of(cache: DynamicCache) -> int:
+    """Tokens that a cache that `can_be_cut` holds memory for."""
+    return max((layer.room for layer in cache.layers), default=0)
+
+
+def rows_can_share(cache: DynamicCache) -> bool:
+    """Whether rows may begin with a copy of one row's cache and padding follow: not where a state runs through it."""
+    return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def beginning_of(cache: DynamicCache, tokens: int) -> DynamicCache:

@@ -78,7 +78,8 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
                 done[row] = any(text in tail for text in stop)
         last = input_ids[:, -1].tolist()
         for row, token in enumerate(last):
-            if self.ended[row] is None and (done[row] or token in self.ends):
+            done[row] = done[row] or token in self.ends  # the tokenizer's own end, which `generate` may not know
+            if done[row] and self.ended[row] is None:
                 self.ended[row] = length
         going, rows = self.ended.count(None), len(done)
         if rows >= _LEAST_ROWS and going <= (1 - _ENDED_PART) * rows:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import DynamicCache
 
-from agentlab.inference.cache import beginning_of, can_be_cut
+from agentlab.inference.cache import beginning_of, can_be_cut, cut, room_of
 from agentlab.inference.decoding import common_prefix
 
 MOST_TALKS = 4
@@ -33,8 +33,8 @@ class PromptCache:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens whose keys and values are kept."""
-        return sum(len(talk.tokens) for talk in self._talks)
+        """Number of tokens that memory is held for."""
+        return sum(room_of(talk.cache) for talk in self._talks)
 
     def known(self, adapter: str | None, prompt: Sequence[int]) -> int:
         """How many of the prompt's first tokens need not be read again; never all of them."""
@@ -52,7 +52,7 @@ class PromptCache:
         if 2 * shared < len(talk.tokens):
             return beginning_of(talk.cache, shared)
         self._talks.remove(talk)
-        talk.cache.crop(shared)
+        cut(talk.cache, shared)
         return talk.cache
 
     def keep(self, adapter: str | None, tokens: Sequence[int], cache: DynamicCache) -> None:
@@ -63,7 +63,7 @@ class PromptCache:
         del self._talks[:-MOST_TALKS]
 
     def make_room(self, tokens: int) -> None:
-        """Drop the oldest talks until the others have at most so many tokens."""
+        """Drop the oldest talks until the others hold memory for at most so many tokens."""
         while self._talks and self.tokens > tokens:
             del self._talks[0]
 

@@ -147,6 +147,10 @@ class ResidentModel(TemplatedEngine):
             self.unload_adapter(adapter)
         return found
 
+    def make_room(self) -> None:
+        """Give up what is held only to be faster, as before training."""
+        self._collect()
+
     def _collect(self) -> None:
         """Give freed memory back to whoever needs it."""
         gc.collect()

@@ -1,5 +1,6 @@
 """The engine on plain transformers and PEFT: runs everywhere, trains and answers on one resident base model."""
 
+import dataclasses
 import functools
 import queue
 import threading
@@ -16,7 +17,7 @@ from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.hardware.rungs import RUNGS
 from agentlab.inference.batch import Batch
-from agentlab.inference.cache import growing_cache
+from agentlab.inference.cache import growing_cache, rows_can_share
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
 from agentlab.inference.prompt_cache import PromptCache
@@ -135,14 +136,18 @@ class TransformersEngine(ResidentModel):
                         return
                     batch = indices[start : start + batch_size]
                     try:
-                        done = self._batch([requests[i] for i in batch], [prompts[i] for i in batch], should_stop)
+                        chosen = [requests[i] for i in batch]
+                        if len(requests) > 1:  # what one of several is answered depends on no earlier request
+                            chosen = [dataclasses.replace(request, reuse_prompt=False) for request in chosen]
+                        done = self._batch(chosen, [prompts[i] for i in batch], should_stop)
                     except Exception as error:
                         if not is_out_of_memory(error):
                             raise
                         let_go(error)
-                        if len(batch) == 1:
-                            raise OutOfMemoryError("not even one request fits into the device's memory") from None
+                        held = len(self._prompts)
                         self._collect()
+                        if len(batch) == 1 and not held:
+                            raise OutOfMemoryError("not even one request fits into the device's memory") from None
                         batch_size = max(1, len(batch) // 2)
                         continue
                     start += len(batch)
@@ -157,13 +162,13 @@ class TransformersEngine(ResidentModel):
     ) -> list[Completion]:
         batch = Batch(
             requests, prompts, self._decode, self.tokenizer.pad_token_id, self._stop_ids, self._constrained(requests),
-            should_stop, self.device,
+            should_stop, self.device, rows_can_share(growing_cache(self._base.config)),
         )  # fmt: skip
         started = time.monotonic()
         with torch.inference_mode():
             cache, known = self._read_before(requests, prompts)
             batch.decode(self.model, cache, streamer)
-        if len(requests) == 1:
+        if len(requests) == 1 and requests[0].reuse_prompt:
             self._prompts.keep(requests[0].adapter, [*prompts[0], *batch.tokens[0]], cache)
         return [
             self._completion(request, len(prompts[row]), known, batch, row, started)
@@ -177,8 +182,8 @@ class TransformersEngine(ResidentModel):
             self._prompts.clear()
         else:
             (request,), (prompt,) = requests, prompts
-            self._prompts.make_room(self.context_length() - len(prompt) - request.max_new_tokens)
             cache = self._prompts.take(request.adapter, prompt) if request.reuse_prompt else None
+            self._prompts.make_room(self.context_length() - len(prompt) - request.max_new_tokens)
         if cache is None:
             return growing_cache(self._base.config), 0
         return cache, cache.get_seq_length()
@@ -226,10 +231,18 @@ class TransformersEngine(ResidentModel):
         abandoned = threading.Event()
 
         def work() -> None:
+            stop = lambda: abandoned.is_set() or should_stop()  # noqa: E731
+            speaker = _TokenQueue(tokens, len(prompt))
             try:
                 with self.using(request.adapter):
-                    stop = lambda: abandoned.is_set() or should_stop()  # noqa: E731
-                    tokens.put(self._batch([request], [prompt], stop, _TokenQueue(tokens, len(prompt)))[0])
+                    try:
+                        tokens.put(self._batch([request], [prompt], stop, speaker)[0])
+                    except Exception as error:
+                        if speaker.spoke or not len(self._prompts) or not is_out_of_memory(error):
+                            raise
+                        let_go(error)
+                        self._collect()  # the room of prompts that were kept
+                        tokens.put(self._batch([request], [prompt], stop, _TokenQueue(tokens, len(prompt)))[0])
             except BaseException as error:  # handed to the consumer, who raises it
                 tokens.put(error)
 
@@ -265,6 +278,7 @@ class _TokenQueue:
     def __init__(self, tokens: "queue.Queue[Any]", prompt_length: int) -> None:
         self.tokens = tokens
         self.skip = prompt_length
+        self.spoke = False
 
     def put(self, value: torch.Tensor) -> None:
         for token in value.reshape(-1).tolist():
@@ -272,6 +286,7 @@ class _TokenQueue:
                 self.skip -= 1
             else:
                 self.tokens.put(token)
+                self.spoke = True
 
     def end(self) -> None:
         pass

@@ -1,6 +1,7 @@
 """What vLLM is told about memory: settings that fit a budget, from sizes that are known before anything is loaded."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from agentlab import files
@@ -142,6 +143,10 @@ def model_sizes(folder: Path, element_bytes: int) -> ModelSizes:
     Raises ModelError for a model whose shape nobody can plan.
     """
     shape = ModelShape.read(folder / "config.json")
-    stored = shape.prequantized is not None
-    weight_bytes = ledger.stored_weight_bytes(folder) if stored else element_bytes * shape.parameters
+    if shape.prequantized is not None:
+        weight_bytes = ledger.stored_weight_bytes(folder)
+    elif shape.exact:
+        weight_bytes = element_bytes * shape.parameters
+    else:  # a family with weights that the shape does not count
+        weight_bytes = element_bytes * sum(math.prod(size) for size in tensor_shapes(folder).values())
     return ModelSizes(shape, weight_bytes, element_bytes)

@@ -1,8 +1,9 @@
 """vLLM in a process of its own: takes requests as messages, steps the engine, sends each step's tokens.
 
 From the parent: {"start": engine arguments}; then any of {"answer": key, "prompt", …}, {"abort": [keys]} and
-{"call": id, "what", …}. To the parent: {"ready": {}} or {"failed": text}; {"step": [[key, tokens, logprobs, finish]],
-"at": monotonic seconds}, {"refused": key, "why": text}, {"result": id, "value"} and {"error": id, "why": text}.
+{"call": id, "what", …}. To the parent: {"ready": {}} or {"failed": text}; {"step": [[key, tokens, logprobs, finish,
+cached tokens]], "at": monotonic seconds}, {"refused": key, "why": text}, {"result": id, "value"} and
+{"error": id, "why": text}.
 """
 
 import json

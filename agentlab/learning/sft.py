@@ -106,6 +106,7 @@ def _attempt(
     disable_progress_bars()
     set_seed(genome.seed)
     engine.unload_adapter(_SLOT)
+    engine.make_room()
     try:
         if start is None:
             engine.new_adapter(_SLOT, lora_config(genome))

@@ -1,10 +1,13 @@
 """A batch that becomes smaller as its answers end gives what each request gives alone."""
 
+import shutil
+
 import pytest
 import torch
 from conformance import CHAT, OTHER, TOOLS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from agentlab import models
 from agentlab.inference import Request
@@ -79,3 +82,38 @@ def test_cancelling_ends_all_rows_at_once(engine):
     assert len(found) == 8
     assert {answer.finish_reason for _, answer in found} <= {"cancelled", "stop"}
     assert all(answer.completion_tokens <= 7 for _, answer in found)
+
+
+def test_models_with_states_beside_keys_and_values(tiny_model, tmp_path):
+    """Convolutions (LFM2) run through a prompt: rows share no beginning, and a smaller batch keeps its states."""
+    config = Lfm2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        block_multiple_of=16, layer_types=["conv", "full_attention", "conv", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    shutil.copytree(tiny_model, tmp_path / "lfm2", ignore=shutil.ignore_patterns("*.safetensors", "*config.json"))
+    shutil.copy(tiny_model / "tokenizer_config.json", tmp_path / "lfm2")
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path / "lfm2")
+    with TransformersEngine(models.resolve(str(tmp_path / "lfm2"))) as engine:
+        batch = [Request(CHAT, max_new_tokens=limit) for limit in (1, 2, 3, 5, 8, 13)]
+        together = engine.generate(batch, batch_size=6)
+        for request, found in zip(batch, together, strict=True):
+            assert found.token_ids == engine.generate([request])[0].token_ids
+        assert engine.cached_tokens(Request(CHAT)) == 0
+
+
+def test_the_tokenizers_own_end_token_ends_an_answer(engine, monkeypatch):
+    anew = Request(CHAT, max_new_tokens=12, reuse_prompt=False)
+    tokens = engine.generate([anew])[0].token_ids
+    at = next(i for i in range(2, len(tokens)) if tokens[i] not in tokens[:i])
+    monkeypatch.setitem(vars(engine), "_stop_ids", frozenset({*engine._stop_ids, tokens[at]}))
+    pieces = list(engine.stream(anew))
+    assert pieces[-1].completion.token_ids == tokens[:at]
+    assert pieces[-1].completion.finish_reason == "stop"
+    assert "".join(piece.text for piece in pieces) == pieces[-1].completion.text
+    seen = []
+    hook = engine.base.register_forward_hook(lambda *_: seen.append(1))
+    engine.generate([anew])
+    hook.remove()
+    assert len(seen) == at + 1

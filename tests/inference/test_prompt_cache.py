@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, PretrainedConfig
 
 from agentlab import models
-from agentlab.inference import Request
-from agentlab.inference.cache import growing_cache
+from agentlab.hardware.ledger import KV_ROOM_TOKENS
+from agentlab.inference import OutOfMemoryError, Request
+from agentlab.inference.cache import growing_cache, room_of
 from agentlab.inference.prompt_cache import LEAST_TOKENS, MOST_TALKS, PromptCache
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.toolformat import TAGS, structure
@@ -101,6 +102,10 @@ def _same(one, two):
     torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(two.logprobs), atol=1e-4, rtol=1e-4)
 
 
+def _bytes(cache):
+    return sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
 def _talk(text="And lakes?"):
     return [*CHAT, {"role": "assistant", "content": "Rivers run."}, {"role": "user", "content": text}]
 
@@ -149,6 +154,9 @@ def test_streams_structures_and_cancelled_answers_share_it(engine):
 def test_it_never_takes_more_than_one_context_and_gives_way(engine, adapters):
     name, folder = next(iter(adapters.items()))
     engine.load_adapter(name, folder)
+    _ask(engine, CHAT)
+    (talk,) = engine._prompts._talks
+    per_token = _bytes(talk.cache) / room_of(talk.cache)
     for number in range(12):
         long = [{"role": "user", "content": f"{number} " * (8 * number)}]
         limit = 8
@@ -160,9 +168,54 @@ def test_it_never_takes_more_than_one_context_and_gives_way(engine, adapters):
         del engine._prompts.make_room
         assert kept[0][0] == room
         assert kept[0][2] <= room
+        held = sum(_bytes(talk.cache) for talk in engine._prompts._talks)
+        assert held <= (engine.context_length() + KV_ROOM_TOKENS) * per_token
     assert len(engine._prompts)
     engine.generate([Request(CHAT, max_new_tokens=2), Request(OTHER, max_new_tokens=2)])
     assert len(engine._prompts) == 0  # a batch gets the memory
     _ask(engine, CHAT)
     engine._collect()
     assert len(engine._prompts) == 0
+
+
+def test_a_long_talk_that_goes_on_is_not_dropped_for_its_own_sake(engine):
+    long = [{"role": "user", "content": "river " * 55}]
+    assert engine.count_tokens(long) > engine.context_length() / 2
+    _ask(engine, long)
+    assert _ask(engine, [*long, {"role": "assistant", "content": "."}, *CHAT]).cached_tokens > 300
+
+
+def test_what_several_requests_are_answered_depends_on_no_earlier_one(engine):
+    _ask(engine, CHAT)
+    found = dict(engine.answers([Request(CHAT, max_new_tokens=2)] * 2, batch_size=1))
+    assert [found[row].cached_tokens for row in range(2)] == [0, 0]
+    _ask(engine, OTHER, reuse_prompt=False)
+    assert len(engine._prompts) == 1  # and nothing is left of them
+    assert engine.cached_tokens(Request(OTHER)) == 0
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+def test_lack_of_memory_is_met_with_what_is_kept_first(engine, monkeypatch, way):
+    def answer():
+        request = Request(OTHER, max_new_tokens=3)
+        return engine.generate([request])[0] if way == "generate" else list(engine.stream(request))[-1].completion
+
+    _ask(engine, CHAT)
+    batch, held = engine._batch, []
+
+    def full(*args):
+        held.append(len(engine._prompts))
+        if held[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch(*args)
+
+    monkeypatch.setattr(engine, "_batch", full)
+    assert answer().completion_tokens > 0
+    assert held == [1, 0]
+    monkeypatch.setattr(engine, "_batch", lambda *args: full(*args) if len(engine._prompts) else _fail())
+    with pytest.raises((torch.OutOfMemoryError, OutOfMemoryError)):
+        answer()
+
+
+def _fail():
+    raise torch.OutOfMemoryError("CUDA out of memory")

@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install nodeps demo test check format soak bench lab ui clean
+.PHONY: help install nodeps demo test check format gpu soak bench lab ui clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -39,7 +39,7 @@ demo: install  ## evolve adapters on the embedded model and show the result
 	@$(BIN)/agentlab evolve experiments/demo.yaml
 
 test: install  ## run the tests, the fast ones first
-	@$(BIN)/python -m pytest -m "not soak"
+	@$(BIN)/python -m pytest -m "not soak and not gpu"
 
 check: install  ## format, lint and types, as they have to be in every commit
 	@$(BIN)/ruff format --check .
@@ -51,6 +51,9 @@ format: install  ## bring the code into form
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/nbstripout notebooks/*.ipynb
+
+gpu: install  ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu
 
 soak: install  ## the long tests
 	@$(BIN)/python -m pytest -m soak

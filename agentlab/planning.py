@@ -60,6 +60,7 @@ def machine(device: Device | Literal["auto"]) -> Machine:
         ram_bytes=int(stats.cpu_total * 2**20),
         card_bytes=None if card is None or card.memory_total_mb is None else int(card.memory_total_mb * 2**20),
         card_name=None if card is None else card.name,
+        capability=None if card is None else card.compute_capability,
     )
 
 

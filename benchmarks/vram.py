@@ -158,6 +158,8 @@ def one_phase(options: argparse.Namespace, phase: str, folder: Path, rung: str) 
     weights = ledger.weights(shape, RUNGS[rung], element).total
     adapter = ledger.adapter_bytes(shape, RANK, MODULES)
     sums = ledger.sum_bytes(shape, MODULES) if rung == "fp32" else 0
+    capability = torch.cuda.get_device_capability() if cuda else None
+    workspace = [ledger.blas_bytes(threads, capability) if cuda else 0 for threads in (1, 2)]
     with TransformersEngine(models.resolve(str(folder)), options.cap_gib, rung=rung) as engine:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -166,13 +168,15 @@ def one_phase(options: argparse.Namespace, phase: str, folder: Path, rung: str) 
             step = ledger.Step(
                 rows, tokens, RANK, MODULES, dropout=False, checkpointing=cuda, mask_bytes=1 if cuda else 4
             )
-            planned = ledger.training(shape, RUNGS[rung], step, weight_bytes=weights, element_bytes=element).total
+            planned = ledger.training(
+                shape, RUNGS[rung], step, weight_bytes=weights, element_bytes=element, workspace_bytes=workspace[1]
+            ).total
         else:
             count = 8 if phase == "serve" else 1
             rows, tokens = serve(engine, options, count) if phase == "serve" else evaluate(engine, options)
             planned = ledger.serving(
                 shape, rows, tokens, weight_bytes=weights, rung=RUNGS[rung], adapter_bytes=count * adapter + sums,
-                element_bytes=element,
+                element_bytes=element, workspace_bytes=workspace[0],
             ).total  # fmt: skip
         peaks = (
             [torch.cuda.max_memory_allocated() / MIB, torch.cuda.max_memory_reserved() / MIB] if cuda else [None] * 2

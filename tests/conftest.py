@@ -10,6 +10,9 @@ ORDER = ("model", "notebook", "soak")
 
 
 def pytest_configure(config):
+    # What is tested runs on a CPU everywhere, also beside a GPU; `make gpu` is for what only a GPU can show.
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # The person's own home, model cache and store stay untouched; the converted model is kept between test runs.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentlab-tests"
     os.environ["AGENTLAB_HOME"] = str(cache)

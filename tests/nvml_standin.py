@@ -41,6 +41,9 @@ class Nvml:
     def nvmlDeviceGetTemperature(self, handle, kind):
         return self.celsius
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return 8, 9
+
     def nvmlDeviceGetPowerUsage(self, handle):
         return 45_500
 

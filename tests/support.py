@@ -38,8 +38,11 @@ gate: {{alpha: 0.9}}
     return experiment
 
 
-def write_tiny_model(folder, hidden_size=32, heads=4):
-    """A two-layer random Llama with a byte-level tokenizer and a chat template, in `folder`; loads in no time."""
+def write_tiny_model(folder, hidden_size=32, heads=4, **larger):
+    """A two-layer random Llama with a byte-level tokenizer and a chat template, in `folder`; loads in no time.
+
+    larger: other values of its config, for a model that weighs something.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,21 +61,21 @@ def write_tiny_model(folder, hidden_size=32, heads=4):
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=hidden_size,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    values = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": hidden_size,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    LlamaForCausalLM(LlamaConfig(**values | larger)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -1,7 +1,8 @@
 """The account of memory before anything runs: bytes of weights, adapters, KV cache and a training step.
 
 Weights, KV cache and adapters are exact (the tests hold them against real tensors). Activations are a model of what
-transformers, PEFT and TRL keep; each formula says where it comes from. Everything is in bytes.
+transformers, PEFT, TRL and bitsandbytes keep at the moment of their peak; it was read off the allocator's history on a
+GPU, block by block, and `benchmarks/vram.py` measures how far it is off. Everything is in bytes.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from agentlab import files
 from agentlab.errors import ModelError
-from agentlab.hardware.rungs import Rung
+from agentlab.hardware.rungs import BF16, NF4_BLOCK, Rung
 from agentlab.hardware.shape import ModelShape
 
 MIB = 2**20
@@ -149,21 +150,45 @@ def kv_cache_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int
     return rows * layer * ((shape.layers - shape.windowed_layers) * tokens + shape.windowed_layers * windowed)
 
 
-def prefill_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2) -> int:
-    """Peak of what is alive while `rows` prompts of `tokens` tokens are read, and their last logits.
+def prefill_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2, rung: Rung = BF16) -> int:
+    """Peak of what is alive while `rows` prompts of `tokens` tokens are read, or at their last logits.
 
-    Largest in the gated MLP: three products of the intermediate size beside residual and normed input, as the forward
-    of transformers' Llama writes it; the norm works in fp32. The logits come in fp32 beside the element type.
+    Largest in the gated MLP, as the forward of transformers' Llama writes it: beside embedding, residual, attention's
+    sum and normed input either SiLU, up and their product, or SiLU, what becomes of up, and up's weights restored. Rows
+    of unequal length have a mask of a byte per pair of tokens. The logits come in fp32 beside the element type.
     """
-    token = element_bytes * (3 * shape.intermediate + 2 * shape.hidden) + 4 * shape.hidden
-    return rows * (tokens * token + (element_bytes + 4) * shape.vocab)
+    count = rows * tokens
+    streams = 4 * element_bytes * count * shape.hidden
+    product = element_bytes * count * shape.intermediate
+    if rung.name == "int8":  # LLM.int8: sums in 32 bits, scaled to fp16, then cast to the element type
+        mlp = product + (4 + 2 + element_bytes + element_bytes) * count * shape.intermediate
+    else:
+        mlp = max(3 * product, 2 * product + dequantization_bytes(shape, rung, element_bytes))
+    mask = rows * tokens**2 if rows > 1 else 0
+    logits = 2 * element_bytes * count * shape.hidden + rows * (element_bytes + 4) * shape.vocab
+    return max(streams + mlp, logits) + mask
 
 
 def dequantization_bytes(shape: ModelShape, rung: Rung, element_bytes: int = 2) -> int:
-    """Bytes of the largest linear module restored for a matrix product; 0 where nothing is quantized."""
-    if not rung.is_quantized:
-        return 0
-    return element_bytes * max(n_in * n_out for n_in, n_out in shape.linears.values())
+    """Bytes of the largest linear module restored for a matrix product; 0 where none is restored.
+
+    NF4 restores its absolute maxima to fp32 first, twice (their 8 bits, then with their mean). HQQ unpacks, subtracts
+    the zeros and scales: three matrices. LLM.int8 multiplies integers.
+    """
+    largest = max(n_in * n_out for n_in, n_out in shape.linears.values())
+    if rung.name == "nf4":
+        return element_bytes * largest + 2 * 4 * largest // NF4_BLOCK
+    return 3 * element_bytes * largest if rung.name == "hqq3" else 0
+
+
+def blas_bytes(threads: int, capability: tuple[int, int] | None = None) -> int:
+    """Workspaces that torch keeps for cuBLAS and cuBLASLt, a pair per thread that multiplies, for good.
+
+    capability: the card's compute capability; Hopper's and data-centre Blackwell's are larger, None: another's.
+    torch/csrc: getChosenWorkspaceSize and getCUDABlasLtWorkspaceSize of aten/src/ATen/cuda/CUDABlas.cpp.
+    """
+    large = capability is not None and capability[0] in (9, 10)
+    return threads * ((32 if large else 8) * MIB + (0 if large else MIB // 8) + MIB)
 
 
 @dataclass(frozen=True)
@@ -174,6 +199,7 @@ class Serving(_Account):
     adapters: int
     kv_cache: int
     working: int  # activations, logits, restored weights
+    workspace: int  # of the libraries that multiply
 
     @property
     def useful(self) -> int:
@@ -190,13 +216,15 @@ def serving(
     rung: Rung,
     adapter_bytes: int = 0,
     element_bytes: int = 2,
+    workspace_bytes: int = 0,
 ) -> Serving:
     """Bytes for a batch of `rows` requests of `tokens` tokens (prompt and answer), adapters included."""
     return Serving(
         weights=weight_bytes,
         adapters=adapter_bytes,
         kv_cache=kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes),
-        working=prefill_bytes(shape, rows, tokens, element_bytes) + dequantization_bytes(shape, rung, element_bytes),
+        working=prefill_bytes(shape, rows, tokens, element_bytes, rung),
+        workspace=workspace_bytes,
     )
 
 
@@ -209,19 +237,20 @@ class Training(_Account):
 
     weights: int
     adapter: int
-    gradients: int
     optimiser: int
-    activations: int
-    logits: int
-    working: int  # gradients of activations, restored weights
+    gradients: int  # those that are alive at the peak
+    activations: int  # kept until the backward pass comes to them
+    working: int  # the largest of what comes one after the other: the loss, one layer's backward pass
+    workspace: int  # of the libraries that multiply
 
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch of LoRA training: `rows` sequences of `tokens` tokens, all of which may count for the loss.
+    """One optimiser step of LoRA training, in micro-batches of `rows` sequences of `tokens` tokens that may all count.
 
     mask_bytes: what dropout keeps per element; a byte in CUDA's fused kernel, a factor in fp32 on a CPU. padded: rows
-    of unequal length, whose mask keeps attention from reading grouped keys and values as they are.
+    of unequal length, whose mask keeps attention from reading grouped keys and values as they are. accumulated: more
+    than one micro-batch, so that gradients of the one before are there.
     """
 
     rows: int
@@ -232,42 +261,57 @@ class Step:
     checkpointing: bool = True
     mask_bytes: int = 1
     padded: bool = False
+    accumulated: bool = False
 
 
 def training(
-    shape: ModelShape, rung: Rung, step: Step, *, weight_bytes: int | None = None, element_bytes: int = 2
-) -> Training:
+    shape: ModelShape, rung: Rung, step: Step, *, weight_bytes: int | None = None, element_bytes: int = 2,
+    workspace_bytes: int = 0,
+) -> Training:  # fmt: skip
     """Bytes of one step of LoRA training with AdamW and TRL's chunked loss."""
-    parameters = lora_parameters(shape, step.rank, step.modules)
-    kept = layer_activation_bytes(shape, step, element_bytes)
+    parameters = _ADAPTER_BYTES * lora_parameters(shape, step.rank, step.modules)
+    layer = layer_activation_bytes(shape, step, element_bytes, rung)
     boundary = step.rows * step.tokens * shape.hidden * element_bytes
+    last_norm = _NORM_BYTES * step.rows * step.tokens * shape.hidden
+    backward = _backward_bytes(shape, step, rung, element_bytes)
+    loss = last_norm + loss_bytes(shape, step, element_bytes)
     # checkpointing keeps each layer's input and computes one layer again (Chen et al. 2016, arXiv:1604.06174)
-    activations = shape.layers * boundary + kept if step.checkpointing else shape.layers * kept
-    activations += _NORM_BYTES * step.rows * step.tokens * shape.hidden  # the last norm
+    if step.checkpointing:
+        activations, working = shape.layers * boundary, max(loss, layer + backward)
+    else:
+        activations, working = shape.layers * layer, max(loss, backward)
+    gradients = parameters if step.accumulated else 0
+    if parameters - gradients > activations + working:  # a large adapter, few tokens: the peak is the optimiser's
+        gradients, activations, working = parameters, 0, 0
     return Training(
         weights=weights(shape, rung, element_bytes).total if weight_bytes is None else weight_bytes,
-        adapter=_ADAPTER_BYTES * parameters,
-        gradients=_ADAPTER_BYTES * parameters,
-        optimiser=ADAM_BYTES * parameters,
+        adapter=parameters,
+        optimiser=ADAM_BYTES // _ADAPTER_BYTES * parameters,
+        gradients=gradients,
         activations=activations,
-        logits=loss_bytes(shape, step, element_bytes),
-        working=_backward_bytes(shape, step, element_bytes) + dequantization_bytes(shape, rung, element_bytes),
+        working=working,
+        workspace=workspace_bytes,
     )
 
 
-def layer_activation_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
+def layer_activation_bytes(shape: ModelShape, step: Step, element_bytes: int = 2, rung: Rung = BF16) -> int:
     """Bytes that one layer keeps for its backward pass, frozen weights and fused attention assumed.
 
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), for a gated MLP, grouped queries and RMSNorm, without
     the attention matrix, which fused attention does not keep. A frozen linear module keeps nothing; under LoRA it keeps
-    its own copy of its input, and with dropout the mask.
+    its own copy of its input, and with dropout the mask. Beside a quantized module no copy is made: without dropout
+    LoRA reads the input itself.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = _NORM_BYTES * (2 * shape.hidden + (q + kv if shape.qk_norm else 0))
     attention = element_bytes * (2 * q + 2 * (q if step.padded else kv)) + 4 * shape.heads  # q, out, k, v, log-sums
     mlp = element_bytes * 3 * shape.intermediate  # gate, its SiLU, up
-    adapted = [n_in for name, (n_in, _) in shape.linears.items() if name in step.modules]
-    inputs = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted)
+    adapted = {name: n_in for name, (n_in, _) in shape.linears.items() if name in step.modules}
+    if rung.is_quantized and not step.dropout:
+        read = [adapted.keys() & names for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))]
+        inputs = element_bytes * (shape.hidden * sum(map(bool, read)) + adapted.get("down_proj", 0))
+    else:
+        inputs = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted.values())
     return step.rows * step.tokens * (norms + attention + mlp + inputs + len(adapted) * step.rank * element_bytes)
 
 
@@ -281,20 +325,29 @@ def loss_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
     return tile + count * shape.hidden * (4 + element_bytes)
 
 
-def _backward_bytes(shape: ModelShape, step: Step, element_bytes: int) -> int:
-    """Gradients of activations alive at once: of the residual, and of gate, up and their product in the MLP."""
-    return step.rows * step.tokens * element_bytes * (2 * shape.hidden + 3 * shape.intermediate)
+def _backward_bytes(shape: ModelShape, step: Step, rung: Rung, element_bytes: int) -> int:
+    """What the last layer's MLP adds on its way back: gradients, and where weights are quantized one restored matrix.
+
+    Either the gradients of SiLU, up and their product, or that of the product alone while a matrix is restored.
+    """
+    count = step.rows * step.tokens * element_bytes
+    restored = dequantization_bytes(shape, rung, element_bytes)
+    return max(
+        count * (3 * shape.intermediate + shape.hidden), count * (shape.intermediate + 3 * shape.hidden) + restored
+    )
 
 
 # -- the other way round ------------------------------------------------------------------------------------------
 
 
-def longest_context(shape: ModelShape, free_bytes: int, rows: int = 1, element_bytes: int = 2) -> int:
+def longest_context(
+    shape: ModelShape, free_bytes: int, rows: int = 1, element_bytes: int = 2, rung: Rung = BF16
+) -> int:
     """Most tokens per request whose KV cache and prefill fit into `free_bytes`, at most the model's own context."""
 
     def needed(tokens: int) -> int:
         cache = kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes)
-        return cache + prefill_bytes(shape, rows, tokens, element_bytes)
+        return cache + prefill_bytes(shape, rows, tokens, element_bytes, rung)
 
     return _largest(lambda tokens: needed(tokens) <= free_bytes, shape.context_length)
 
@@ -304,12 +357,16 @@ def most_adapters(shape: ModelShape, rank: int, modules: Collection[str], free_b
     return max(0, free_bytes) // max(1, adapter_bytes(shape, rank, modules))
 
 
-def largest_batch(shape: ModelShape, tokens: int, free_bytes: int, limit: int, element_bytes: int = 2) -> int:
+def largest_batch(
+    shape: ModelShape, tokens: int, free_bytes: int, limit: int, element_bytes: int = 2, rung: Rung = BF16
+) -> int:
     """Most requests of `tokens` tokens that fit into `free_bytes` at once, at most `limit`; 0 where not even one."""
-    one = kv_cache_bytes(shape, 1, tokens + KV_ROOM_TOKENS, element_bytes) + prefill_bytes(
-        shape, 1, tokens, element_bytes
-    )
-    return min(limit, max(0, free_bytes) // one)
+
+    def needed(rows: int) -> int:
+        cache = kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes)
+        return cache + prefill_bytes(shape, rows, tokens, element_bytes, rung)
+
+    return _largest(lambda rows: needed(rows) <= free_bytes, limit)
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int:

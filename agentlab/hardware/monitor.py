@@ -36,6 +36,7 @@ class Gpu:
     utilisation_percent: float | None = None
     temperature_c: float | None = None
     power_w: float | None = None
+    compute_capability: tuple[int, int] | None = None  # (major, minor)
 
 
 def memory_stats() -> MemoryStats:
@@ -120,6 +121,7 @@ def _read(nvml: Any) -> Iterator[Gpu]:
         load = _value(nvml.nvmlDeviceGetUtilizationRates, handle)
         celsius = _value(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
         milliwatts = _value(nvml.nvmlDeviceGetPowerUsage, handle)
+        capability = _value(nvml.nvmlDeviceGetCudaComputeCapability, handle)
         yield Gpu(
             name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
             memory_total_mb=None if memory is None else memory.total / _MB,
@@ -128,6 +130,7 @@ def _read(nvml: Any) -> Iterator[Gpu]:
             utilisation_percent=None if load is None else float(load.gpu),
             temperature_c=None if celsius is None else float(celsius),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            compute_capability=None if capability is None else (int(capability[0]), int(capability[1])),
         )
 
 

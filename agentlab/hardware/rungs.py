@@ -6,7 +6,7 @@ from math import ceil
 
 from agentlab.config import RungName
 
-_NF4_BLOCK = 64  # bitsandbytes: weights that share one absolute maximum
+NF4_BLOCK = 64  # bitsandbytes: weights that share one absolute maximum
 _NF4_NESTED_BLOCK = 256  # and such maxima, themselves in 8 bits, that share one of 32 bits
 _HQQ_GROUP = 64
 _HQQ_PER_WORD = 10  # weights of 3 bits in one int32
@@ -42,7 +42,7 @@ def _no_state(n_in: int, n_out: int, element_bytes: int) -> int:
 def _nf4_state(n_in: int, n_out: int, element_bytes: int) -> int:
     # double quantization (Dettmers et al. 2023, QLoRA, section 3): an absolute maximum per block in 8 bits, and per
     # 256 of those one of 32 bits, beside their mean
-    blocks = ceil(n_in * n_out / _NF4_BLOCK)
+    blocks = ceil(n_in * n_out / NF4_BLOCK)
     return blocks + 4 * ceil(blocks / _NF4_NESTED_BLOCK) + 4
 
 

@@ -14,17 +14,20 @@ PhaseName = Literal["serve", "evaluate", "train"]
 
 SERVE_TOKENS = 4096  # a talk of 50 turns whose older part is summed up at 2,000 tokens, its tools and its answer
 LEAST_TOKENS = 512  # below this an agent with tools cannot work
+_SERVING_THREADS = 1  # that multiply on a GPU; torch keeps a workspace for each
+_TRAINING_THREADS = 2  # autograd goes back in one of its own
 PROCESS_BYTES = 1 * GIB  # resident memory of Python with torch and transformers before a model is loaded
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs. card_bytes: the whole memory of the GPU, None where unknown."""
+    """Where it runs. card_bytes, capability: the GPU's whole memory and compute capability; None where unknown."""
 
     device: Device
     ram_bytes: int
     card_bytes: int | None = None
     card_name: str | None = None
+    capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,15 @@ class _Sizing:
         account = ledger.serving(
             self.shape, rows, tokens, weight_bytes=self.weight_bytes, rung=self.rung,
             adapter_bytes=adapters * self.adapter + self.sums, element_bytes=self.element,
+            workspace_bytes=self._workspace(_SERVING_THREADS),
         )  # fmt: skip
         return (*account.lines(), self.context)
 
+    def _workspace(self, threads: int) -> int:
+        return ledger.blas_bytes(threads, self.machine.capability) if self.machine.device == "cuda" else 0
+
     def _free(self, adapters: int = 1) -> int:
-        fixed = self.weight_bytes + ledger.dequantization_bytes(self.shape, self.rung, self.element) + self.context[1]
+        fixed = self.weight_bytes + self._workspace(_SERVING_THREADS) + self.context[1]
         return self.limit - fixed - adapters * self.adapter - self.sums
 
     def serve(self) -> Phase:
@@ -149,7 +156,7 @@ class _Sizing:
             "context_tokens": min(SERVE_TOKENS, self.shape.context_length),
             "adapters": self.settings.population.pool,
         }
-        longest = ledger.longest_context(self.shape, self._free(), 1, self.element)
+        longest = ledger.longest_context(self.shape, self._free(), 1, self.element, self.rung)
         tokens = max(min(longest, wanted["context_tokens"]), min(LEAST_TOKENS, self.shape.context_length))
         one = sum(size for _, size in self._serving(1, tokens, 0))
         room = ledger.most_adapters(
@@ -164,7 +171,8 @@ class _Sizing:
     def evaluate(self) -> Phase:
         wanted = {"batch_size": self.settings.evaluation.batch_size}
         tokens = self.evaluated_tokens
-        batch = max(1, ledger.largest_batch(self.shape, tokens, self._free(), wanted["batch_size"], self.element))
+        most = ledger.largest_batch(self.shape, tokens, self._free(), wanted["batch_size"], self.element, self.rung)
+        batch = max(1, most)
         chosen = {"batch_size": batch, "tokens": tokens}
         return Phase("evaluate", self._serving(batch, tokens, 1), self.limit, chosen, wanted)
 
@@ -176,11 +184,12 @@ class _Sizing:
             step = ledger.Step(
                 rows, self.trained_tokens, self.settings.lora.rank, tuple(self.settings.lora.target_modules),
                 dropout=self.settings.lora.dropout > 0, checkpointing=self.machine.device == "cuda",
-                mask_bytes=1 if self.machine.device == "cuda" else 4, padded=rows > 1,
+                mask_bytes=1 if self.machine.device == "cuda" else 4, padded=rows > 1, accumulated=rows < batch,
             )  # fmt: skip
             account = ledger.training(
-                self.shape, self.rung, step, weight_bytes=self.weight_bytes, element_bytes=self.element
-            )
+                self.shape, self.rung, step, weight_bytes=self.weight_bytes, element_bytes=self.element,
+                workspace_bytes=self._workspace(_TRAINING_THREADS),
+            )  # fmt: skip
             lines = (*account.lines(), self.context)
             if rows == 1 or sum(size for _, size in lines) <= self.limit:
                 break

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
 
 def _load(folder: Path, rung: RungName | None, device: str) -> Any:
     dtype = element_type(rung, device)
+    if rung == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
     if rung is None or rung in ("int8", "nf4"):
         options = {} if rung is None else {"quantization_config": _bitsandbytes(rung, dtype)}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
@@ -76,6 +79,11 @@ def _load(folder: Path, rung: RungName | None, device: str) -> Any:
         return base.to(device)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each kind of module
         return _quantized_by_hqq(base, dtype, device)
+
+
+def _is_no_cast(record: logging.LogRecord) -> bool:
+    """Whether it is something else than a line for every product that bf16 is cast to fp16, as LLM.int8 is built."""
+    return "will be cast" not in record.getMessage()
 
 
 def _bitsandbytes(rung: RungName, dtype: torch.dtype) -> BitsAndBytesConfig:

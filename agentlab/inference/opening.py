@@ -85,7 +85,8 @@ def open_engine(
 
     device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"
     wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
-    return TransformersEngine(model, settings.budget.vram_gib, rung=wanted or "auto", device=device)
+    allowed = settings.budget.vram_gib - settings.budget.context_gib  # the driver's context is not the allocator's
+    return TransformersEngine(model, allowed, rung=wanted or "auto", device=device)
 
 
 def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bool = False) -> RungName | None:

@@ -40,7 +40,8 @@ class ResidentModel(TemplatedEngine):
         self, model: ModelFiles, vram_gib: float | None = None, rung: RungName | Literal["auto"] = "auto",
         device: Literal["auto", "cuda", "cpu"] = "auto",
     ) -> None:  # fmt: skip
-        """rung auto: fp32 on a CPU, 16 bits on a GPU, as stored for a model that is quantized in its files.
+        """vram_gib: what torch's allocator may take of the card, None: all of it. rung auto: fp32 on a CPU, 16 bits on
+        a GPU, as stored for a model that is quantized in its files.
 
         Raises ModelError, OutOfMemoryError.
         """
@@ -168,6 +169,11 @@ class ResidentModel(TemplatedEngine):
     def base(self) -> Any:
         """The bare base model, into which PEFT injects adapters that are trained or cannot be added to the weights."""
         return self._base
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The GPU's compute capability; None without one."""
+        return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
     def parameters(self) -> int:
         """Number of weights of the base model."""

@@ -16,6 +16,7 @@ from agentlab.hardware import ledger
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.hardware.rungs import RUNGS
+from agentlab.hardware.sizing import SERVE_TOKENS
 from agentlab.inference.batch import Batch
 from agentlab.inference.cache import growing_cache, rows_can_share
 from agentlab.inference.constrained import Constrained, Row
@@ -116,8 +117,9 @@ class TransformersEngine(ResidentModel):
             return weights / ledger.MIB
         rung = RUNGS[self.rung or "nf4"]  # of one that is stored quantized: what is restored in working memory
         planned = ledger.serving(
-            self._shape, rows, tokens, weight_bytes=weights, rung=rung, element_bytes=self.element_bytes
-        )
+            self._shape, rows, tokens, weight_bytes=weights, rung=rung, element_bytes=self.element_bytes,
+            workspace_bytes=ledger.blas_bytes(1, self.capability),
+        )  # fmt: skip
         return planned.total / ledger.MIB
 
     def answers(
@@ -183,7 +185,8 @@ class TransformersEngine(ResidentModel):
         else:
             (request,), (prompt,) = requests, prompts
             cache = self._prompts.take(request.adapter, prompt) if request.reuse_prompt else None
-            self._prompts.make_room(self.context_length() - len(prompt) - request.max_new_tokens)
+            kept = min(self.context_length(), SERVE_TOKENS)  # with the one in hand: what serving is planned with
+            self._prompts.make_room(kept - len(prompt) - request.max_new_tokens)
         if cache is None:
             return growing_cache(self._base.config), 0
         return cache, cache.get_seq_length()

@@ -116,13 +116,14 @@ def _attempt(
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
-            trainer = CompactSFTTrainer(
-                model=engine.model,
-                args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps),
-                train_dataset=Dataset.from_list([vars(example) for example in examples]),
-                processing_class=engine.tokenizer,
-                callbacks=[callback],
-            )
+            with _in_fp32(engine):
+                trainer = CompactSFTTrainer(
+                    model=engine.model,
+                    args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps),
+                    train_dataset=Dataset.from_list([vars(example) for example in examples]),
+                    processing_class=engine.tokenizer,
+                    callbacks=[callback],
+                )
             engine.activate(_SLOT)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -185,6 +186,19 @@ def sft_config(
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
+
+
+@contextlib.contextmanager
+def _in_fp32(engine: TransformersEngine) -> Iterator[None]:
+    """Keep the adapter in fp32: beside a quantized base TRL's trainer rounds it to bf16, weights that were inherited
+    too, and then Adam's small steps are lost to rounding as well.
+    """
+    trained = [(parameter, parameter.data) for parameter in engine.model.parameters() if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for parameter, value in trained:
+            parameter.data = value
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def test_ram_is_the_machines_and_adds_up():
 def test_all_gpus_are_read_and_summed(monkeypatch):
     monkeypatch.setattr(monitor, "_nvml", Nvml)
     first, second = monitor.gpus()
-    assert first == monitor.Gpu("Card A", 6144, 1024, 5120, 37, 61, 45.5)
+    assert first == monitor.Gpu("Card A", 6144, 1024, 5120, 37, 61, 45.5, (8, 9))
     assert second.name == "Card B"
     stats = monitor.memory_stats()
     assert (stats.gpu_total, stats.gpu_used, stats.gpu_free) == (12288, 2048, 10240)

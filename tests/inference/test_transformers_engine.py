@@ -44,7 +44,7 @@ class TestOnTinyModel(EngineConformance):
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)
             engine.add_adapter(f"beside-{adapter}", adapter_room.load(folder))
-        ids = torch.tensor([engine.encode(engine.render(CHAT))])
+        ids = torch.tensor([engine.encode(engine.render(CHAT))], device=engine.device)
         with torch.inference_mode():
             with engine.using(None):
                 plain = engine.model(ids).logits
@@ -70,7 +70,7 @@ class TestOnTinyModel(EngineConformance):
         draw = torch.Generator().manual_seed(4)
         factors = torch.randn(2, inner, generator=draw), torch.randn(out, 2, generator=draw)
         adapter_room.save(adapter_room.Lora({"lm_head": factors}, 2, 2.0, 0.0, ["lm_head"], ""), tmp_path / "head")
-        ids = torch.tensor([engine.encode(engine.render(CHAT))])
+        ids = torch.tensor([engine.encode(engine.render(CHAT))], device=engine.device)
         with torch.inference_mode():
             hidden = engine.base.base_model(ids).last_hidden_state
             plain = engine.base(ids).logits
@@ -121,7 +121,7 @@ class TestOnSmolLM2(EngineConformance):
         (completion,) = engine.generate([Request(CHAT, max_new_tokens=5, logprobs=True)])
         prompt = engine.encode(engine.render(CHAT))
         with torch.inference_mode():
-            logits = engine.model(torch.tensor([prompt + completion.token_ids])).logits[0].float()
+            logits = engine.model(torch.tensor([prompt + completion.token_ids], device=engine.device)).logits[0].float()
         expected = torch.log_softmax(logits, -1)
         for index, (token, value) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             assert value == pytest.approx(float(expected[len(prompt) - 1 + index, token]), abs=2e-3)

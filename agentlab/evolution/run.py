@@ -160,11 +160,17 @@ class Run:
         return dict(files.read_json(path)) if path.exists() else None
 
     def planned_mib(self) -> dict[str, float] | None:
-        """The planned memory of the primary model by phase; None before anything was planned."""
+        """The planned memory of the primary model by phase; None before anything was planned.
+
+        On a GPU without the driver's own, which no allocator sees: so it compares with the peaks that were measured.
+        """
         plan = self.plan()
         if plan is None:
             return None
-        return {phase["name"]: phase["total_bytes"] / 2**20 for phase in plan["models"][0]["phases"]}
+        return {
+            phase["name"]: (phase["total_bytes"] - phase["lines_bytes"].get("driver_context", 0)) / 2**20
+            for phase in plan["models"][0]["phases"]
+        }
 
     def save_plan(self, plan: Mapping[str, Any]) -> None:
         files.write_json(self.folder / "plan.json", dict(plan))

@@ -150,21 +150,24 @@ def kv_cache_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int
     return rows * layer * ((shape.layers - shape.windowed_layers) * tokens + shape.windowed_layers * windowed)
 
 
-def prefill_bytes(shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2, rung: Rung = BF16) -> int:
+def prefill_bytes(
+    shape: ModelShape, rows: int, tokens: int, element_bytes: int = 2, rung: Rung = BF16, shared: int = 0
+) -> int:
     """Peak of what is alive while `rows` prompts of `tokens` tokens are read, or at their last logits.
 
     Largest in the gated MLP, as the forward of transformers' Llama writes it: beside embedding, residual, attention's
     sum and normed input either SiLU, up and their product, or SiLU, what becomes of up, and up's weights restored. Rows
     of unequal length have a mask of a byte per pair of tokens. The logits come in fp32 beside the element type.
+    shared: so many tokens that all rows begin with are read once, before the others.
     """
-    count = rows * tokens
+    count = max(rows * (tokens - shared), shared)
     streams = 4 * element_bytes * count * shape.hidden
     product = element_bytes * count * shape.intermediate
     if rung.name == "int8":  # LLM.int8: sums in 32 bits, scaled to fp16, then cast to the element type
         mlp = product + (4 + 2 + element_bytes + element_bytes) * count * shape.intermediate
     else:
         mlp = max(3 * product, 2 * product + dequantization_bytes(shape, rung, element_bytes))
-    mask = rows * tokens**2 if rows > 1 else 0
+    mask = rows * (tokens - shared) * tokens if rows > 1 else 0
     logits = 2 * element_bytes * count * shape.hidden + rows * (element_bytes + 4) * shape.vocab
     return max(streams + mlp, logits) + mask
 
@@ -217,13 +220,17 @@ def serving(
     adapter_bytes: int = 0,
     element_bytes: int = 2,
     workspace_bytes: int = 0,
+    shared: int = 0,
 ) -> Serving:
-    """Bytes for a batch of `rows` requests of `tokens` tokens (prompt and answer), adapters included."""
+    """Bytes for a batch of `rows` requests of `tokens` tokens (prompt and answer), adapters included.
+
+    shared: tokens that all prompts begin with.
+    """
     return Serving(
         weights=weight_bytes,
         adapters=adapter_bytes,
         kv_cache=kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes),
-        working=prefill_bytes(shape, rows, tokens, element_bytes, rung),
+        working=prefill_bytes(shape, rows, tokens, element_bytes, rung, shared),
         workspace=workspace_bytes,
     )
 
@@ -358,13 +365,14 @@ def most_adapters(shape: ModelShape, rank: int, modules: Collection[str], free_b
 
 
 def largest_batch(
-    shape: ModelShape, tokens: int, free_bytes: int, limit: int, element_bytes: int = 2, rung: Rung = BF16
-) -> int:
+    shape: ModelShape, tokens: int, free_bytes: int, limit: int, element_bytes: int = 2, rung: Rung = BF16,
+    shared: int = 0,
+) -> int:  # fmt: skip
     """Most requests of `tokens` tokens that fit into `free_bytes` at once, at most `limit`; 0 where not even one."""
 
     def needed(rows: int) -> int:
         cache = kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes)
-        return cache + prefill_bytes(shape, rows, tokens, element_bytes, rung)
+        return cache + prefill_bytes(shape, rows, tokens, element_bytes, rung, shared)
 
     return _largest(lambda rows: needed(rows) <= free_bytes, limit)
 

@@ -40,6 +40,7 @@ class Workload:
     answer_tokens: int
     longest_prompt_tokens: int
     longest_answer_tokens: int
+    shared_tokens: int = 0  # that all prompts begin with
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,11 @@ class _Sizing:
         limit = self.settings.evaluation.max_new_tokens or int(1.25 * self.workload.longest_answer_tokens) + 4
         return min(self.workload.longest_prompt_tokens + limit, self.shape.context_length)
 
-    def _serving(self, rows: int, tokens: int, adapters: int) -> tuple[tuple[str, int], ...]:
+    def _serving(self, rows: int, tokens: int, adapters: int, shared: int = 0) -> tuple[tuple[str, int], ...]:
         account = ledger.serving(
             self.shape, rows, tokens, weight_bytes=self.weight_bytes, rung=self.rung,
             adapter_bytes=adapters * self.adapter + self.sums, element_bytes=self.element,
-            workspace_bytes=self._workspace(_SERVING_THREADS),
+            workspace_bytes=self._workspace(_SERVING_THREADS), shared=shared,
         )  # fmt: skip
         return (*account.lines(), self.context)
 
@@ -170,11 +171,13 @@ class _Sizing:
 
     def evaluate(self) -> Phase:
         wanted = {"batch_size": self.settings.evaluation.batch_size}
-        tokens = self.evaluated_tokens
-        most = ledger.largest_batch(self.shape, tokens, self._free(), wanted["batch_size"], self.element, self.rung)
+        tokens, shared = self.evaluated_tokens, self.workload.shared_tokens
+        most = ledger.largest_batch(
+            self.shape, tokens, self._free(), wanted["batch_size"], self.element, self.rung, shared
+        )
         batch = max(1, most)
         chosen = {"batch_size": batch, "tokens": tokens}
-        return Phase("evaluate", self._serving(batch, tokens, 1), self.limit, chosen, wanted)
+        return Phase("evaluate", self._serving(batch, tokens, 1, shared), self.limit, chosen, wanted)
 
     def train(self) -> Phase:
         """Halve the micro-batch until it fits, with as many accumulated as keep the step's items."""

@@ -1,12 +1,15 @@
 """The ledger's model of a training step against the tensors that autograd really keeps."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentlab.hardware import ledger
-from agentlab.hardware.rungs import BF16
+from agentlab.hardware.rungs import BF16, RUNGS
 from agentlab.hardware.shape import ModelShape, published
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -47,6 +50,46 @@ def test_activations_are_what_autograd_keeps(family, modules, dropout):
     step = ledger.Step(rows=2, tokens=192, rank=8, modules=modules, dropout=dropout, checkpointing=False, mask_bytes=4)
     measured, shape = kept_bytes(family, step)
     assert ledger.training(shape, BF16, step).activations == pytest.approx(measured, rel=0.05)
+
+
+MEASURED = json.loads((Path(__file__).parent / "measured_on_a_gpu.json").read_text())
+
+
+@pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: "-".join(str(value) for value in row.values()))
+def test_what_a_gpu_was_seen_to_need(row):
+    """Within 50 MiB of every peak; the allocator's own slack was about 10."""
+    shape, rung, capability = published(row["shape"]), RUNGS[row["rung"]], tuple(MEASURED["capability"])
+    if row["phase"] == "load":
+        planned = ledger.weights(shape, rung).total
+    elif row["phase"] == "train":
+        step = ledger.Step(row["rows"], row["tokens"], 16, ATTENTION, dropout=row["dropout"])
+        planned = ledger.training(shape, rung, step, workspace_bytes=ledger.blas_bytes(2, capability)).total
+    else:
+        planned = ledger.serving(
+            shape, row["rows"], row["tokens"], weight_bytes=ledger.weights(shape, rung).total, rung=rung,
+            adapter_bytes=row["adapters"] * ledger.adapter_bytes(shape, 16, ATTENTION),
+            workspace_bytes=ledger.blas_bytes(row["threads"], capability),
+        ).total  # fmt: skip
+    assert planned / ledger.MIB == pytest.approx(row["mib"], abs=50)
+
+
+def test_a_beginning_that_all_prompts_share_is_read_once():
+    shape = published("Qwen2.5-1.5B")
+    apart, alike = (ledger.prefill_bytes(shape, 32, 200, shared=shared) for shared in (0, 150))
+    assert alike == ledger.prefill_bytes(shape, 32, 50) + 32 * 50 * 150
+    assert alike < apart / 3
+    assert ledger.prefill_bytes(shape, 2, 1000, shared=990) >= ledger.prefill_bytes(shape, 1, 990)
+
+
+def test_a_large_adapter_and_few_tokens_peak_where_the_optimiser_works():
+    shape = published("Qwen2.5-0.5B")
+    few, many = (ledger.training(shape, BF16, ledger.Step(1, tokens, 32, EVERYWHERE)) for tokens in (32, 2048))
+    adapter = ledger.adapter_bytes(shape, 32, EVERYWHERE)
+    assert (few.gradients, few.activations, few.working) == (adapter, 0, 0)
+    assert many.gradients == 0
+    assert many.activations + many.working > adapter
+    waiting = ledger.training(shape, BF16, ledger.Step(1, 2048, 32, EVERYWHERE, accumulated=True))
+    assert waiting.total == many.total + adapter
 
 
 def test_checkpointing_and_smaller_batches_save_what_they_should():

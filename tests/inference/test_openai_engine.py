@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 from conformance import CHAT, EngineConformance
 from engine_adapters import two_adapters
+from support import has_vllm_for_cpus
 
 from agentlab.config import ModelSettings
 from agentlab.errors import ModelError
@@ -21,7 +22,11 @@ from agentlab.inference.openai_engine import OpenAIEngine, open_server
 from agentlab.inference.openai_server import Server
 from agentlab.inference.openai_tokens import OpenAITokenEngine
 
-pytestmark = [pytest.mark.model, pytest.mark.soak]
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.soak,
+    pytest.mark.skipif(not has_vllm_for_cpus(), reason="vLLM is here for CUDA, not for CPUs"),
+]
 NAME = "lab-model"
 # The server forgets an unloaded adapter's name, not its slot, and on a CPU base rows get the last slot's adapter
 # (docs/LOG.md): more slots than all tests together load adapters.

@@ -5,8 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from support import has_vllm_for_cpus
 
-pytestmark = [pytest.mark.soak, pytest.mark.model]
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.model,
+    pytest.mark.skipif(not has_vllm_for_cpus(), reason="vLLM is here for CUDA, not for CPUs"),
+]
 
 PROGRAM = """
 import json, sys

@@ -1,12 +1,13 @@
 """The vLLM engine, in its child process, against the conformance suite and where it differs from others."""
 
+import dataclasses
 import os
 import signal
 
 import pytest
 from conformance import CHAT, OTHER, EngineConformance
 from engine_adapters import random_lora, two_adapters
-from support import write_tiny_model
+from support import has_vllm_for_cpus, write_tiny_model
 
 from agentlab import adapters as adapter_room
 from agentlab import models
@@ -21,27 +22,27 @@ SMALL = VllmSettings(
 )
 
 
-@pytest.mark.model
-class TestOnSmolLM2(EngineConformance):
+# Its wheel for CUDA answers on a GPU only, and these tests run on the CPU everywhere.
+needs_vllm_for_cpus = pytest.mark.skipif(not has_vllm_for_cpus(), reason="vLLM is here for CUDA, not for CPUs")
+
+
+class OnVllm(EngineConformance):
     """One engine for all of it."""
 
-    @pytest.fixture(scope="class")
-    def engine(self, embedded):
-        with VllmEngine(embedded, settings=SMALL) as engine:
-            yield engine
+    scale = 0.0  # of the adapters
 
     @pytest.fixture(scope="class")
     def adapters(self, engine, tmp_path_factory):
-        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.05)
+        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=self.scale)
 
-    def test_greedy_tokens_are_those_of_transformers(self, engine, adapters, embedded):
+    def test_greedy_tokens_are_those_of_transformers(self, engine, adapters):
         adapter, folder = next(iter(adapters.items()))
         requests = [
             Request(chat, adapter=name, max_new_tokens=16, logprobs=True)
             for chat in (CHAT, OTHER)
             for name in (None, adapter)
         ]
-        with TransformersEngine(embedded) as other:
+        with TransformersEngine(engine.model_files) as other:
             other.load_adapter(adapter, folder)
             expected = other.generate(requests)
         engine.load_adapter(adapter, folder)
@@ -55,7 +56,7 @@ class TestOnSmolLM2(EngineConformance):
         folder = engine.model_files.folder
         names = [f"g001-c{index:02d}" for index in range(6)]
         for seed, name in enumerate(names):
-            adapter_room.save(random_lora(folder, seed, rank=4, scale=0.05), tmp_path / name)
+            adapter_room.save(random_lora(folder, seed, rank=4, scale=self.scale), tmp_path / name)
             engine.load_adapter(name, tmp_path / name)
         engine.pin(names[0])
         alone = [engine.generate([Request(CHAT, adapter=name, max_new_tokens=6)])[0].token_ids for name in names]
@@ -93,30 +94,6 @@ class TestOnSmolLM2(EngineConformance):
             engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
         assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
 
-    def test_zz_a_killed_process_is_said_to_be_gone(self, engine):
-        stream = engine.stream(Request(CHAT, max_new_tokens=200))
-        next(stream)
-        os.killpg(engine._child.pid, signal.SIGKILL)
-        with pytest.raises(EngineBroken, match="the vLLM process ended with SIGKILL"):
-            list(stream)
-        with pytest.raises(EngineBroken, match="is gone; open the engine again"):
-            engine.generate([Request(CHAT, max_new_tokens=2)])
-        engine.close()
-
-
-@pytest.mark.soak
-class TestOnTinyModel(EngineConformance):
-    @pytest.fixture(scope="class")
-    def engine(self, tmp_path_factory):
-        model = write_tiny_model(tmp_path_factory.mktemp("vllm-model"), 64, 2)  # its kernels know no heads of 8
-        settings = VllmSettings(kv_cache_memory_bytes=2**27, max_model_len=512, max_num_seqs=16, max_lora_rank=8)
-        with VllmEngine(models.resolve(str(model)), settings=settings) as engine:
-            yield engine
-
-    @pytest.fixture(scope="class")
-    def adapters(self, engine, tmp_path_factory):
-        return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.3)
-
     def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)
@@ -128,7 +105,41 @@ class TestOnTinyModel(EngineConformance):
         assert engine.wake() is False
         assert [c.token_ids for c in engine.generate(requests)] == before
 
+    def test_zz_a_killed_process_is_said_to_be_gone(self, engine):
+        stream = engine.stream(Request(CHAT, max_new_tokens=200))
+        next(stream)
+        os.killpg(engine._child.pid, signal.SIGKILL)
+        with pytest.raises(EngineBroken, match="the vLLM process ended with SIGKILL"):
+            list(stream)
+        with pytest.raises(EngineBroken, match="is gone; open the engine again"):
+            engine.generate([Request(CHAT, max_new_tokens=2)])
+        engine.close()
 
+
+@needs_vllm_for_cpus
+class TestOnTinyModel(OnVllm):
+    scale = 0.3
+
+    @pytest.fixture(scope="class")
+    def engine(self, tmp_path_factory):
+        model = write_tiny_model(tmp_path_factory.mktemp("vllm-model"), 64, 2)  # its kernels know no heads of 8
+        with VllmEngine(models.resolve(str(model)), settings=dataclasses.replace(SMALL, max_model_len=512)) as engine:
+            yield engine
+
+
+@needs_vllm_for_cpus
+@pytest.mark.soak
+@pytest.mark.model
+class TestOnSmolLM2(OnVllm):
+    scale = 0.05
+
+    @pytest.fixture(scope="class")
+    def engine(self, embedded):
+        with VllmEngine(embedded, settings=SMALL) as engine:
+            yield engine
+
+
+@needs_vllm_for_cpus
 @pytest.mark.soak
 @pytest.mark.model
 def test_too_small_a_cache_is_a_lack_of_memory(embedded):

@@ -75,7 +75,9 @@ class Agent:
         and leaving the loop all end the work. Raises AgentError for an empty task, an impossible deadline, history or
         option, or a session without a memory.
         """
-        _check(task, deadline_s, session_id, self.memory, history)
+        check_asked(task, deadline_s, history)
+        if session_id is not None and self.memory is None:
+            raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
         options = self.options if options is None else checked(options)
         return self._steps(task, Budget(deadline_s, cancel), session_id, history, options)
 
@@ -162,6 +164,7 @@ class Agent:
                     raise item
                 yield item
             answered_s, result = time.time(), self._result(task_id, loop, budget, session_id)
+            # a turn holds the agent's own words, also those that the deadline cut off, but not a tool's
             own_words = result.state == "answered" or (result.state == "deadline" and not loop.best_is_a_result)
             if session_id is not None and result.final_answer and own_words:
                 self._keep(recall, result, budget)
@@ -181,8 +184,9 @@ class Agent:
                 if recall.conversation is None:
                     raise MemoryStoreError("the memory could not be opened")
                 recall.conversation.add(
-                    result.prompt, result.final_answer, context_used=result.context_used,
-                    agent=str(result.model_info), metadata={"task_id": result.task_id, "state": result.state},
+                    result.prompt, result.final_answer, context_used=result.context_used, notes=recall.notes,
+                    cut_off=result.state == "deadline", agent=str(result.model_info),
+                    metadata={"task_id": result.task_id, "state": result.state},
                 )  # fmt: skip
             except Exception as error:
                 result.warnings.append(f"this turn was not remembered: {error}")
@@ -237,7 +241,11 @@ class Agent:
             if self.memory is not None:
                 found.append(builtin.memory_search(self.memory, on_recalled=recall.noted))
                 if notes:
-                    found.append(builtin.remember(self.memory, session_id=session_id))
+                    found.append(
+                        builtin.remember(
+                            self.memory, session_id, derived_from=lambda: recall.used, on_remembered=recall.notes.append
+                        )
+                    )
             found += [builtin.calculator(), builtin.now(), builtin.gpu_monitor()]
         if self.switches["python"]:
             found.append(builtin.python())
@@ -342,9 +350,8 @@ def checked(options: Options) -> Options:
     return options
 
 
-def _check(
-    task: str, deadline_s: float | None, session_id: str | None, memory: "Memory | None", history: Sequence[Message]
-) -> None:
+def check_asked(task: str, deadline_s: float | None = None, history: Sequence[Message] = ()) -> None:
+    """Raise AgentError for a task, a deadline or a history that no agent can take."""
     for message in history:
         if message.get("role") not in ("user", "assistant") or not isinstance(message.get("content"), str):
             raise AgentError(f'history: {message!r:.80}; allowed: {{"role": "user" or "assistant", "content": text}}')
@@ -354,7 +361,5 @@ def _check(
         "".join([task, *(message["content"] for message in history)]).encode()
         if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 1e6):
             raise AgentError(f"deadline_s: {deadline_s!r}; allowed: seconds above 0, or None")
-        if session_id is not None and memory is None:
-            raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
         return
     raise AgentError("the task or its history contains half a surrogate pair, which UTF-8 cannot hold")

@@ -135,10 +135,10 @@ class Loop:
             yield recalled
         choice = self._open(recalled)
         asked_again = False
-        step = turns = 0  # turns: of the model that answers now
-        while turns < self.options.max_steps:
-            step, turns = step + 1, turns + 1
-            last_turn = turns == self.options.max_steps
+        step, limit = 0, self.options.max_steps
+        while step < limit:
+            step += 1
+            last_turn = step == limit
             if last_turn or not self._room_for_a_call():
                 choice = "none"
             before = self.best, self.best_is_a_result
@@ -148,7 +148,8 @@ class Loop:
             said = written.form.read(written.text)
             if said.thought:
                 yield Thought(step_number=step, text=said.thought)
-            calls = parse_calls(said.text, written.form.style) if choice != "none" and not self._at_stop else []
+            # without a grammar a model calls also where it must not; without tools its text is text, whatever it says
+            calls = parse_calls(said.text, written.form.style) if self.tools and not self._at_stop else []
             no_tool = said.text == NO_TOOL and self._show_tools and not last_turn
             if not calls and said.text and not no_tool:
                 self._answered(step, said, written)
@@ -159,9 +160,11 @@ class Loop:
                 self._done(step, said.thought or NO_TOOL, None, None, written.confidence)
                 self._show_tools, choice = False, "none"
                 continue
-            call, problems = self._checked(calls)
-            original = None
-            if call is None and calls and (mended := repair(said.text, self._definitions(), written.form.style)):
+            call, problems = self._checked(calls, choice)
+            original = mended = None
+            if call is None and calls and choice != "none":
+                mended = repair(said.text, self._definitions(), written.form.style)
+            if mended is not None:
                 yield Rejected(step_number=step, text=said.text, problems=problems, remedy="repair")
                 call, original = mended, said.text
             if call is not None:
@@ -169,7 +172,7 @@ class Loop:
             elif not asked_again and not last_turn:
                 asked_again = True
                 yield Rejected(step_number=step, text=said.text, problems=problems, remedy="re-ask")
-                self._ask_again(said.text, problems)
+                self._ask_again(said.text, problems, choice)
             else:
                 last = self.chain.link is self.chain.links[-1]
                 remedy: Literal["give up", "fallback"] = "give up" if last else "fallback"
@@ -177,8 +180,8 @@ class Loop:
                 self.chain.fall(f"{self.chain.link.model} wrote nothing usable: {problems[0]}", broken=False)
                 yield from self._fallen(step)
                 choice = self._open(recalled)
-                asked_again, turns = False, 0
-        self.error = f"no answer after {self.options.max_steps} steps"
+                asked_again, limit = False, max(limit, step + 1)  # who takes over gets one step at least, to answer in
+        self.error = f"no answer after {step} steps"
 
     def _recalled(self) -> Recalled | None:
         """What the memory has to say; a memory that cannot be asked is no reason not to answer."""
@@ -191,10 +194,12 @@ class Loop:
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
-    def _checked(self, calls: Sequence[Call]) -> tuple[Call | None, list[str]]:
+    def _checked(self, calls: Sequence[Call], choice: Choice) -> tuple[Call | None, list[str]]:
         """The first call if it can be executed as it is, else what is wrong with it."""
         if not calls:
             return None, ["the answer is empty"]
+        if choice == "none":
+            return None, ["a call, where only words can be used"]
         call = calls[0]
         if call.malformed:
             return None, [call.malformed]
@@ -212,14 +217,16 @@ class Loop:
         action: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
         if original is not None:
             action["original"] = original
-        again = mark in self._above
+        made = self._made.get(mark)
+        known = made if made is not None and made.ok else None  # what failed may be tried again
+        again = known is not None and mark in self._above
         if again:
             text = "the result is above already"
             seen = Observed(
                 step_number=number, name=call.name, text=text, ok=True, problem=None, truncated=False, seconds=0.0
             )
-        elif mark in self._made:  # another model of the chain asked for it before: things are done once
-            seen = dataclasses.replace(self._made[mark], step_number=number, seconds=0.0)
+        elif known is not None:  # another model of the chain asked for it before: things are done once
+            seen = dataclasses.replace(known, step_number=number, seconds=0.0)
         else:
             seen = self._execute(number, call)
             self._made[mark] = seen
@@ -228,7 +235,7 @@ class Loop:
             self.best, self.best_is_a_result = seen.text, True
         yield seen
         self._done(number, thought, action, seen.text, confidence)
-        count = len(self._above)
+        count = 1 + sum(message["role"] == "tool" for message in self._talk)
         self._talk.append(call_message(count, call.name, call.arguments, thought if self.options.thinking else ""))
         self._talk.append(result_message(count, call.name, seen.text))
         return "none" if again or (self.options.single_call and seen.ok) else "auto"
@@ -247,9 +254,10 @@ class Loop:
             seconds=found.seconds,
         )
 
-    def _ask_again(self, said: str, problems: Sequence[str]) -> None:
+    def _ask_again(self, said: str, problems: Sequence[str], choice: Choice) -> None:
         self._talk.append({"role": "assistant", "content": as_untrusted(said) or "(nothing)"})
-        allowed = f"a call of one of: {', '.join(self.tools)}, or plain words" if self._show_tools else "plain words"
+        may_call = self._show_tools and choice != "none"
+        allowed = f"a call of one of: {', '.join(self.tools)}, or plain words" if may_call else "plain words"
         problem = as_untrusted(problems[0])
         self._talk.append({"role": "user", "content": f"That cannot be used: {problem}; allowed: {allowed}."})
 
@@ -319,7 +327,7 @@ class Loop:
             self.model_info = who  # the adapter that decides, also where the base model finds the words
         opened = engine.opens_thought(request.messages)
         react = form.style.kind == "react"
-        reader = Reader("" if choice == "none" else form.style.trigger, opened, FINAL_ANSWER if react else "")
+        reader = Reader(form.style.trigger if self.tools else "", opened, FINAL_ANSWER if react else "")
         started = time.monotonic()
         first_s = 0.0
         completion: Completion | None = None
@@ -340,7 +348,7 @@ class Loop:
                 self._at_stop, held = answer != whole, answer[sent:]
                 if self._show_tools and NO_TOOL.startswith(answer.strip()):
                     continue  # a decision, not an answer
-                if answer.strip():
+                if answer.strip() and not self.best_is_a_result:  # half an answer is less than a whole result
                     self.best, self.best_is_a_result = answer.strip(), False
                 ready = len(held) if self._at_stop else len(held) - self._half_a_stop(answer)
                 if ready > 0:
@@ -454,7 +462,8 @@ class Loop:
         self._talk = [{"role": "user", "content": self.task}]
         self._above.clear()
         self._show_tools = bool(self.tools)
-        self.best = ""
+        if not self.best_is_a_result:
+            self.best = ""
         return self.options.tool_choice if self.tools else "none"
 
     def _definitions(self) -> list[dict[str, Any]]:

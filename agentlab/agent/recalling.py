@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from agentlab.agent.formats import Message
@@ -21,7 +21,8 @@ class Recall:
     """Looks up what belongs to one task; without a memory there is nothing, without a session only memories.
 
     history: the talk so far as whoever asks tells it; it stands in the place of the session's own turns.
-    `used` are the ids of the memories that the model was shown, those of the memory tools too.
+    `used` are the ids of the memories that the model was shown: recalled ones, those of the memory tools, and what the
+    turns and summaries told that it saw. `notes` are the ids of those that its `remember` tool made.
     """
 
     memory: "Memory | None" = None
@@ -32,6 +33,7 @@ class Recall:
 
     def __post_init__(self) -> None:
         self.used: list[str] = []
+        self.notes: list[str] = []
         self._conversation: Conversation | None = None
 
     @property
@@ -48,16 +50,19 @@ class Recall:
         started = time.monotonic()
         lines, ids = [], []
         room = self.context_tokens // 2
-        recent = {text for said in self._recent() for text in said}
+        recent = {text for asked, answered, _ in self._recent() for text in (asked, answered)}
         for hit in self.memory.recall(task, self.count, explain=True) if self.count else []:
             part = " ".join(hit.content[hit.start : hit.end or None].split())  # of a long memory what matched
-            if relevance(hit.parts) >= _RELEVANT and hit.content not in recent and _tokens(part) <= room:
+            if hit.content in recent:
+                self.noted([hit.memory_id])  # its text is shown as a turn
+            elif relevance(hit.parts) >= _RELEVANT and _tokens(part) <= room:
                 lines.append(f"- {as_untrusted(part)}")
                 ids.append(hit.memory_id)
                 room -= _tokens(part)
         for summary in reversed(self.conversation.summary() if self.conversation is not None else []):
             if _tokens(summary.text) <= room:
                 lines.insert(0, as_untrusted(summary.text))
+                self._noted_turns(summary.sources)
                 room -= _tokens(summary.text)
         self.noted(ids)
         if not lines:
@@ -68,8 +73,9 @@ class Recall:
     def turns(self) -> list[Message]:
         """The talk's last turns as messages, as many as fit into half of the context's tokens, oldest first."""
         messages: list[Message] = []
+        shown: list[str] = []
         room = self.context_tokens // 2
-        for asked, answered in reversed(self._recent()):
+        for asked, answered, turn_id in reversed(self._recent()):
             turn: list[Message] = []
             for role, text in (("user", asked), ("assistant", answered)):
                 if text:
@@ -78,18 +84,26 @@ class Recall:
             if room < 0:
                 break
             messages[:0] = turn
+            shown.append(turn_id)
+        self._noted_turns(filter(None, shown))
         return messages
 
     def noted(self, memory_ids: list[str]) -> None:
         """Count these as shown."""
         self.used.extend(one for one in memory_ids if one not in self.used)
 
-    def _recent(self) -> list[tuple[str, str]]:
-        """(what was asked, what was answered) of the turns before this task, oldest first; "" for neither."""
+    def _noted_turns(self, turn_ids: Iterable[str]) -> None:
+        """Count as shown what these turns told."""
+        ids = list(turn_ids)
+        if ids and self.conversation is not None:
+            self.noted(self.conversation.memories_of(ids))
+
+    def _recent(self) -> list[tuple[str, str, str]]:
+        """(what was asked, what was answered, its id) of the turns before this task, oldest first; "" for none."""
         if self.history:
-            return paired(self.history)
+            return [(asked, answered, "") for asked, answered in paired(self.history)]
         window = [] if self.conversation is None else self.conversation.window()
-        return [(turn.user_input, turn.agent_response) for turn in window]
+        return [(turn.user_input, turn.agent_response, turn.conversation_id) for turn in window]
 
 
 def paired(history: Sequence[Message]) -> list[tuple[str, str]]:

@@ -93,6 +93,12 @@ def ask(
 
     Nothing is remembered of it without --session, except what the agent itself notes with its tool.
     """
+    from agentlab.agent.agent import check_asked
+
+    # what cannot be answered is refused before the model is loaded
+    if session is not None and no_memory:
+        raise click.UsageError("--session keeps the talk in a memory, --no-memory keeps nothing; allowed: one of them")
+    check_asked(task, deadline)
     chosen = (experiment, overrides, adapter, thinking, python, no_memory, max_tokens, call_format)
     with _opened(*chosen) as (lab, agent):
         show = _Printer(steps=steps, silent=as_json)
@@ -122,7 +128,10 @@ def _answer(
         signal.signal(signal.SIGINT, before)
     show.end(result)
     if trace:
-        click.echo(f"trace {lab.trace(seen)}", err=True)
+        try:
+            click.echo(f"trace {lab.trace(seen)}", err=True)
+        except Exception as error:  # whatever is wrong with the store, the answer is there
+            click.echo(f"no trace was written: {_short(str(error) or type(error).__name__)}", err=True)
     return result
 
 

@@ -128,9 +128,17 @@ def export(out: Path, file: Path | None) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @where
 def import_(source: Path, file: Path | None) -> None:
-    """Take in an export, all of it or nothing. What was forgotten here stays forgotten."""
+    """Take in an export, all of it or nothing. What was forgotten here stays forgotten.
+
+    A new memory gets the export's embedding model and its vectors; a memory of another model makes the vectors anew.
+    """
+    from agentlab.memory.transfer import model_of
+
+    theirs = model_of(source)
     with _open(file, create=True) as memory:
-        click.echo(f"{memory.import_(source)} new memories")
+        count = memory.import_(source)
+        made = "" if theirs in (None, memory.embedding_model) else f", made anew: the export has those of {theirs}"
+        click.echo(f"{count} new memories, with vectors of {memory.embedding_model}{made}")
 
 
 @memory.command()

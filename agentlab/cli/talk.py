@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
 from agentlab.cli.agent import _answer, _ending, _Printer
-from agentlab.errors import AgentError, AgentlabError
+from agentlab.config import home
+from agentlab.errors import AgentError, AgentlabError, StorageError
 
 if TYPE_CHECKING:
     from agentlab.agent import Agent
@@ -20,7 +21,7 @@ HELP = """\
 /adapter [ID]     who answers: champion, base, or an id of the pool; alone: who there is
 /memory [WORDS]   what the memory holds on that; alone: how much there is
 /remember TEXT    remember a fact
-/forget ID        forget a memory, in every byte
+/forget ID        forget a memory, in every byte, and the lines typed so far
 /undo             take back the last turn and what was remembered of it
 /history          the turns of this talk
 /session [NAME]   another talk; alone: which there are
@@ -40,6 +41,7 @@ class Talk:
         self.deadline_s = deadline_s
         self.trace = trace
         self.printer = _Printer(steps=False)
+        self.lines = Lines(home() / "chat-history" if agent.memory is not None else None)
         self._commands: dict[str, Callable[[str], None]] = {
             "adapter": self._adapter,
             "memory": self._memory,
@@ -56,7 +58,10 @@ class Talk:
 
     def run(self) -> None:
         """Until /quit or the end of the input."""
-        _line_editing(self.lab)
+        with self.lines:
+            self._run()
+
+    def _run(self) -> None:
         if self.session is not None:
             known = len(self.agent.memory.conversation(self.session).turns()) if self.agent.memory else 0
             click.secho(f"talk {self.session!r}, {known} turns so far; /help lists the commands", err=True, dim=True)
@@ -126,6 +131,7 @@ class Talk:
         if not memory_id:
             raise AgentError("/forget needs an id; /memory WORDS shows ids")
         click.echo(f"forgotten: {' '.join(self._known().forget(memory_id))}")
+        self.lines.clear()
 
     def _undo(self, _: str) -> None:
         memory = self._known()
@@ -133,6 +139,8 @@ class Talk:
             raise AgentError("this talk is not remembered; there is nothing to take back")
         turn = memory.conversation(self.session).undo()
         click.echo(f"taken back: {turn.user_input}" if turn else "nothing to take back")
+        if turn:
+            self.lines.clear()
 
     def _history(self, _: str) -> None:
         if self.session is None:
@@ -176,17 +184,37 @@ def _switch(name: str, value: str) -> bool:
     return value == "on"
 
 
-def _line_editing(lab: "Lab") -> None:
-    """Arrow keys and the lines typed before, where the terminal can."""
-    from agentlab.config import home
+class Lines:
+    """Arrow keys and the lines typed before, where the terminal can; kept in the file `path`, None: in no file."""
 
-    with contextlib.suppress(ImportError, OSError):
-        import atexit
-        import readline
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
 
-        path: Path = home() / "chat-history"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            readline.read_history_file(path)
-        readline.set_history_length(1000)
-        atexit.register(readline.write_history_file, path)
+    def __enter__(self) -> Self:
+        with contextlib.suppress(ImportError, OSError):
+            import readline  # from now on `input` edits lines
+
+            if self.path is not None and self.path.exists():
+                readline.read_history_file(self.path)
+            readline.set_history_length(1000)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            with contextlib.suppress(ImportError, OSError):
+                import readline
+
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                readline.write_history_file(self.path)
+
+    def clear(self) -> None:
+        """Drop all lines, those of earlier talks too: which of them tell what was forgotten cannot be known."""
+        with contextlib.suppress(ImportError):
+            import readline
+
+            readline.clear_history()
+        if self.path is not None:
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"the typed lines stay in {self.path} ({error.strerror}); delete it") from None

@@ -18,8 +18,10 @@ class Ranked:
 
 
 def ranked(members: Iterable[Ranked]) -> list[Ranked]:
-    """Best first; equal fitness: the older adapter first, so that a newcomer has to be better."""
-    return sorted(members, key=lambda member: (-member.fitness, member.adapter))
+    """Best first. Of equal fitness a blend first, an average of siblings that owes less to luck; then the older one,
+    so that a newcomer has to be better.
+    """
+    return sorted(members, key=lambda member: (-member.fitness, member.genome.operator != "blend", member.adapter))
 
 
 def tournament(rng: np.random.Generator, pool: Sequence[Ranked], size: int) -> Ranked:

@@ -114,11 +114,13 @@ class Columns:
         self.size = last
 
     def update(
-        self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Iterable[str]
-    ) -> None:
+        self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Iterable[str],
+        source: str,
+    ) -> None:  # fmt: skip
         """Set what may change after a memory was made."""
         self.importance[where], self.told[where], self.uses[where] = importance, told, uses
         self.accessed[where] = accessed or 0.0
+        self.source[where] = SOURCES.index(source)
         if where.start < where.stop:
             row = int(self.row[where.start])
             for tag in tags:

@@ -135,7 +135,7 @@ def _make(
         for start, end, words, blob in core.store.chunks_of(middle)
     ]  # fmt: skip
     related = [
-        core.store.items_of([other])[other].memory_id
+        core.store.item_of(other).memory_id
         for other, cosine in index.nearest(vectors[rows.index(middle)], _LOOKED_AT)
         if cosine >= _CLOSE and _is_knowledge(core, other)
     ]

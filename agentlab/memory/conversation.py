@@ -1,10 +1,12 @@
 """One session's talk: the last turns word for word, the older ones as a summary with its sources, across restarts."""
 
 import json
+import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentlab.errors import MemoryStoreError
 from agentlab.memory.compression import Context, Part, count_tokens, extract, fit
 from agentlab.memory.core import Core
 from agentlab.memory.records import ConversationItem, SessionContext, check_share, check_tags, check_text
@@ -39,23 +41,32 @@ class Conversation:
         self._core = core
         self._memory = memory
         self.session_id = check_text("session_id", session_id)
+        self._user_id = user_id
         self._summariser = summariser
         self._tokens = tokens
-        now = time.time()
         with core.store.writing() as db:
-            db.execute(
-                "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, '[]', '{}', '[]', 0)",
-                (session_id, user_id, now, now),
-            )
+            self._begin(db)
             if user_id:
                 db.execute("UPDATE sessions SET user_id = ? WHERE session_id = ?", (user_id, session_id))
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        """Make the session where it is not there: it is new, or was forgotten since this object was made."""
+        now = time.time()
+        db.execute(
+            "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, '[]', '{}', '[]', 0)",
+            (self.session_id, self._user_id, now, now),
+        )
 
     def add(
         self, user_input: str, agent_response: str, *, context_used: Sequence[str] = (), tags: Sequence[str] = (),
         importance_score: float = 0.5, metadata: dict[str, Any] | None = None, timestamp: float | None = None,
-        agent: str = "",
+        agent: str = "", notes: Sequence[str] = (), cut_off: bool = False,
     ) -> ConversationItem:  # fmt: skip
-        """The turn, stored with what it tells: the person's words and the agent's, echoes left out, as memories."""
+        """The turn, stored with what it tells: the person's words and the agent's, echoes left out, as memories.
+
+        notes: ids of memories that the agent made in this turn; they are forgotten and taken back with it. cut_off: the
+        agent did not finish what it was saying, so its words are a part of the talk and no memory.
+        """
         now = time.time() if timestamp is None else float(timestamp)
         item = ConversationItem(
             conversation_id=new_id("c"), session_id=self.session_id, timestamp=now,
@@ -65,12 +76,11 @@ class Conversation:
             tags=check_tags(tags), metadata=dict(metadata or {}),
         )  # fmt: skip
         common: dict[str, Any] = {"session_id": self.session_id, "tags": tags, "created_at": now}
-        told = [
-            self._memory.remember(user_input, source="person", **common),
-            self._memory.remember(agent_response, source="agent", source_name=agent, **common),
-        ]
+        told = [self._memory.remember(user_input, source="person", **common)]
+        if not cut_off:
+            told.append(self._memory.remember(agent_response, source="agent", source_name=agent, **common))
         # what was an echo or merged belongs to the turn or session that told it first
-        own = [memory_id for memory_id in dict.fromkeys(told) if self._is_new(memory_id, now)]
+        own = [*dict.fromkeys([*(memory_id for memory_id in told if self._is_new(memory_id, now)), *notes])]
         echoes = [memory_id for memory_id in dict.fromkeys(told) if memory_id not in own]
         with self._core.store.writing() as db:
             db.execute(
@@ -81,6 +91,7 @@ class Conversation:
                  json.dumps(item.metadata, ensure_ascii=False, sort_keys=True), json.dumps(own),
                  json.dumps(echoes)),
             )  # fmt: skip
+            self._begin(db)
             (active,) = db.execute(
                 "SELECT active_memories FROM sessions WHERE session_id = ?", (self.session_id,)
             ).fetchone()
@@ -129,8 +140,18 @@ class Conversation:
     def summary(self) -> list[Part]:
         """The summary's parts, oldest first, each with the ids of the turns that it is made of."""
         with self._core.store.reading() as db:
-            (stored,) = db.execute("SELECT summary FROM sessions WHERE session_id = ?", (self.session_id,)).fetchone()
-        return [Part(part["text"], part["sources"]) for part in json.loads(stored)]
+            found = db.execute("SELECT summary FROM sessions WHERE session_id = ?", (self.session_id,)).fetchone()
+        return [Part(part["text"], part["sources"]) for part in json.loads(found[0])] if found else []
+
+    def memories_of(self, conversation_ids: Iterable[str]) -> list[str]:
+        """Ids of the memories that these turns told or repeated, oldest first."""
+        with self._core.store.reading() as db:
+            rows = db.execute(
+                "SELECT memory_ids, echoes FROM turns WHERE conversation_id IN (SELECT value FROM json_each(?)) "
+                "ORDER BY id",
+                (json.dumps(list(conversation_ids)),),
+            ).fetchall()
+        return list(dict.fromkeys(one for row in rows for ids in row for one in json.loads(ids)))
 
     def session(self) -> SessionContext:
         """The session as it stands."""
@@ -139,6 +160,7 @@ class Conversation:
     def prefer(self, **preferences: Any) -> None:
         """Set preferences of the session; None removes one."""
         with self._core.store.writing() as db:
+            self._begin(db)
             (stored,) = db.execute(
                 "SELECT preferences FROM sessions WHERE session_id = ?", (self.session_id,)
             ).fetchone()
@@ -205,9 +227,10 @@ class Conversation:
 def session_context(core: Core, session_id: str) -> SessionContext:
     """The stored context of a session."""
     with core.store.reading() as db:
-        _, user, start, last, active, preferences, summary, _ = db.execute(
-            "SELECT * FROM sessions WHERE session_id = ?", (session_id,)
-        ).fetchone()
+        found = db.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+        if found is None:
+            raise MemoryStoreError(f"session {session_id!r} was forgotten; its next turn begins it anew")
+        _, user, start, last, active, preferences, summary, _ = found
         (count,) = db.execute("SELECT count(*) FROM turns WHERE session_id = ?", (session_id,)).fetchone()
     return SessionContext(
         session_id=session_id, user_id=user, start_time=start, last_activity=last, conversation_count=count,

@@ -4,13 +4,14 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from agentlab.errors import MemoryStoreError
+from agentlab.errors import MemoryStoreError, StorageError
 from agentlab.memory.embedding import DEFAULT, Embedder, SentenceEmbedder
 from agentlab.memory.index import Index
 from agentlab.memory.store import Store
@@ -35,11 +36,13 @@ class Core:
         self._recalled: OrderedDict[bytes, int] = OrderedDict()
         self.closed = False
         try:
+            self._epoch = self.store.meta("epoch")  # before the model: what changes between the two is noticed later
+            self._model_named = model is not None or embedder is not None
             self.model = self._agreed_model(model if embedder is None else embedder.model_id)
             if embedder is not None:
                 self.check_dimension(embedder.dimension, f"the embedding model {embedder.model_id}")
-            if not self.store.damage and self.store.meta("purge") == "1":
-                self.store.purge()  # somebody forgot something while another process was reading, or was killed
+            if self.store.purge_due:  # somebody forgot something while another process was reading, or was killed
+                self._aside(self.store.purge, "traces of what was forgotten stay in it for now")
         except BaseException:
             self.store.close()
             raise
@@ -53,13 +56,19 @@ class Core:
             )
         return stored or asked or DEFAULT
 
+    def adopt(self, model: str) -> None:
+        """Take the model of vectors that come from outside, where the memory has none and nobody named one."""
+        with self.store.lock, self._loading:
+            if not self._model_named and self._embedder is None and self.store.meta("dimension") is None:
+                self.model = model
+
     def check_dimension(self, dimension: int, whose: str) -> None:
-        """Raise when `dimension` is not that of the vectors in the file."""
-        stored = self.store.meta("dimension")
+        """Raise when `dimension` is not that of the vectors in the file or, before the first, of the model."""
+        stored, theirs = self.store.meta("dimension"), f"the vectors in {self.path}"
+        if stored is None and self._embedder is not None:
+            stored, theirs = str(self._embedder.dimension), f"the embedding model of {self.path}"
         if stored is not None and int(stored) != dimension:
-            raise MemoryStoreError(
-                f"{whose} has {dimension} dimensions; allowed: {stored}, as the vectors in {self.path}"
-            )
+            raise MemoryStoreError(f"{whose} has {dimension} dimensions; allowed: {stored}, as {theirs}")
 
     def check_usable(self) -> None:
         if self.closed:
@@ -104,9 +113,16 @@ class Core:
                 if stored is None:
                     yield Index(1)
                     return
-                self._index = Index(int(stored))
+                self._check_model()
+                self._index = Index(int(stored), self._epoch)
             self._index.catch_up(self.store)
             yield self._index
+
+    def _check_model(self) -> None:
+        """Raise when somebody else gave the file another model since it was opened."""
+        stored = self.store.meta("embedding_model")
+        if stored not in (None, self.model) or self.store.meta("epoch") != self._epoch:
+            raise MemoryStoreError(f"{self.path} was given vectors of another model; open it again")
 
     @contextlib.contextmanager
     def changing(self, dimension: int | None = None) -> Iterator[tuple[Index, int]]:
@@ -124,6 +140,8 @@ class Core:
                         db.execute("INSERT INTO meta VALUES ('dimension', ?)", (str(dimension),))
                         db.execute("INSERT OR REPLACE INTO meta VALUES ('embedding_model', ?)", (self.model,))
                     with self.view() as index:
+                        if dimension is not None:
+                            self.check_dimension(dimension, "each vector")
                         generation = self.store.next_generation()
                         yield index, generation
             except BaseException:
@@ -139,6 +157,7 @@ class Core:
         """Go on with another model, after every vector was changed to it."""
         with self.store.lock:
             self._embedder, self.model, self._index = embedder, embedder.model_id, None
+            self._epoch = self.store.meta("epoch")
 
     # -- uses ---------------------------------------------------------------------------------------------------------
 
@@ -157,19 +176,29 @@ class Core:
         return len(self._uses) >= _USES_KEPT
 
     def write_uses(self, now: float) -> None:
-        """Store the counted uses; they are the only thing a kill may lose."""
+        """Store the counted uses; they are the only thing that a kill or a full disk may lose."""
         with self.store.lock:
             if not self._uses or self.store.damage:
                 return
             counted, self._uses = self._uses, {}
-            with self.changing() as (index, generation):
-                self.store.db.executemany(
-                    "UPDATE memories SET access_count = access_count + ?, last_accessed = max(?, "
-                    "coalesce(last_accessed, 0)), generation = ? WHERE id = ?",
-                    [(count, now, generation, row) for row, count in counted.items()],
-                )
-                for row, uses, accessed in self.store.uses_of(counted):
-                    index.columns.use(index.columns.slots(row), uses, accessed)
+            self._aside(lambda: self._write_uses(counted, now), "some uses of memories are not counted")
+
+    def _write_uses(self, counted: dict[int, int], now: float) -> None:
+        with self.changing() as (index, generation):
+            self.store.db.executemany(
+                "UPDATE memories SET access_count = access_count + ?, last_accessed = max(?, "
+                "coalesce(last_accessed, 0)), generation = ? WHERE id = ?",
+                [(count, now, generation, row) for row, count in counted.items()],
+            )
+            for row, uses, accessed in self.store.uses_of(counted):
+                index.columns.use(index.columns.slots(row), uses, accessed)
+
+    def _aside(self, write: Callable[[], object], lost: str) -> None:
+        """A write that nobody asked for: where it fails that is a warning, so that it costs no result."""
+        try:
+            write()
+        except (StorageError, MemoryStoreError) as error:
+            warnings.warn(f"{lost}: {error}", RuntimeWarning, stacklevel=2)
 
     def write_uses_now(self) -> None:
         """`write_uses` at this moment."""
@@ -206,8 +235,8 @@ class Core:
             if not self.closed:
                 try:
                     self.write_uses_now()
-                    if not self.store.damage and self.store.meta("purge") == "1":
-                        self.store.purge()
+                    if self.store.purge_due:
+                        self._aside(self.store.purge, "traces of what was forgotten stay in it for now")
                 finally:
                     self.closed = True
                     self.store.close()

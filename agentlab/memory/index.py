@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from agentlab.memory import ranking
 from agentlab.memory.columns import Columns, Filter, Slot
 from agentlab.memory.postings import Postings
 from agentlab.memory.ranking import Weights
-from agentlab.memory.records import MEMORY_TYPES, SOURCES, Hit, MemoryItem
+from agentlab.memory.records import Hit, MemoryItem
 from agentlab.memory.schema import CHUNK_BITS
-from agentlab.memory.store import Store, chunk_checksum, is_damage, unpack
+from agentlab.memory.store import Store, chunk_checksum, is_damage, tags_of, unpack
 from agentlab.memory.vectors import Vectors
 
 CANDIDATES = 100  # of each kind, before they are ranked together
@@ -38,10 +37,10 @@ class Ranked:
 class Index:
     """Everything recall needs, in RAM. Not thread-safe by itself: the memory holds its store's lock around it."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, epoch: str | None = None) -> None:
         self.dimension = dimension
         self.generation = -1
-        self.epoch = ""
+        self.epoch = epoch  # of the vectors: it rises when they become another model's
         self._seen = -1
         self._clear()
 
@@ -63,8 +62,7 @@ class Index:
             return
         with store.reading() as db:
             meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('generation', 'epoch')"))
-            self.epoch = self.epoch or meta["epoch"]
-            if meta["epoch"] != self.epoch:
+            if meta.get("epoch") != self.epoch:
                 raise MemoryStoreError(f"{store.path} was given vectors of another model; open it again")
             if self.columns.dead > _REBUILD * max(self.columns.size, 4_096):
                 self._clear()
@@ -91,17 +89,23 @@ class Index:
             rows = store.one_by_one(f"{query} AND id = ?", (after,))
         for row in rows:
             if row[0] <= newest:
-                self._refresh(row)
+                self._refresh(store, row)
         added = [row for row in rows if row[0] > newest]
         for start in range(0, len(added), _BATCH):
             self._add(store, added[start : start + _BATCH])
         self.vectors.settle()
 
-    def _refresh(self, row: tuple) -> None:  # type: ignore[type-arg]
-        number, _, _, _, importance, _, accessed, uses, told, tags = row
+    def _refresh(self, store: Store, row: tuple) -> None:  # type: ignore[type-arg]
+        number, _, source, _, importance, _, accessed, uses, told, _ = row
         where = self.columns.slots(number)
+        if where.start == where.stop:
+            return
+        if (known := tags_of(row[1:])) is None:
+            store.damage[f"memory row {number} holds something that is not what it should be"] = None
+            self.bury(number)
+            return
         self.columns.update(
-            where, importance=importance, told=told, uses=uses, accessed=accessed, tags=json.loads(tags)
+            where, importance=importance, told=told, uses=uses, accessed=accessed, tags=known, source=source
         )
 
     def _add(self, store: Store, rows: Sequence[tuple]) -> None:  # type: ignore[type-arg]
@@ -115,14 +119,13 @@ class Index:
             if len(vector) != bytes_each or chunk_checksum(start, end, terms, vector) != checksum:
                 store.damage[f"a chunk of memory row {row[0]} does not match its checksum"] = None
                 continue
-            number, kind, source, session, importance, created, accessed, uses, told, tags = row
-            if kind not in MEMORY_TYPES or source not in SOURCES:
-                store.damage[f"memory row {row[0]} has an unknown type or source"] = None
+            if (known_tags := tags_of(row[1:])) is None:
+                store.damage[f"memory row {row[0]} holds something that is not what it should be"] = None
                 continue
+            number, kind, source, session, importance, created, accessed, uses, told, _ = row
             slots.append(
-                Slot(number, start, end, kind, source, session, importance, created, accessed, uses, told,
-                     json.loads(tags) if tags != "[]" else ())
-            )  # fmt: skip
+                Slot(number, start, end, kind, source, session, importance, created, accessed, uses, told, known_tags)
+            )
             blobs.append(vector)
             texts.append(terms)
         self._append(slots, unpack(blobs, self.dimension), texts)

@@ -103,9 +103,11 @@ class Memory:
         item = writing.checked(
             MemoryItem(
                 memory_id=writing.new_id(), content=content, memory_type=memory_type, session_id=session_id,
-                tags=check_tags(tags), source=source, source_name=source_name, metadata=dict(metadata or {}),
+                tags=check_tags(tags), source=source, source_name=source_name,
+                metadata={} if metadata is None else metadata,
                 importance=writing.UNJUDGED if importance is None else importance,
-                created_at=time.time() if created_at is None else float(created_at), derived_from=list(derived_from),
+                created_at=time.time() if created_at is None else created_at,
+                derived_from=check_tags(derived_from, "derived_from"),
             )
         )  # fmt: skip
         self._core.check_usable()
@@ -190,6 +192,8 @@ class Memory:
         check_text("the query", words)
         expression = " AND ".join(f'"{term}"' for term in dict.fromkeys(terms(words)))
         self._core.check_usable()
+        if not expression:
+            return []
         found = self._core.store.matching(expression, k)
         items = self._core.store.items_of(row for row, _, _, _ in found)
         hits: dict[str, Hit] = {}
@@ -213,7 +217,7 @@ class Memory:
             row = core.store.row_of(memory_id)
             if row is None:
                 raise unknown(core.path, memory_id)
-            item = core.store.items_of([row])[row]
+            item = core.store.item_of(row)
             vectors = core.store.vectors_of(row, index.dimension)
             near: dict[int, float] = {}
             for vector in vectors:

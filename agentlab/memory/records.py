@@ -1,6 +1,9 @@
 """What the memory holds, as plain records. Times are seconds since the epoch; scores lie in [0, 1]."""
 
+import contextlib
 import dataclasses
+import json
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,6 +14,7 @@ MemoryType = Literal["conversation", "knowledge", "pattern", "preference"]
 Source = Literal["person", "agent", "tool"]
 MEMORY_TYPES: tuple[str, ...] = get_args(MemoryType)
 SOURCES: tuple[str, ...] = get_args(Source)
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999, which dates can be made of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +141,39 @@ def check_text(what: str, value: str) -> str:
     return value
 
 
-def check_tags(tags: Any) -> list[str]:
-    """Distinct tags in their order; a plain string is refused, because it would become its letters."""
-    if isinstance(tags, str):
-        raise MemoryStoreError(f"tags: {tags!r}; allowed: a list of texts, like ['work']")
-    return list(dict.fromkeys(check_text("a tag", tag) for tag in tags))
+def check_tags(tags: Any, what: str = "tags") -> list[str]:
+    """Distinct texts in their order; a plain string is refused, because it would become its letters."""
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise MemoryStoreError(f"{what}: {tags!r}; allowed: a list of texts, like ['work']")
+    return list(dict.fromkeys(check_text(f"one of {what}", tag) for tag in tags))
+
+
+def check_time(what: str, value: Any) -> float:
+    """`value` as float seconds since 1970, of the years 1 to 9999; raises MemoryStoreError."""
+    # NumPy's numbers are no int or float, but become one
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            if _FIRST_S <= float(value) <= _LAST_S:
+                return float(value)
+    raise MemoryStoreError(f"{what}: {value!r}; allowed: seconds since 1970 (not milliseconds), in the years 1 to 9999")
+
+
+def check_count(what: str, value: Any) -> int:
+    """`value` as an int from 0; raises MemoryStoreError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 1 << 63:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from 0")
+    return int(value)
+
+
+def check_metadata(value: Any) -> dict[str, Any]:
+    """`value` if it is a dict that UTF-8 JSON can hold, so without NaN; raises MemoryStoreError that says why not."""
+    if not isinstance(value, dict):
+        raise MemoryStoreError(f"metadata: {value!r}; allowed: a dict of what JSON can hold")
+    if not value:
+        return {}
+    try:
+        json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = "half a surrogate pair" if isinstance(error, UnicodeError) else str(error)
+        raise MemoryStoreError(f"metadata: {reason}; allowed: a dict of what JSON can hold, without NaN") from None
+    return dict(value)

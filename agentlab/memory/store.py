@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory.records import MemoryItem, Tombstone
+from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
 
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
-MAX_CHUNKS = 1 << CHUNK_BITS
 COLUMNS = (
     "id, memory_id, memory_type, content, importance, created_at, session_id, source, source_name, tags, metadata, "
     "checksum, validation_count, access_count, last_accessed"
@@ -44,7 +44,7 @@ def chunk_checksum(start: int, end: int, terms: str, vector: bytes) -> int:
 
 def row_checksum(memory_id: str, memory_type: str, content: str, session_id: str | None, source: str,
                  created_at: float, metadata: str) -> int:  # fmt: skip
-    """CRC-32 of what never changes in a memory's row."""
+    """CRC-32 of what uses do not change in a memory's row."""
     parts = (memory_id, memory_type, content, session_id or "", source, repr(created_at), metadata)
     return zlib.crc32("\x1f".join(parts).encode())
 
@@ -103,11 +103,16 @@ class Store:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
+                if self.damage:
+                    raise damaged(self.path, next(iter(self.damage)))  # it was found on the way
                 self.db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # SQLite rolled back by itself where the disk was full
                     self.db.execute("ROLLBACK")
                 raise
+            if (self.meta("purge") or "").startswith("2"):
+                with contextlib.suppress(sqlite3.Error):  # the block's work is done; this is tried again
+                    self._cut_log(0)
 
     def _check_place(self) -> None:
         """Refuse to write into a file that was moved away, as a repair does: nobody would find it again."""
@@ -218,6 +223,18 @@ class Store:
                 self.damage[str(error)] = None
                 return self._items(self.one_by_one(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (), wanted))
 
+    def item_of(self, row: int) -> MemoryItem:
+        """The memory at a row id that is there; raises MemoryStoreError that names it when it is damaged."""
+        if (item := self.items_of([row]).get(row)) is None:
+            raise damaged(self.path, f"memory {self._id_of(row)} does not match its checksum")
+        return item
+
+    def _id_of(self, row: int) -> str:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            if found := self.db.execute("SELECT memory_id FROM memories WHERE id = ?", (row,)).fetchone():
+                return str(found[0])
+        return f"of row {row}"
+
     def one_by_one(
         self, query: str, values: Sequence[Any] = (), rows: Iterable[int] | None = None
     ) -> list[tuple[Any, ...]]:
@@ -244,10 +261,12 @@ class Store:
         for (row, memory_id, kind, content, importance, created, session, source, name, tags, metadata, checksum, told,
              uses, accessed) in rows:  # fmt: skip
             try:
+                known = tags_of((kind, source, session, importance, created, accessed, uses, told, tags))
                 intact = row_checksum(memory_id, kind, content, session, source, created, metadata) == checksum
+                intact = intact and known is not None
                 item = MemoryItem(
                     memory_id=memory_id, content=content, memory_type=kind, importance=importance, access_count=uses,
-                    last_accessed=accessed, created_at=created, tags=json.loads(tags), session_id=session,
+                    last_accessed=accessed, created_at=created, tags=known or [], session_id=session,
                     source=source, source_name=name, validation_count=told, metadata=json.loads(metadata),
                     derived_from=sources.get(memory_id, []),
                 )  # fmt: skip
@@ -290,13 +309,26 @@ class Store:
             found.update(mark for (mark,) in self.db.execute(query, part))
         return found
 
-    def retell(self, row: int, times: int, tags: Sequence[str], importance: float, generation: int) -> None:
-        """Count that a memory was told again."""
-        self.db.execute(
-            "UPDATE memories SET validation_count = validation_count + ?, tags = ?, importance = ?, generation = ? "
-            "WHERE id = ?",
-            (times, json.dumps(tags, ensure_ascii=False), importance, generation, row),
+    def retell(self, row: int, again: MemoryItem, generation: int) -> MemoryItem:
+        """Count that a memory was told again: what it is now. What a person tells, too, is told by the person."""
+        old = self.item_of(row)
+        told = dataclasses.replace(
+            old, validation_count=old.validation_count + again.validation_count,
+            tags=list(dict.fromkeys([*old.tags, *again.tags])), importance=max(old.importance, again.importance),
+        )  # fmt: skip
+        if again.source == "person" != old.source:
+            told = dataclasses.replace(told, source=again.source, source_name=again.source_name)
+        (metadata,) = self.db.execute("SELECT metadata FROM memories WHERE id = ?", (row,)).fetchone()
+        checksum = row_checksum(
+            told.memory_id, told.memory_type, told.content, told.session_id, told.source, told.created_at, metadata
         )
+        self.db.execute(
+            "UPDATE memories SET validation_count = ?, tags = ?, importance = ?, source = ?, source_name = ?, "
+            "checksum = ?, generation = ? WHERE id = ?",
+            (told.validation_count, json.dumps(told.tags, ensure_ascii=False), told.importance, told.source,
+             told.source_name, checksum, generation, row),
+        )  # fmt: skip
+        return told
 
     def _sources(self, memory_ids: Sequence[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -325,7 +357,10 @@ class Store:
         low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS
         with self.lock, sqlite_errors(self.path):
             cursor = self.db.execute("SELECT vector FROM chunks WHERE id >= ? AND id < ? ORDER BY id", (low, high))
-            return unpack([blob for (blob,) in cursor], dimension)
+            blobs = [blob for (blob,) in cursor]
+        if not blobs or any(not isinstance(blob, bytes) or len(blob) != 2 * dimension for blob in blobs):
+            raise damaged(self.path, f"memory {self._id_of(row)} has no intact vector")
+        return unpack(blobs, dimension)
 
     def chunks_of(self, row: int) -> list[tuple[int, int, str, bytes]]:
         """(start, end, terms, packed vector) of one memory's chunks, in order."""
@@ -345,6 +380,11 @@ class Store:
             )
             return [(key >> CHUNK_BITS, start, end, score) for key, start, end, score in cursor]
 
+    def rows_with(self, term: str) -> set[int]:
+        """Row ids of the memories that have a term."""
+        cursor = self.db.execute("SELECT rowid FROM text_index WHERE text_index MATCH ?", (f'"{term}"',))
+        return {key >> CHUNK_BITS for (key,) in cursor}
+
     def tombstones(self) -> list[Tombstone]:
         with self.reading() as db:
             cursor = db.execute(
@@ -358,19 +398,60 @@ class Store:
         """Rewrite the file and cut the log, so that deleted bytes are nowhere; False while readers hold the log.
 
         `secure_delete` zeroes what is deleted, but copies that SQLite left when it moved cells between pages stay in
-        unused parts of pages: only VACUUM is certain.
+        unused parts of pages: only VACUUM is certain. `purge` in the table meta says what is left to do: '1-…' both,
+        '2-…' cutting the log, '0' nothing; its number tells whether somebody forgot something else meanwhile.
         """
         with self.lock, sqlite_errors(self.path):
-            self.db.execute("VACUUM")
-            self.db.execute("UPDATE meta SET value = '0' WHERE key = 'purge'")
-            self.db.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
-            try:
-                busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            finally:
-                self.db.execute(f"PRAGMA busy_timeout = {1000 * BUSY_S}")
-            if busy:
-                self.db.execute("UPDATE meta SET value = '1' WHERE key = 'purge'")
-            return not busy
+            due = self.meta("purge") or "0"
+            if not due.startswith("2"):
+                self.db.execute("VACUUM")
+                self._step("2" + due[1:], due)
+            return self._cut_log(_READERS_MS)
+
+    def owe_purge(self) -> None:
+        """Note, in the transaction that forgets, that the file must be rewritten."""
+        self.db.execute("UPDATE meta SET value = ? WHERE key = 'purge'", (f"1-{time.time_ns()}",))
+
+    @property
+    def purge_due(self) -> bool:
+        """Whether traces of something forgotten may be in the file or its log."""
+        return not self.damage and self.meta("purge") not in (None, "0")
+
+    def _cut_log(self, wait_ms: int) -> bool:
+        due = self.meta("purge") or "0"
+        if not self._truncate(wait_ms):
+            return False
+        if due.startswith("2"):
+            self._step("0", due)
+            self._truncate(wait_ms)
+        return True
+
+    def _truncate(self, wait_ms: int) -> bool:
+        self.db.execute(f"PRAGMA busy_timeout = {wait_ms}")
+        try:
+            return not self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            self.db.execute(f"PRAGMA busy_timeout = {1000 * BUSY_S}")
+
+    def _step(self, new: str, old: str) -> None:
+        self.db.execute("UPDATE meta SET value = ? WHERE key = 'purge' AND value = ?", (new, old))
+
+
+def tags_of(fields: Sequence[Any]) -> list[str] | None:
+    """A row's tags; None where one of its fields, which no checksum covers, is not what it should be.
+
+    fields: type, source, session, importance, when told, when recalled, times recalled, times told, tags.
+    """
+    kind, source, session, importance, created, accessed, uses, told, tags = fields
+    numbers = all(isinstance(value, float) for value in (importance, created, accessed or 0.0))
+    numbers = numbers and isinstance(uses, int) and isinstance(told, int)
+    if not numbers or kind not in MEMORY_TYPES or source not in SOURCES or not isinstance(session, str | None):
+        return None
+    try:
+        found = json.loads(tags) if tags != "[]" else []
+    except (TypeError, ValueError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(tag, str) for tag in found) else None
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

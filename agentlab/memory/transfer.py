@@ -1,6 +1,7 @@
 """A memory as JSON lines and back; export → import → export gives the same lines."""
 
 import base64
+import contextlib
 import json
 import os
 import sqlite3
@@ -13,7 +14,7 @@ import numpy as np
 from agentlab.errors import AgentlabError, MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
 from agentlab.memory.core import Core
-from agentlab.memory.embedding import chunk
+from agentlab.memory.embedding import MAX_CHUNKS, chunk
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.store import Chunk, pack
 from agentlab.memory.words import signature
@@ -97,7 +98,8 @@ def import_(core: Core, path: Path) -> int:
     """Take in an export, all of it or nothing; how many memories were new.
 
     What is there by id stays as it is, what was forgotten here stays forgotten, the same words merge into the older
-    memory. Vectors of another embedding model are made anew. Raises MemoryStoreError naming the line that is wrong.
+    memory. A memory without vectors that was opened without naming a model takes the export's model; in any other,
+    vectors of another model are made anew with its own. Raises MemoryStoreError naming the line that is wrong.
     """
     records = _read(path)
     header = next(iter(records.get("header", [])), (0, {}))[1]
@@ -106,8 +108,11 @@ def import_(core: Core, path: Path) -> int:
     if header.get("version") != VERSION:
         raise MemoryStoreError(f"{path} has format version {header.get('version')}; allowed: {VERSION}")
     items = [(number, _item(path, number, value), value.get("chunks")) for number, value in records.get("memory", [])]
-    stored = core.store.meta("dimension")
-    known = header.get("embedding_model") == core.model and stored in (None, str(header.get("dimension")))
+    if isinstance(header.get("embedding_model"), str):
+        core.adopt(header["embedding_model"])  # after the lines were checked
+    known = header.get("embedding_model") == core.model
+    if known and header.get("dimension") is not None:
+        core.check_dimension(header["dimension"], f"{path}, made with the memory's own {core.model},")
     ready = [
         (item, _chunks(core, path, number, item, parts if known else None, header)) for number, item, parts in items
     ]
@@ -119,6 +124,14 @@ def import_(core: Core, path: Path) -> int:
         raise MemoryStoreError(f"{path} holds a record that does not fit ({error}); nothing was imported") from None
     core.drop_view()
     return added
+
+
+def model_of(path: Path) -> str | None:
+    """The embedding model that an export's vectors are of; None where its first line does not say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(path, encoding="utf-8") as file:
+        model = json.loads(file.readline()).get("embedding_model")
+        return model if isinstance(model, str) else None
+    return None
 
 
 def _read(path: Path) -> Records:
@@ -165,6 +178,8 @@ def _chunks(
         try:
             made = [(int(start), int(end), base64.b64decode(blob, validate=True)) for start, end, blob in parts]
             fits = all(len(blob) == 2 * header["dimension"] for _, _, blob in made)
+            if len(made) > MAX_CHUNKS:
+                raise MemoryStoreError(f"{path}, line {number}: {len(made)} vectors; allowed: up to {MAX_CHUNKS}")
             finite = fits and all(np.isfinite(np.frombuffer(blob, "<f2")).all() for _, _, blob in made)
         except (TypeError, ValueError):
             finite = False
@@ -188,10 +203,7 @@ def _store(core: Core, ready: list[tuple[MemoryItem, list[Chunk]]], records: Rec
         if found is None:
             fresh.append((item, mark, parts))
             continue
-        old = core.store.items_of([found])[found]
-        tags = list(dict.fromkeys([*old.tags, *item.tags]))
-        core.store.retell(found, item.validation_count, tags, max(old.importance, item.importance), generation)
-        merged[item.memory_id] = old.memory_id
+        merged[item.memory_id] = core.store.retell(found, item, generation).memory_id
     core.store.insert(fresh, generation)
     for derived, source in db.execute("SELECT derived, source FROM sources").fetchall():
         if source in merged:

@@ -9,15 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentlab.errors import MemoryStoreError
 from agentlab.memory import echo
 from agentlab.memory.columns import Slot
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Span, chunk
 from agentlab.memory.index import Index
 from agentlab.memory.ranking import novelty_importance
-from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, check_choice, check_share, check_tags, check_text
-from agentlab.memory.store import MAX_CHUNKS, Chunk, pack, unpack
+from agentlab.memory.records import (
+    MEMORY_TYPES,
+    SOURCES,
+    MemoryItem,
+    check_choice,
+    check_count,
+    check_metadata,
+    check_share,
+    check_tags,
+    check_text,
+    check_time,
+)
+from agentlab.memory.store import Chunk, pack, unpack
 from agentlab.memory.words import date_terms, signature, terms
 
 # ids of one process never meet, those of two meet in the same millisecond with a chance of one in four billion
@@ -33,18 +43,27 @@ def new_id(prefix: str = "m") -> str:
 
 
 def checked(item: MemoryItem) -> MemoryItem:
-    """`item` if every field is one that the file can hold; raises MemoryStoreError that names the field."""
+    """`item` with every field as the file holds it; raises MemoryStoreError that names the field that does not fit."""
     check_text("content", item.content)
+    check_text("memory_id", item.memory_id)
     check_choice("memory_type", item.memory_type, MEMORY_TYPES)
     check_choice("source", item.source, SOURCES)
-    check_tags(item.tags)
+    if item.source_name != "":
+        check_text("source_name", item.source_name)
     if item.session_id is not None:
         check_text("session_id", item.session_id)
-    if item.importance != UNJUDGED:
-        check_share("importance", item.importance)
-    if not np.isfinite(item.created_at):
-        raise MemoryStoreError(f"created_at: {item.created_at}; allowed: seconds since 1970")
-    return item
+    accessed = item.last_accessed
+    return replaced(
+        item,
+        tags=check_tags(item.tags),
+        derived_from=check_tags(item.derived_from, "derived_from"),
+        importance=item.importance if item.importance == UNJUDGED else check_share("importance", item.importance),
+        created_at=check_time("created_at", item.created_at),  # the checksum is over the float that SQLite gives back
+        last_accessed=None if accessed is None else check_time("last_accessed", accessed),
+        validation_count=check_count("validation_count", item.validation_count),
+        access_count=check_count("access_count", item.access_count),
+        metadata=check_metadata(item.metadata),
+    )
 
 
 def index_terms(text: str, created_at: float) -> str:
@@ -105,7 +124,10 @@ def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray |
             key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
             if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
                 twin = fresh[place][0]
-                fresh[place] = (replaced(twin, validation_count=twin.validation_count + 1), *fresh[place][1:])
+                twin = replaced(twin, validation_count=twin.validation_count + 1)
+                if item.source == "person" != twin.source:
+                    twin = replaced(twin, source=item.source, source_name=item.source_name)
+                fresh[place] = (twin, *fresh[place][1:])
                 ids.append(twin.memory_id)
                 continue
             if mark in told and (found := core.store.same_wording(mark, item)) is not None:
@@ -130,11 +152,6 @@ def _embedded(core: Core, content: str, vector: np.ndarray | None) -> tuple[list
     if vector is not None:
         return [(0, len(content))], vector.reshape(1, -1)
     spans = chunk(content, core.embedder)
-    if len(spans) > MAX_CHUNKS:
-        raise MemoryStoreError(
-            f"content has {len(content)} characters, {len(spans)} windows of the embedding model; allowed: "
-            f"{MAX_CHUNKS} windows; remember it in parts"
-        )
     return spans, core.embedder.embed([content[start:end] for start, end in spans])
 
 
@@ -147,15 +164,12 @@ def _chunks(item: MemoryItem, spans: Sequence[Span], vectors: np.ndarray) -> lis
 
 def _merge(core: Core, index: Index, row: int, item: MemoryItem, generation: int) -> str:
     """Count `item` as one more telling of the memory at `row`, and give that its tags."""
-    old = core.store.items_of([row])[row]
-    tags = list(dict.fromkeys([*old.tags, *item.tags]))
-    importance = max(old.importance, item.importance)
-    core.store.retell(row, item.validation_count, tags, importance, generation)
+    told = core.store.retell(row, item, generation)
     index.columns.update(
-        index.columns.slots(row), importance=importance, told=old.validation_count + item.validation_count,
-        uses=old.access_count, accessed=old.last_accessed, tags=tags,
+        index.columns.slots(row), importance=told.importance, told=told.validation_count, uses=told.access_count,
+        accessed=told.last_accessed, tags=told.tags, source=told.source,
     )  # fmt: skip
-    return old.memory_id
+    return told.memory_id
 
 
 def add_to_index(index: Index, added: Sequence[tuple[int, MemoryItem, Sequence[Chunk]]], dimension: int) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from helpers import Scripted, agent_of, call, chain_of, kinds
+from memory.helpers import open_memory
 
 from agentlab.agent import tool
 from agentlab.agent.budget import Speed
@@ -220,6 +221,40 @@ def test_no_time_left_after_a_tool_is_a_deadline_with_its_result():
 
     result = agent.ask("Do it.", deadline_s=1.2, on_step=crawl)
     assert (result.state, result.final_answer) == ("deadline", "the result")
+
+
+def price() -> str:
+    """What it costs."""
+    return "397.8 dollars"
+
+
+def test_a_fragment_does_not_replace_a_finished_result():
+    agent = agent_of(engine=Scripted(call("price"), LONG, token_s=0.02), tools=[price])
+    result = agent.ask("What does it cost?", deadline_s=1.5)
+    assert (result.state, result.final_answer) == ("deadline", "397.8 dollars")
+    assert result.completion_tokens > 20  # it was writing
+    spoken = agent_of(engine=Scripted(call("price"), "It costs 397.8 dollars."), tools=[price])
+    assert spoken.ask("What does it cost?", deadline_s=20).final_answer == "It costs 397.8 dollars."
+
+
+def test_a_result_outlives_the_model_that_asked_for_it():
+    primary, fallback = Scripted(call("price"), "", ""), Scripted(LONG, token_s=0.02)
+    agent = agent_of(chain=chain_of(primary, fallback), tools=[price])
+    result = agent.ask("What does it cost?", deadline_s=1.5)
+    assert (result.state, result.final_answer) == ("deadline", "397.8 dollars")
+
+
+def test_what_the_deadline_cut_off_is_a_turn_and_no_memory(tmp_path):
+    with open_memory(tmp_path / "memory.db") as memory:
+        agent = agent_of(engine=Scripted(LONG, token_s=0.02), memory=memory)
+        result = agent.ask("My cat is called Miezi.", deadline_s=1.5, session_id="s1")
+        agent.close()  # what is remembered after the deadline is remembered
+        assert result.final_answer.startswith("one two")
+        assert [item.content for item in memory.items()] == ["My cat is called Miezi."]
+        (turn,) = memory.conversation("s1").turns()
+        assert (turn.agent_response, turn.metadata["state"]) == (result.final_answer, "deadline")
+        memory.conversation("s1").undo()
+        assert len(memory) == 0
 
 
 def test_loading_passes_over_a_model_that_breaks_at_it():

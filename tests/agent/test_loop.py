@@ -144,7 +144,8 @@ def test_steps_are_limited_and_the_last_one_has_to_answer():
     agent = agent_of(engine=engine, tools=[weather], max_steps=3)
     result = agent.ask("Weather?")
     assert len(engine.requests) == 3
-    assert result.state == "answered"  # what it wrote instead of an answer is all there is
+    assert (result.state, result.final_answer) == ("failed", "")
+    assert "a call, where only words can be used" in result.error
     assert engine.requests[-1].structure["format"]["type"] == "any_text"
 
 
@@ -154,6 +155,70 @@ def test_a_call_can_be_demanded_and_forbidden():
     agent_of(engine=forbidden, tools=[weather], tool_choice="none").ask("Weather?")
     assert [r.structure["format"]["type"] for r in demanded.requests] == ["or", "triggered_tags"]
     assert forbidden.requests[0].structure["format"]["type"] == "any_text"
+
+
+def test_the_steps_are_those_of_the_whole_answer_and_who_takes_over_gets_one():
+    def caller(*last):
+        return Scripted(*[call("weather", city=f"City {n}") for n in range(4)], *last)
+
+    engines = caller(""), caller(), Scripted("Rain.")
+    steps = list(agent_of(chain=chain_of(*engines), tools=[weather]).run("Weather?"))
+    assert [step.step_number for step in steps if step.kind == "generated"] == [1, 2, 3, 4, 5, 6, 7]
+    assert [len(engine.requests) for engine in engines] == [5, 1, 1]
+    assert engines[1].requests[0].structure["format"]["type"] == "any_text"  # its one step has to answer
+    result = steps[-1].result
+    assert (result.state, result.final_answer, result.model_info.role) == ("answered", "Rain.", "emergency")
+    engines = Scripted(""), caller()
+    steps = list(agent_of(chain=chain_of(*engines), tools=[weather]).run("Weather?"))
+    assert [len(engine.requests) for engine in engines] == [2, 3]
+
+
+@pytest.mark.parametrize("form", ["tags", "react"])
+def test_a_call_where_words_are_wanted_is_no_answer(form):
+    written = call("weather", city="Oslo")
+    if form == "react":
+        written = 'Thought: Hm.\nAction: weather\nAction Input: {"city": "Oslo"}'
+    options = {"tools": [weather], "tool_choice": "none", "constrained": False, "format": form}
+    engine = Scripted(written, "Rain.")
+    steps = list(agent_of(engine=engine, **options).run("Weather?"))
+    assert kinds(steps) == ["generated", "rejected", "generated", "answered"] or form == "react"
+    assert [step.remedy for step in steps if step.kind == "rejected"] == ["re-ask"]
+    assert engine.requests[1].messages[-1]["content"].endswith("allowed: plain words.")
+    assert steps[-1].result.final_answer == "Rain."
+    failed = agent_of(written, **options).ask("Weather?")
+    assert (failed.state, failed.final_answer) == ("failed", "")
+    assert "a call, where only words can be used" in failed.error
+    told = agent_of(chain=chain_of(Scripted(written), Scripted("Rain.")), **options).ask("Weather?")
+    assert (told.final_answer, told.model_info.role) == ("Rain.", "fallback")
+    assert agent_of(written, format=form).ask("Show me a call.").state == "answered"  # without tools it calls nothing
+
+
+def test_a_call_that_failed_may_be_made_again():
+    count = []
+
+    def ring(times: int) -> str:
+        """Rings the bell."""
+        count.append(times)
+        if len(count) == 1:
+            raise RuntimeError("the rope slipped")
+        return "rung"
+
+    engine = Scripted(call("ring", times=1), call("ring", times=1), call("ring", times=1), "It rang.")
+    steps = list(agent_of(engine=engine, tools=[ring]).run("Ring once."))
+    seen = [(step.ok, step.text) for step in steps if step.kind == "observed"]
+    assert count == [1, 1]
+    assert [ok for ok, _ in seen] == [False, True, True]
+    assert [text for _, text in seen[1:]] == ["rung", "the result is above already"]
+    assert steps[-1].result.final_answer == "It rang."
+
+
+def test_every_call_of_a_talk_has_a_number_of_its_own():
+    style = CallStyle("<tool_call>\n", "\n</tool_call>")
+    native = '<tool_call>\n{"name": "broken_tool", "arguments": {"text": "x"}}\n</tool_call>'
+    engine = Scripted(native, native, "Sorry.", style=style)
+    agent_of(engine=engine, tools=[broken_tool]).ask("Try it.")
+    ids = [message["tool_call_id"] for message in engine.requests[-1].messages if message["role"] == "tool"]
+    assert len(set(ids)) == len(ids) == 2
 
 
 def test_no_tool_applies_means_an_answer_without_tools():

@@ -19,6 +19,12 @@ def test_equal_fitness_goes_to_the_older_adapter():
     assert ranked([new, old, best]) == [best, old, new]
 
 
+def test_of_equal_fitness_a_blend_comes_before_the_siblings_that_it_averages():
+    blend = GENOME.model_copy(update={"operator": "blend"})
+    mixed, sibling, better = Ranked("g001-c02", 0.5, blend), Ranked("g001-c00", 0.5, GENOME), Ranked("g0", 0.6, GENOME)
+    assert ranked([sibling, mixed, better]) == [better, mixed, sibling]
+
+
 @given(fitnesses, st.integers(1, 15), st.integers(0, 2**31))
 def test_tournament_gives_the_best_of_what_it_drew(values, size, seed):
     pool = members_of(values)

@@ -53,9 +53,21 @@ def test_add_search_show_forget(filled):
 def test_export_import_stats_doctor(filled, tmp_path):
     path, *_ = filled
     assert "2 memories" in ok("export", tmp_path / "out.jsonl", "--file", path)
-    assert "2 new" in ok("import", tmp_path / "out.jsonl", "--file", tmp_path / "copy.db")
+    said = ok("import", tmp_path / "out.jsonl", "--file", tmp_path / "copy.db")
+    assert said == "2 new memories, with vectors of all-MiniLM-L6-v2\n"
     assert "is whole: 2 memories, 2 vectors" in ok("doctor", tmp_path / "copy.db")
     assert "knowledge 1, preference 1" in ok("stats", "--file", path)
+
+
+def test_an_import_says_whose_vectors_the_memories_have(path, tmp_path):
+    with open_memory(path) as memory:
+        memory.remember("The kettle is broken.")
+        memory.export(tmp_path / "out.jsonl")
+    said = ok("import", tmp_path / "out.jsonl", "--file", tmp_path / "new.db")
+    assert said == "1 new memories, with vectors of hashing-64\n"
+    ok("add", "The report is due on Friday.", "--file", tmp_path / "mine.db")
+    said = ok("import", tmp_path / "out.jsonl", "--file", tmp_path / "mine.db")
+    assert said == "1 new memories, with vectors of all-MiniLM-L6-v2, made anew: the export has those of hashing-64\n"
 
 
 def test_damage_is_said_and_repaired(filled):

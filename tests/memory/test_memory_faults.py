@@ -13,7 +13,8 @@ import pytest
 
 from agentlab import Memory
 from agentlab.errors import AgentlabError, MemoryStoreError, StorageError
-from agentlab.memory import schema
+from agentlab.memory import core, schema
+from agentlab.memory.store import Store
 
 from .helpers import HashingEmbedder, contents, open_memory
 
@@ -82,6 +83,64 @@ def test_a_flipped_byte_of_a_vector_is_found_and_embedded_anew(full):
         assert contents(memory.recall("place199"))[0].endswith("place199")
         assert memory.doctor().clean
         assert memory.remember("writing works again")
+
+
+def broken(path, column, value):
+    """A closed memory whose second row holds something wrong, as after damage on the disk; the ids of its rows."""
+    with open_memory(path) as memory:
+        ids = memory.remember_many([f"fact {i} about topic{i} and place{i}" for i in range(5)])
+        memory.conversation("s").add("What is fact 0?", "Fact 0 is about topic0.", context_used=ids[:2])
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA ignore_check_constraints = 1")
+        db.execute(f"UPDATE memories SET {column} = ? WHERE id = 2", (value,))
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tags", '["work'), ("tags", "7"), ("tags", b"\xff"), ("content", "other words"), ("metadata", "{"),
+        ("importance", "much"), ("validation_count", "once"), ("source", "dog"), ("memory_type", "dream"),
+    ],
+)  # fmt: skip
+def test_a_damaged_row_is_named_and_the_rest_stays_readable(path, column, value):
+    ids = broken(path, column, value)
+    with open_memory(path) as memory:
+        assert contents(memory.recall("place3", k=1)) == ["fact 3 about topic3 and place3"]
+        assert "fact 1 about topic1 and place1" not in contents(memory.recall("fact place1", k=5))
+        assert memory.get(ids[3]).content == "fact 3 about topic3 and place3"
+        assert contents(memory.search("place4")) == ["fact 4 about topic4 and place4"]
+        with pytest.raises(MemoryStoreError, match=f"damaged.*{ids[1]}.*--repair"):
+            memory.get(ids[1])
+        for change in (lambda: memory.forget(ids[1]), lambda: memory.remember("fact 1 about topic1 and place1")):
+            with pytest.raises(MemoryStoreError, match=r"damaged.*--repair"):
+                change()
+
+
+@pytest.mark.parametrize("step", ["forget", "forget another", "remember", "get"])
+def test_the_first_step_on_a_damaged_row_says_so_and_writes_nothing(path, step):
+    ids = broken(path, "content", "other words")
+    before = digest(path)
+    memory = open_memory(path)
+    with pytest.raises(MemoryStoreError, match=f"damaged.*{ids[1]}.*--repair"):
+        {
+            "forget": lambda: memory.forget(ids[1]),
+            "forget another": lambda: memory.forget(ids[0]),
+            "remember": lambda: memory.remember("fact 1 about topic1 and place1"),
+            "get": lambda: memory.get(ids[1]),
+        }[step]()
+    memory.close()
+    assert digest(path) == before
+
+
+def test_a_vector_of_wrong_length_is_named(path):
+    ids = broken(path, "importance", 0.5)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE chunks SET vector = x'00' WHERE id >> ? = 2", (schema.CHUNK_BITS,))
+    with open_memory(path) as memory:
+        with pytest.raises(MemoryStoreError, match=f"damaged.*{ids[1]} has no intact vector"):
+            memory.get(ids[1])
+        assert contents(memory.recall("place3", k=1)) == ["fact 3 about topic3 and place3"]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -236,6 +295,50 @@ def test_a_replaced_file_is_not_written_into(full):
         memory.remember("would be lost")
     memory._core._uses.clear()
     memory.close()
+
+
+def _no_room(store):
+    def refuse(*_):
+        raise StorageError(f"cannot write {store.path}: the disk is full")
+
+    store.writing = store.purge = refuse
+
+
+def test_uses_that_cannot_be_written_cost_no_result(path, monkeypatch):
+    monkeypatch.setattr(core, "_USES_KEPT", 1)
+    memory = open_memory(path)
+    memory.remember("the lamp is red")
+    _no_room(memory._core.store)
+    with pytest.warns(RuntimeWarning, match="uses of memories are not counted: .*the disk is full"):
+        assert contents(memory.recall("lamp")) == ["the lamp is red"]
+    monkeypatch.undo()
+    memory.recall("lamp")
+    with pytest.warns(RuntimeWarning, match="uses"):
+        memory.close()
+    with pytest.raises(MemoryStoreError, match="closed"):
+        memory.recall("lamp")
+
+
+def test_a_purge_without_room_keeps_nobody_from_opening_and_closing(path, monkeypatch):
+    with open_memory(path) as memory:
+        memory.remember("the lamp is red")
+        with memory._core.store.writing():
+            memory._core.store.owe_purge()
+        _no_room(memory._core.store)
+        with pytest.warns(RuntimeWarning, match="traces of what was forgotten stay"):
+            memory.close()
+
+    def refuse(store):
+        raise StorageError(f"cannot write {store.path}: the disk is full")
+
+    monkeypatch.setattr(Store, "purge", refuse)
+    with pytest.warns(RuntimeWarning, match="traces of what was forgotten stay"):
+        memory = open_memory(path)
+    assert contents(memory.recall("lamp", count=False)) == ["the lamp is red"]
+    monkeypatch.undo()
+    memory.close()
+    with open_memory(path) as memory:
+        assert memory._core.store.meta("purge") == "0"
 
 
 def _fill_until_full(path):

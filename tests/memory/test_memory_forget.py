@@ -6,7 +6,7 @@ import pytest
 
 from agentlab.errors import MemoryStoreError
 
-from .helpers import everything, open_memory
+from .helpers import contents, everything, open_memory
 
 SECRET = "Xyloquent-7731-Zebrafinch"
 MARKS = (b"xyloquent", b"7731", b"zebrafinch")
@@ -171,3 +171,108 @@ def test_an_unknown_id_forgets_nothing(memory):
         memory.forget(known, "m-x")
     assert len(memory) == 1
     assert memory.forget() == []
+
+
+def test_forgetting_one_fact_keeps_what_merely_got_the_same_answer(memory):
+    """Each answer merges into the first one, which the turn with the secret told."""
+    same = "Okay, I will remember that."
+    facts = ["Hi, my PIN is 4711.", "My cat is called Tom.", "I was born in Kyoto in 1980."]
+    talk, other = memory.conversation("a"), memory.conversation("b")
+    for fact in facts:
+        talk.add(fact, same)
+    other.add("My dentist is on Main Street.", same)
+    pin = memory.search("PIN")[0].memory_id
+    assert memory.forget(pin) == [pin]
+    assert [turn.user_input for turn in talk.turns()] == facts[1:]
+    assert len(other.turns()) == 1
+    assert {*facts[1:], same, "My dentist is on Main Street."} == set(contents(memory.items()))
+
+
+def test_forgetting_an_answer_keeps_what_the_person_told_beside_it(memory):
+    talk = memory.conversation("s")
+    talk.add("I moved to Oslo for the new job.", "Congratulations! By the way, the garage opens at noon.")
+    talk.add("My piano is out of tune.", "Hi! I see.")
+    garage = memory.search("garage")[0].memory_id
+    assert memory.forget(garage) == [garage]
+    assert {"I moved to Oslo for the new job.", "My piano is out of tune."} <= set(contents(memory.items()))
+    assert [turn.user_input for turn in talk.turns()] == ["My piano is out of tune."]
+
+
+def test_a_greeting_is_no_echo_of_a_memory_that_begins_with_it(memory):
+    talk = memory.conversation("s")
+    pin = memory.remember("Hi, my PIN is 4711.")
+    talk.add("My cat is called Tom.", "Hi!")
+    memory.forget(pin)
+    assert [turn.user_input for turn in talk.turns()] == ["My cat is called Tom."]
+
+
+@pytest.mark.parametrize(
+    ("said", "answered", "context"),
+    [
+        ("Log me in please", f"Use {SECRET} at the blue door.", True),
+        (f"Is it {SECRET} or not?", f"It is {SECRET}.", True),
+        (f"Is it {SECRET} or not?", f"It is {SECRET}.", False),
+        ("Now what?", f"Your passphrase is {SECRET}. Your dentist is called Yilmaz.", True),
+        ("Now what?", f"Your passphrase is {SECRET}. Your dentist is called Yilmaz.", False),
+        ("Now what?", f"Based on our conversation, your passphrase is {SECRET}.", False),
+        (f"My passphrase is {SECRET}. Who is my dentist?", "Yilmaz.", False),
+    ],
+)
+def test_no_byte_is_left_in_what_later_turns_made_of_it(path, said, answered, context):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add(f"My passphrase is {SECRET}.", "Noted.")
+        talk.add("I like tea.", "So do I.")
+        secret = memory.recall("passphrase")[0].memory_id
+        memory.conversation("t").add(said, answered, context_used=[secret] if context else [])
+        memory.forget(secret)
+        assert left(path) == []
+        assert [turn.user_input for turn in talk.turns()] == ["I like tea."]
+        assert memory.doctor().clean
+
+
+def test_the_same_words_of_another_session_stay_with_their_turn(memory):
+    for session in "ab":
+        memory.conversation(session).add("Yes, please do it.", f"Done for {session}.")
+    memory.forget(session_id="a")
+    assert [turn.user_input for turn in memory.conversation("b").turns()] == ["Yes, please do it."]
+
+
+def test_a_japanese_turn_without_the_secret_stays(memory):
+    talk = memory.conversation("s")
+    talk.add("合言葉はひまわりです。", "わかりました。")
+    talk.add("猫の名前はトムです。", "わかりました。")
+    secret = next(item.memory_id for item in memory.items() if "ひまわり" in item.content)
+    talk.add("合言葉は何ですか。", "ひまわりです。", context_used=[secret])
+    memory.forget(secret)
+    assert [turn.user_input for turn in talk.turns()] == ["猫の名前はトムです。"]
+    assert not any("ひまわり" in item.content for item in memory.items())
+
+
+def test_the_log_is_cut_with_the_next_write_after_the_reader_closed(path):
+    with open_memory(path) as memory:
+        secret = memory.remember(f"It is {SECRET}.")
+        with open_memory(path) as reader, reader._core.store.reading() as db:
+            db.execute("SELECT content FROM memories").fetchone()
+            memory.forget(secret)
+            memory.remember("a write while somebody reads")
+            assert left(path), "a reader still needs the log"
+            reader._core.store.damage["as if killed"] = None  # so that the reader does not cut it when it closes
+        assert left(path)
+        memory.remember("a write after that")
+        assert left(path) == []
+        assert memory._core.store.meta("purge") == "0"
+
+
+def test_a_purge_that_was_cut_off_stays_due(path):
+    with open_memory(path) as memory:
+        secret = memory.remember(f"It is {SECRET}.")
+        with open_memory(path) as reader, reader._core.store.reading() as db:
+            db.execute("SELECT content FROM memories").fetchone()
+            memory.forget(secret)
+            assert memory._core.store.purge_due
+            seen = []
+            memory._core.store.db.set_trace_callback(seen.append)
+            assert not memory._core.store.purge()
+            memory._core.store.db.set_trace_callback(None)
+            assert not any("VACUUM" in statement or "UPDATE" in statement for statement in seen)

@@ -188,6 +188,12 @@ def test_text_of_too_many_windows_is_refused(path):
             memory.remember(" ".join(["word"] * 8193))
         memory.remember(" ".join(["word"] * 8192))
         assert len(memory) == 1
+        with pytest.raises(MemoryStoreError, match="4097 windows"):
+            memory.remember_many([" ".join(["word"] * 8193)])
+        with pytest.raises(MemoryStoreError, match="8192 windows"):
+            memory.reembed(embedder=HashingEmbedder(window=1, model_id="narrow"))
+        assert len(memory) == 1
+        assert memory.doctor().clean
 
 
 def test_search_by_words_needs_no_vectors(path):
@@ -235,6 +241,21 @@ def test_many_at_once_are_all_or_none(memory):
         (lambda m: m.remember("x", importance=2), "0 to 1"),
         (lambda m: m.remember("x", tags="work"), "list"),
         (lambda m: m.remember("x", created_at=float("nan")), "created_at"),
+        (
+            lambda m: m.remember("x", created_at=1_700_000_000_000),
+            "created_at: 1700000000000; allowed: seconds since 1970",
+        ),
+        (lambda m: m.remember("x", created_at=10**400), "created_at"),
+        (lambda m: m.remember("x", created_at="yesterday"), "created_at: 'yesterday'"),
+        (lambda m: m.remember("x", metadata={"n": float("nan")}), "metadata: .*without NaN"),
+        (lambda m: m.remember("x", metadata={"n": "a\ud800b"}), "metadata: half a surrogate pair"),
+        (lambda m: m.remember("x", metadata={"n": {1}}), "metadata: .*JSON"),
+        (lambda m: m.remember("x", metadata={1: 2, "a": 3}), "metadata: .*JSON"),
+        (lambda m: m.remember("x", metadata="page 3"), "metadata: 'page 3'"),
+        (lambda m: m.remember("x", tags=None), "tags: None"),
+        (lambda m: m.remember("x", derived_from="m-1"), "derived_from: 'm-1'"),
+        (lambda m: m.remember("x", source_name="a\ud800b"), "source_name"),
+        (lambda m: m.remember_many([MemoryItem(memory_id="", content="x", validation_count="2")]), "validation_count"),
         (lambda m: m.remember("x", vector=[1.0, 2.0]), "2 dimensions; allowed: 64"),
         (lambda m: m.remember("x", vector=[0.0] * 64), "zero"),
         (lambda m: m.remember("x", vector=[float("nan")] * 64), "finite"),
@@ -251,6 +272,85 @@ def test_what_does_not_fit_is_one_sentence(memory, call, words):
     with pytest.raises(MemoryStoreError, match=words):
         call(memory)
     assert len(memory) == 1
+
+
+@pytest.mark.parametrize("number", [1_700_000_000, np.int64(1_700_000_000), np.float64(1.7e9), np.float32(1.7e9)])
+def test_a_time_of_any_kind_of_number_is_read_back(path, number):
+    items = [MemoryItem(memory_id="", content="told then", created_at=number, access_count=np.int64(2))]
+    with open_memory(path) as memory:
+        (memory_id,) = memory.remember_many(items)
+        other = memory.remember("told then, too", created_at=number)
+    with open_memory(path) as memory:
+        for known in (memory_id, other):
+            assert memory.get(known).created_at == pytest.approx(1.7e9)
+        assert memory.doctor().clean
+
+
+def test_searching_for_no_word_finds_nothing(memory):
+    memory.remember(REPORT)
+    for query in ("???", "。", "-"):
+        assert memory.search(query) == []
+        memory.recall(query)
+
+
+def test_a_person_who_tells_what_the_agent_noted_is_its_source(path):
+    with open_memory(path) as memory:
+        noted = memory.remember(
+            REPORT, source="agent", source_name="scribe", memory_type="knowledge", metadata={"p": 1}
+        )
+        assert memory.recall("report", source="person") == []
+        assert memory.remember(REPORT, memory_type="knowledge") == noted
+        assert [hit.memory_id for hit in memory.recall("report", source="person")] == [noted]
+        batch = [
+            MemoryItem(memory_id="", content=CAT, memory_type="knowledge", source="agent"),
+            MemoryItem(memory_id="", content=CAT, memory_type="knowledge"),
+        ]
+        memory.remember_many(batch)
+        assert memory.remember(CAT, memory_type="knowledge", source="tool")
+    with open_memory(path) as memory:
+        for query in ("report", "Zorblax"):
+            (hit, *_) = memory.recall(query, source="person")
+            item = memory.get(hit.memory_id)
+            assert (item.source, item.source_name) == ("person", "")
+        assert memory.doctor().clean
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "Based on our conversation, the report is due on Friday.",
+        "From our earlier chat, the report is due on Friday.",
+        "You asked me to keep in mind that the report is due on Friday.",
+    ],
+)
+def test_a_repeat_with_a_frame_around_it_is_no_news(memory, echo):
+    report = memory.remember(REPORT)
+    assert memory.remember(echo, source="agent") == report
+
+
+def test_a_frame_that_names_something_is_news(memory):
+    report = memory.remember(REPORT)
+    assert (
+        memory.remember("According to the contract with Kenya, the report is due on Friday.", source="agent") != report
+    )
+
+
+def test_a_japanese_repeat_with_a_frame_around_it_is_no_news(memory):
+    known = memory.remember("報告書の締め切りは金曜日です。")
+    for echo in ("あなたは報告書の締め切りは金曜日だと言いました。", "報告書の締め切りは金曜日ですね。"):
+        assert memory.remember(echo, source="agent") == known
+
+
+@pytest.mark.parametrize(
+    ("known", "news"),
+    [
+        ("私は明日の午後の会議に出席します。", "私は明日の午後の会議に出席しません。"),
+        ("会議室は本館の三階の奥にあります。", "会議室は本館の四階の奥にあります。"),
+    ],
+)
+def test_a_japanese_denial_or_number_is_news(memory, known, news):
+    old = memory.remember(known)
+    assert memory.remember(news, source="agent") != old
 
 
 def test_a_closed_memory_says_so(path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from agentlab.errors import MemoryStoreError
@@ -123,6 +124,74 @@ def test_a_wrong_line_imports_nothing(path, tmp_path, change, words):
         assert memory.recall("fact", words_only=True) == []
         with pytest.raises(MemoryStoreError, match="no file at"):
             memory.import_(tmp_path / "none")
+
+
+def test_an_import_into_a_new_memory_takes_the_exports_model(rich, tmp_path):
+    out = tmp_path / "out.jsonl"
+    rich.export(out)
+    with Memory.open(tmp_path / "copy.db") as copy:  # no model named: the default would be another one
+        assert copy.import_(out) == len(rich)
+        assert copy.embedding_model == copy.stats()["embedding_model"] == "hashing-64"
+    with open_memory(tmp_path / "copy.db") as copy:
+        item = next(iter(rich.items()))
+        assert np.array_equal(copy.get(item.memory_id).embedding, rich.get(item.memory_id).embedding)
+
+
+def test_an_import_with_vectors_that_disagree_with_the_model_is_refused(rich, path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    rich.export(out)
+    other = HashingEmbedder(dimension=32)
+    with Memory.open(tmp_path / "copy.db", embedder=other) as copy:
+        copy.remember("one of 32 dimensions")
+        with pytest.raises(MemoryStoreError, match=r"out\.jsonl.*64 dimensions; allowed: 32"):
+            copy.import_(out)
+    with (
+        Memory.open(tmp_path / "new.db", embedder=other) as copy,
+        pytest.raises(MemoryStoreError, match="64 dimensions"),
+    ):
+        copy.import_(out)
+
+
+def test_an_import_of_too_many_windows_is_refused(tmp_path, path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        other.remember("one fact")
+        other.export(out)
+    header, line = out.read_text().splitlines()
+    value = json.loads(line)
+    out.write_text("\n".join([header, json.dumps({**value, "chunks": value["chunks"] * 4097})]))
+    with (
+        open_memory(path) as memory,
+        pytest.raises(MemoryStoreError, match="line 2: 4097 vectors; allowed: up to 4096"),
+    ):
+        memory.import_(out)
+    out.write_text("\n".join([header, json.dumps({**value, "content": "word " * 8193, "chunks": []})]))
+    with (
+        Memory.open(tmp_path / "narrow.db", embedder=HashingEmbedder(window=2)) as memory,
+        pytest.raises(MemoryStoreError, match="4097 windows"),
+    ):
+        memory.import_(out)
+
+
+def test_who_opened_before_the_model_changed_writes_nothing(path):
+    with open_memory(path) as one:
+        one.remember("the first fact")
+        two = open_memory(path)  # has looked at nothing yet
+        one.reembed(embedder=HashingEmbedder(model_id="other-64"))
+        for call in (lambda: two.remember("with the old model"), lambda: two.recall("fact"), lambda: two.get("m-1")):
+            with pytest.raises(MemoryStoreError, match="another model; open it again"):
+                call()
+        two.close()
+        one.remember("the one who changed it goes on")
+        assert len(one) == 2
+
+
+def test_two_models_cannot_both_begin_a_memory(path):
+    with open_memory(path) as one, Memory.open(path, embedder=HashingEmbedder(model_id="other-64")) as two:
+        one.remember("the first fact")
+        with pytest.raises(MemoryStoreError, match="another model; open it again"):
+            two.remember("with another model")
+        assert len(one) == 1
 
 
 def test_reembedding_changes_every_vector_and_nothing_else(rich, path, tmp_path):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import datetime
+import time
 import zoneinfo
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from agentlab.agent.tools import sandbox
@@ -103,12 +104,26 @@ def memory_search(
     return tool(memory_search, timeout_s=30, max_output_chars=_MOST_HITS * (_HIT_CHARS + 60))
 
 
-def remember(memory: "Memory", session_id: str | None = None) -> Tool:
-    """A tool that stores in `memory`, marked as coming from the agent."""
+def remember(
+    memory: "Memory", session_id: str | None = None, *, derived_from: Callable[[], Sequence[str]] = tuple,
+    on_remembered: Callable[[str], None] = lambda memory_id: None,
+) -> Tool:  # fmt: skip
+    """A tool that stores in `memory`, marked as coming from the agent.
+
+    derived_from: ids of what the agent was shown so far, any of which a note may tell; forgetting one takes the note
+    along. on_remembered gets the id of each note that is new, in the thread that runs the tool.
+    """
 
     def remember(text: Annotated[str, "one fact, in a sentence that makes sense on its own"]) -> str:
         """Remember something for later conversations."""
-        memory_id = memory.remember(text, memory_type="knowledge", session_id=session_id, source="agent")
+        moment = time.time()
+        memory_id = memory.remember(
+            text, memory_type="knowledge", session_id=session_id, source="agent", created_at=moment,
+            derived_from=list(derived_from()),
+        )  # fmt: skip
+        kept = memory.peek(memory_id)
+        if kept is not None and kept.created_at == moment:  # else it repeats or merged with an older one
+            on_remembered(memory_id)
         return f"remembered as [{memory_id}]"
 
     return tool(remember, timeout_s=30)

@@ -1,0 +1,124 @@
+"""`ask` and `chat` without a model: what is refused before one loads, a store that takes no trace, the typed lines."""
+
+import contextlib
+import json
+
+import pytest
+from agent.helpers import agent_of
+from click.testing import CliRunner
+from memory.helpers import open_memory
+
+from agentlab.cli.main import main
+from agentlab.cli.talk import Talk
+
+readline = pytest.importorskip("readline")
+
+
+class BrokenStore:
+    """Stands in for the lab: an MLflow store that cannot be written."""
+
+    def trace(self, steps):
+        raise OSError("unable to open database file")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often `ask` and `chat` have loaded a model; a scripted one answers."""
+    count = []
+
+    @contextlib.contextmanager
+    def fake(*chosen):
+        count.append(chosen)
+        yield BrokenStore(), agent_of("Fine.")
+
+    monkeypatch.setattr("agentlab.cli.agent._opened", fake)
+    return count
+
+
+def run(*words):
+    return CliRunner().invoke(main, list(words), catch_exceptions=False)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_answer_is_not_lost_when_no_trace_can_be_written(opened, as_json):
+    result = run("ask", "How are you?", "--trace", *(["--json"] if as_json else []))
+    assert result.exit_code == 0
+    assert "no trace was written: unable to open database file" in result.stderr
+    assert (json.loads(result.stdout)["final_answer"] if as_json else result.stdout.strip()) == "Fine."
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([""], 11, "the task is empty"),
+        (["Hm?", "--session", "s1", "--no-memory"], 2, "allowed: one of them"),
+        (["Hm?", "--deadline", "1e7"], 11, "deadline_s: 10000000.0; allowed"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_a_model_loads(opened, words, code, message):
+    result = run("ask", *words)
+    assert (result.exit_code, opened) == (code, [])
+    assert message in result.output
+
+
+@pytest.fixture
+def talk(tmp_path, monkeypatch):
+    """Type lines, or what functions return, into a talk; the text of the file that keeps typed lines, None without."""
+    monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / "home"))
+
+    def typed(*lines, memory=None):
+        left = iter(lines)
+
+        def read(prompt):
+            with contextlib.suppress(StopIteration):
+                line = next(left)
+                line = line() if callable(line) else line
+                readline.add_history(line)  # as `input` does at a terminal
+                return line
+            raise EOFError
+
+        monkeypatch.setattr("builtins.input", read)
+        readline.clear_history()  # another process begins without any
+        Talk(None, agent_of("Fine.", memory=memory), "s1" if memory is not None else None, None, False).run()
+        path = tmp_path / "home" / "chat-history"
+        return path.read_text() if path.exists() else None
+
+    yield typed
+    readline.clear_history()
+
+
+def test_typed_lines_are_kept_for_the_next_talk(talk, tmp_path):
+    with open_memory(tmp_path / "memory.db") as memory:
+        assert "Hello" in talk("Hello", memory=memory)
+        kept = talk("And now?", memory=memory)
+        assert "Hello" in kept
+        assert "And now?" in kept
+
+
+def test_without_a_memory_no_typed_line_is_kept(talk):
+    assert talk("The code is zebra4711.") is None
+
+
+def test_forgetting_and_taking_back_drop_the_typed_lines(talk, tmp_path):
+    with open_memory(tmp_path / "memory.db") as memory:
+        assert "zebra4711" in talk("The code is zebra4711.", memory=memory)
+        (told,) = [item.memory_id for item in memory.items() if "zebra4711" in item.content]
+        kept = talk("Hello", f"/forget {told}", "Good day", memory=memory)
+        assert "zebra4711" not in kept
+        assert "Hello" not in kept
+        assert "Good day" in kept
+        kept = talk("The code is tiger0815.", "/forget m-unknown", "/undo", "/history", memory=memory)
+        assert "tiger0815" not in kept
+        assert "/history" in kept
+
+
+def test_typed_lines_that_cannot_be_deleted_are_told_of(talk, tmp_path, monkeypatch, capsys):
+    with open_memory(tmp_path / "memory.db") as memory:
+        talk("Hello", memory=memory)
+
+        def refuse(self, **_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("pathlib.Path.unlink", refuse)
+        talk("The code is zebra4711.", "/undo", memory=memory)
+        assert "the typed lines stay in" in capsys.readouterr().err

@@ -28,9 +28,8 @@ def test_turns_that_were_shown_count_as_used(tmp_path):
     with open_memory(tmp_path / "memory.db") as memory:
         _, first, second = told_and_noted(memory)
         assert first.context_used == []
-        told = {id_of(memory, LOCK), id_of(memory, "Good to know!")}
-        assert told <= set(second.context_used)
-        assert told <= set(memory.get(id_of(memory, NOTE)).derived_from)
+        assert {id_of(memory, LOCK), id_of(memory, "Good to know!")} <= set(second.context_used)
+        assert memory.get(id_of(memory, NOTE)).derived_from == [id_of(memory, LOCK)]
         assert id_of(memory, NOTE) not in second.context_used
 
 
@@ -98,6 +97,16 @@ def test_a_note_says_what_it_was_made_from(tmp_path):
         execute(made, {"text": NOTE}, timeout_s=20)
         execute(made, {"text": NOTE}, timeout_s=20)  # told again, it is no new one
         assert [memory.get(one).derived_from for one in noted] == [[source]]
+
+
+def test_a_note_about_something_else_outlives_what_was_shown_beside_it(tmp_path):
+    with open_memory(tmp_path / "memory.db") as memory:
+        shown, noted = [memory.remember(LOCK), memory.remember("Aiko prefers tea.")], []
+        made = builtin.remember(memory, derived_from=lambda: [*shown, "m-gone"], on_remembered=noted.append)
+        execute(made, {"text": "The guest Aiko arrives on Tuesday."}, timeout_s=20)
+        assert memory.get(noted[0]).derived_from == shown[1:]
+        memory.forget(shown[0])
+        assert memory.get(noted[0]).content == "The guest Aiko arrives on Tuesday."
 
 
 def test_a_talk_goes_on_after_its_session_was_forgotten(tmp_path):

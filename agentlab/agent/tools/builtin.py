@@ -110,16 +110,22 @@ def remember(
 ) -> Tool:  # fmt: skip
     """A tool that stores in `memory`, marked as coming from the agent.
 
-    derived_from: ids of what the agent was shown so far, any of which a note may tell; forgetting one takes the note
-    along. on_remembered gets the id of each note that is new, in the thread that runs the tool.
+    derived_from: ids of what the agent was shown so far; those of them that share a word of substance with a note are
+    its sources, and forgetting one takes the note along. on_remembered gets the id of each note that is new, in the
+    thread that runs the tool.
     """
+
+    from agentlab.memory.echo import content_words
 
     def remember(text: Annotated[str, "one fact, in a sentence that makes sense on its own"]) -> str:
         """Remember something for later conversations."""
         moment = time.time()
+        words = set(content_words(text))
+        shown = [(one, memory.peek(one)) for one in derived_from()]
+        sources = [one for one, item in shown if item is not None and words & set(content_words(item.content))]
         memory_id = memory.remember(
             text, memory_type="knowledge", session_id=session_id, source="agent", created_at=moment,
-            derived_from=list(derived_from()),
+            derived_from=sources,
         )  # fmt: skip
         kept = memory.peek(memory_id)
         if kept is not None and kept.created_at == moment:  # else it repeats or merged with an older one

@@ -11,13 +11,16 @@ class ChatServer:
     """`kind`: "ollama", "llama.cpp" or "other". `answer(body)` gives the text pieces of a chat's answer.
 
     statuses: given, one after another, to chats before the first is answered. posted: the bodies of all chats.
+    elsewhere: what is answered, with status 200, at addresses that it does not know.
     """
 
     def __init__(
-        self, kind, answer, *, statuses=(), usage=True, logprobs=False, calls=None, pause_s=0.0, models=("m",)
-    ):
+        self, kind, answer, *, statuses=(), usage=True, logprobs=False, calls=None, pause_s=0.0, models=("m",),
+        elsewhere=None,
+    ):  # fmt: skip
         self.kind, self.answer, self.usage, self.logprobs, self.calls = kind, answer, usage, logprobs, calls
         self.statuses, self.pause_s, self.models = list(statuses), pause_s, models
+        self.elsewhere = elsewhere
         self.posted, self.keys, self.running, self.most = [], [], 0, 0
         self.broken_off = threading.Event()
         self._lock = threading.Lock()
@@ -56,6 +59,8 @@ class ChatServer:
             self._json(handler, 200, {"version": "0.13.0"})
         elif handler.path == "/props" and self.kind == "llama.cpp":
             self._json(handler, 200, {"default_generation_settings": {"n_ctx": 640}})
+        elif self.elsewhere is not None:
+            self._json(handler, 200, self.elsewhere)
         else:
             self._json(handler, 404, {"error": {"message": "File Not Found", "code": 404}})
 

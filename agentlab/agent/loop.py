@@ -320,6 +320,7 @@ class Loop:
         form = choose(self.options.format, engine.call_style())
         self.model_info = self.model_info or self.describe(link, engine)
         request = self._request(choice, link, engine, form)
+        yield from self._fallen(number)  # its context may have been widened
         if request is None:
             return None
         who = self.describe(dataclasses.replace(link, adapter=request.adapter), engine)
@@ -404,7 +405,8 @@ class Loop:
                 break
         least = min(_LEAST_TOKENS, wanted)
         # while memory is short the context is shrunk, but no answer is refused, cut or kept from its tools for it
-        if size + wanted > context and self.chain.widen(size + max(least, min(wanted, _ANSWER_TOKENS), wanted // 4)):
+        most = min(wanted, self.chain.whole_context() - size)  # no model writes more, whatever is allowed
+        if size + wanted > context and self.chain.widen(size + max(least, min(most, _ANSWER_TOKENS), most // 4)):
             return self._request(choice, link, engine, form)
         if size + least > context and tools:  # a small window: better an answer without tools than none
             self.warnings.append(f"the tools were left out: with them the prompt has {size} of {context} tokens")

@@ -160,7 +160,7 @@ class Observed(Step):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FellBack(Step):
-    """Another model of the chain took over."""
+    """Another model of the chain took over, or the same one was opened anew because its process had died."""
 
     from_model: str
     to_model: str

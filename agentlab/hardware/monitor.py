@@ -90,15 +90,27 @@ def driver_version(nvml: Any = None) -> str | None:
 
 
 def process_vram_mb(index: int, nvml: Any = None) -> float | None:
-    """Memory of this process on a GPU, in MB; None where the driver does not report it, as under WSL2."""
+    """Memory of this process and those that it started on a GPU, in MB; None where the driver does not report it, as
+    under WSL2.
+    """
     nvml = nvml or _nvml()
     handle = None if nvml is None else _value(nvml.nvmlDeviceGetHandleByIndex, index)
     if handle is None:
         return None
-    for process in _value(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []:
-        if process.pid == os.getpid() and process.usedGpuMemory is not None:
-            return float(process.usedGpuMemory) / _MB
-    return None
+    running = _value(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+    mine = _own_pids() if running else set()
+    sizes = [one.usedGpuMemory for one in running if one.pid in mine and one.usedGpuMemory is not None]
+    return float(sum(sizes)) / _MB if sizes else None
+
+
+def _own_pids() -> set[int]:
+    """This process and all that it started, as an engine in a process of its own."""
+    import psutil
+
+    pids = {os.getpid()}
+    with contextlib.suppress(psutil.Error, OSError):
+        pids |= {child.pid for child in psutil.Process().children(recursive=True)}
+    return pids
 
 
 def accelerator() -> Literal["cuda", "cpu"]:

@@ -111,12 +111,11 @@ def may_undo(action: Action, free_bytes: int, calm_answers: int, relapses: int) 
     """Whether memory has returned for good enough to take a step back.
 
     calm_answers: answers since memory was last lacking or a step was undone. relapses: how often this step had to be
-    taken again after it had been undone. A step whose size nobody knows is not undone.
+    taken again after it had been undone. A step whose size nobody knows is tried wherever anything is free: when it has
+    to be taken again, its next undoing waits longer.
     """
-    if not action.bytes_expected:
-        return False
     needed = CALM_ANSWERS * 2 ** min(relapses, _MOST_RELAPSES)
-    return calm_answers >= needed and free_bytes >= (1 + MARGIN) * action.bytes_expected
+    return calm_answers >= needed and free_bytes >= max(1.0, (1 + MARGIN) * action.bytes_expected)
 
 
 def free_bytes(sample: Sample, budget: BudgetSettings) -> int:

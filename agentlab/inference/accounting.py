@@ -1,12 +1,14 @@
 """What a resident model holds, for whoever watches memory."""
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentlab.hardware.watch import OWNERS, Holding
 
 if TYPE_CHECKING:
     from agentlab.inference.resident import ResidentModel
+    from agentlab.inference.vllm_engine import VllmEngine
 
 _MIB = 2**20
 
@@ -23,6 +25,30 @@ def account_for(model: "ResidentModel") -> None:
     if model.device == "cuda":
         OWNERS.register("training", lambda: _beside(_there(alive), while_training=True))
         OWNERS.register("kv_cache", lambda: _beside(_there(alive), while_training=False))
+
+
+def account_for_child(engine: "VllmEngine") -> None:
+    """Register what vLLM's process has taken of a GPU: weights, adapter slots, and a cache that is reserved on purpose.
+
+    On a CPU nothing: the process's RAM is not this one's.
+    """
+    if engine.device != "cuda":
+        return
+    alive, settings, sizes = weakref.ref(engine), engine.settings, engine.sizes
+    slots = settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)
+
+    def held(size: int, idle: bool = False) -> Callable[[], Holding]:
+        def ask() -> Holding:
+            running = alive()
+            if running is None or not running.is_running:
+                raise ReferenceError("the process is gone, or sleeps")
+            return Holding(size / _MIB, size / _MIB if idle else 0.0)
+
+        return ask
+
+    OWNERS.register("base", held(sizes.weight_bytes))
+    OWNERS.register("adapters", held(slots))
+    OWNERS.register("kv_cache", held(settings.kv_cache_memory_bytes, idle=True))
 
 
 def _there(alive: "weakref.ref[ResidentModel]") -> "ResidentModel":

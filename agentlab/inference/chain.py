@@ -17,6 +17,7 @@ from agentlab.inference.contract import Engine, EngineError
 
 Role = Literal["primary", "fallback", "emergency"]
 _LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
+_MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Fall:
-    """One step down the chain and why."""
+    """One step down the chain, or to the same model opened anew, and why."""
 
     from_model: str
     to_model: str
@@ -68,8 +69,9 @@ class Chain:
 
     Out of memory is met as `hardware.recovery` decides: the model gives something up and answers again; only then a
     smaller one takes over, and at the end the CPU. free_bytes: what the monitor says may be taken now; steps are undone
-    by it at `rewind`, one at a time, the last one first. A model that breaks, or cannot be loaded for other reasons, is
-    not tried again in this chain's life; one whose output was unusable is, at the next `rewind`.
+    by it at `rewind`, one at a time, the last one first. An engine whose process died is opened anew. A model that
+    breaks otherwise, or cannot be loaded for other reasons, is not tried again in this chain's life; one whose output
+    was unusable is, at the next `rewind`.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Chain:
         self._on_cpu: int | None = None  # which model was moved there
         self._cpu_failed = False  # in this answer
         self._count = 0  # steps in this answer
+        self._reopened: dict[int, int] = {}  # how often a model whose process died was opened anew in this answer
         self._least_tokens = 0  # what this answer cannot do without
         self._calm_answers = 0
         self._asked_tokens = 0  # of the largest request that memory did not suffice for
@@ -116,11 +119,9 @@ class Chain:
                 self._engines[self._position] = self._load()
             except Exception as error:  # a model fails to load in as many ways as there are libraries under it
                 let_go(error)
-                if is_out_of_memory(error) and self._engines:
-                    self._close_all()  # a model that is kept for later may be what takes the room
-                elif not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     self.fall(f"{self.link.model} cannot be loaded: {_first_line(error)}", broken=True)
-                else:
+                elif not self._close_idle():
                     self._relieve("loading", error)
 
     def _load(self) -> Engine:
@@ -162,6 +163,9 @@ class Chain:
         Raises ChainExhausted when nothing is left.
         """
         memory = is_out_of_memory(error)
+        if _is_dead(error) and not memory:
+            self._reopen(f"{self.link.model} broke: {_first_line(error)}")
+            return
         if isinstance(error, EngineError) and not memory:
             self.fall(f"{self.link.model} cannot take this: {_first_line(error)}", broken=False)
             return
@@ -169,9 +173,20 @@ class Chain:
             raise error
         if memory:
             let_go(error)
-            self._relieve("serving", error, asked_tokens)
+            if not self._close_idle():
+                self._relieve("serving", error, asked_tokens)
         else:
             self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)
+
+    def _reopen(self, reason: str) -> None:
+        """Free an engine whose process is gone, so that `current` opens it anew; after too often, give its model up."""
+        count = self._reopened.get(self._position, 0) + 1
+        if count > _MOST_REOPENINGS:
+            self.fall(reason, broken=True)
+            return
+        self._reopened[self._position] = count
+        self._close(self._position)
+        self._news.append(Fall(self.link.model, self.link.model, f"{reason}; it is opened anew"))
 
     def use(self, link: Link) -> None:
         """Let `link`, the first model with another adapter or none, answer from now on; a loaded model stays loaded.
@@ -183,7 +198,12 @@ class Chain:
             own = self.links[0]
             changed = link.adapter == own.adapter and link.adapter_sha256 != own.adapter_sha256
             if changed or link.adapter not in engine.adapters():
-                engine.load_adapter(link.adapter, link.adapter_folder)
+                try:
+                    engine.load_adapter(link.adapter, link.adapter_folder)
+                except EngineError as error:
+                    if not _is_dead(error):
+                        raise
+                    self._close(0)  # it is opened anew with the adapter
         self.links[0] = link
 
     def drop_adapters(self, keep: Collection[str | None]) -> None:
@@ -300,14 +320,21 @@ class Chain:
             self._rungs[position] = cast(RungName, action.target)
             self._take(action, position)
 
+    def whole_context(self) -> int:
+        """Most tokens that the loaded model whose turn it is reads while its context is not shrunk; 0 without one."""
+        engine = self._engines.get(self._position)
+        if engine is None:
+            return 0
+        shrunk = [one.action for one in self._taken if one.engine is engine and one.action.kind == "shrink_context"]
+        return int(shrunk[0].source) if shrunk else engine.context_length()
+
     def widen(self, tokens: int) -> bool:
         """Let the model read so many tokens again, without which this answer cannot be given.
 
         False where its context was not shrunk, or is too small even so.
         """
         engine = self._engines.get(self._position)
-        shrunk = [one.action for one in self._taken if one.engine is engine and one.action.kind == "shrink_context"]
-        if engine is None or not shrunk or not engine.context_length() < tokens <= int(shrunk[0].source):
+        if engine is None or not engine.context_length() < tokens <= self.whole_context():
             return False
         action = Action("shrink_context", str(engine.context_length()), str(tokens))
         engine.relieve(action, self.link.adapter)
@@ -326,6 +353,7 @@ class Chain:
         """Begin an answer: with the first model that is not broken, and with one step undone if memory has returned."""
         self._calm_answers += 1
         self._count = self._least_tokens = 0
+        self._reopened.clear()
         self._cpu_failed = False
         self._undo()
         whole = [at for at in range(len(self.links)) if at not in self._broken]
@@ -408,6 +436,13 @@ class Chain:
         with contextlib.suppress(Exception):  # it may be broken: what it says at the end helps nobody
             engine.close()
 
+    def _close_idle(self) -> bool:
+        """Free what is only kept for later, which may be what takes the room; whether there was anything."""
+        idle = [position for position in self._engines if position != self._position]
+        for position in idle:
+            self._close(position)
+        return bool(idle)
+
     def _close_all(self) -> None:
         for position in list(self._engines):
             self._close(position)
@@ -421,6 +456,11 @@ class Chain:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_dead(error: BaseException) -> bool:
+    """Whether an engine's process is gone. vLLM's error is known by its name: its module imports torch."""
+    return any(kind.__name__ == "EngineBroken" for kind in type(error).__mro__)
 
 
 def _first_line(error: BaseException) -> str:

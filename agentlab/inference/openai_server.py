@@ -129,10 +129,14 @@ class Server:
             here = folder.is_absolute() and folder.is_dir()
             return Known("vllm", length, folder if here else None)
         with contextlib.suppress(EngineError):
-            settings = self.get("/props").get("default_generation_settings", {})
-            return Known("llama.cpp", settings.get("n_ctx"))
-        with contextlib.suppress(EngineError, AttributeError):
-            if "version" in self.get("/api/version"):
+            # a gateway may answer whatever is asked, with a page or with an error in a JSON object
+            found = self.get("/props")
+            settings = found.get("default_generation_settings") if isinstance(found, dict) else None
+            if isinstance(settings, dict):
+                return Known("llama.cpp", settings.get("n_ctx"))
+        with contextlib.suppress(EngineError):
+            found = self.get("/api/version")
+            if isinstance(found, dict) and "version" in found:
                 return Known("ollama")
         return Known("other")
 

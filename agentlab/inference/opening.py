@@ -67,7 +67,8 @@ def open_engine(
     """Load `model` on the engine that the settings ask for, or on this one.
 
     openai: `model` is only a name (`served_model`). rung: instead of the one that the settings ask for; vLLM has its
-    own. on_cpu: there although there is a GPU. Raises ModelError, EngineError, OutOfMemoryError.
+    own. on_cpu: there although there is a GPU, if the free RAM allows it. Raises ModelError, EngineError,
+    OutOfMemoryError.
     """
     name = engine or choose_engine(settings, model)
     if name == "openai":
@@ -84,6 +85,8 @@ def open_engine(
     from agentlab.inference.transformers_engine import TransformersEngine
 
     device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"
+    if rung is not None and on_cpu:
+        _check_ram(settings, model, rung)
     wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
     allowed = settings.budget.vram_gib - settings.budget.context_gib  # the driver's context is not the allocator's
     return TransformersEngine(model, allowed, rung=wanted or "auto", device=device)
@@ -93,7 +96,8 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
     """The rung to load `model` at for answering; None: as it is stored, or where nobody knows its sizes.
 
     `auto` is fp32 on a CPU; on a GPU, and for a model that was moved to the CPU, the most precise rung that fits, and
-    the smallest where none does.
+    the smallest where none does. Raises OutOfMemoryError where a moved model fits into the free RAM at no rung: what
+    the kernel would swap or kill for it is worth more than a slow answer.
     """
     planned = planned_footprint(settings, model, device)
     if settings.model.rung != "auto" and not moved:
@@ -101,14 +105,35 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
     if planned is None or (device == "cpu" and not moved):
         return None
     budget = settings.budget
-    limit = budget.vram_gib * GIB if device == "cuda" else budget.ram_fraction * memory_stats().cpu_free * 2**20
+    limit = budget.vram_gib * GIB if device == "cuda" else _ram_limit(settings)
     context = budget.context_gib * GIB if device == "cuda" else 0
     for name, size in planned.rung_bytes.items():
         if name == "fp32" and device == "cuda":
             continue
         if size + LEAST_TOKENS * planned.bytes_per_token + context <= limit:
             return name
-    return min(planned.rung_bytes, key=lambda name: planned.rung_bytes[name])
+    smallest = min(planned.rung_bytes, key=lambda name: planned.rung_bytes[name])
+    if moved and device == "cpu":
+        _check_ram(settings, model, smallest)
+    return smallest
+
+
+def _ram_limit(settings: Settings) -> float:
+    """Bytes of RAM that a model may take; 0 where nobody can read what is free."""
+    return settings.budget.ram_fraction * memory_stats().cpu_free * 2**20
+
+
+def _check_ram(settings: Settings, model: ModelFiles, rung: RungName) -> None:
+    """Raise OutOfMemoryError where the ledger says that `model` does not fit into the free RAM at `rung`."""
+    planned, limit = planned_footprint(settings, model, "cpu"), _ram_limit(settings)
+    if planned is None or not limit:
+        return
+    needed = planned.rung_bytes[rung] + LEAST_TOKENS * planned.bytes_per_token
+    if needed > limit:
+        raise OutOfMemoryError(
+            f"{model.name} takes {needed / 2**20:.1f} MiB of RAM at {rung}; allowed: {limit / 2**20:.1f}, "
+            f"budget.ram_fraction {settings.budget.ram_fraction:g} of what is free"
+        )
 
 
 def planned_footprint(settings: Settings, model: ModelFiles, device: Device) -> Footprint | None:

@@ -15,6 +15,7 @@ from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.oom import says_out_of_memory
+from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineError, OutOfMemoryError, Request
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
@@ -88,13 +89,13 @@ class VllmEngine(TokenStreamEngine):
             raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
-        self._sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
+        self.sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
         if self.device == "cuda":
             self._total_bytes = torch.cuda.get_device_properties(0).total_memory
             total_gib = self._total_bytes / 2**30
             budget_gib = min(vram_gib or total_gib, total_gib)
-            settings = settings or settings_for_gpu(budget_gib, self._sizes, rank, adapters)
-        self.settings = settings or settings_for_cpu(self._sizes, rank, adapters)
+            settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters)
+        self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
         self._shapes = tensor_shapes(model.folder)
         linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
         linear += [name.removesuffix(".qweight") for name in self._shapes if name.endswith(".qweight")]
@@ -112,6 +113,7 @@ class VllmEngine(TokenStreamEngine):
                 nothing = self._without_effect()
                 self._nothing = None if nothing is None else self._save(nothing)
             self._start()
+            account_for_child(self)
         except BaseException:
             self.close()
             raise
@@ -144,7 +146,7 @@ class VllmEngine(TokenStreamEngine):
         """What vLLM's EngineArgs takes."""
         mine = dataclasses.asdict(self.settings)
         if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
-            mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self._sizes) / self._total_bytes)
+            mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self.sizes) / self._total_bytes)
         if self._nothing is not None:  # it takes a slot
             mine |= {"max_loras": self._slots, "max_cpu_loras": self.settings.max_cpu_loras + 1}
         return {
@@ -159,6 +161,11 @@ class VllmEngine(TokenStreamEngine):
             "disable_log_stats": True,
             "seed": 0,
         }
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there and awake."""
+        return self._child is not None and not self._asleep
 
     @property
     def _device_sleeps(self) -> bool:
@@ -180,7 +187,7 @@ class VllmEngine(TokenStreamEngine):
             answer = self._child.receive(START_S)
         except ChildDied as died:
             self._kill()
-            raise _error(f"vLLM cannot load {self.model_files.name}: the process {died}") from None
+            raise _error(f"vLLM cannot load {self.model_files.name}: the process {died}", died.log) from None
         if answer is None:
             self._kill()
             raise EngineError(f"vLLM has not loaded {self.model_files.name} within {START_S:g} s")
@@ -207,7 +214,7 @@ class VllmEngine(TokenStreamEngine):
             child.send(message)
         except ChildDied as died:
             self._kill()
-            raise _broken(str(died)) from None
+            raise _broken(died) from None
 
     def _take(self, wait_s: float) -> Message | None:
         """The child's next message that is not news, which is put aside for `_news`."""
@@ -216,7 +223,7 @@ class VllmEngine(TokenStreamEngine):
             message = child.receive(wait_s)
         except ChildDied as died:
             self._kill()
-            raise _broken(str(died)) from None
+            raise _broken(died) from None
         if message is not None and "step" in message:
             self._pending += [
                 News(key, tokens, logprobs, finish, message["at"], cached)
@@ -330,7 +337,7 @@ class VllmEngine(TokenStreamEngine):
 
     @property
     def _is_quantized(self) -> bool:
-        return self._sizes.shape.prequantized is not None
+        return self.sizes.shape.prequantized is not None
 
     def unload_adapter(self, adapter: str) -> None:
         loaded = self._loaded.pop(adapter, None)
@@ -442,7 +449,7 @@ class VllmEngine(TokenStreamEngine):
 
     def parameters(self) -> int:
         """Number of weights of the base model."""
-        return self._sizes.shape.parameters
+        return self.sizes.shape.parameters
 
     def vram_peak_mib(self) -> float:
         if self.device == "cpu" or self._child is None or self._asleep:
@@ -452,7 +459,7 @@ class VllmEngine(TokenStreamEngine):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":
             return 0.0
-        return planned_bytes(self.settings, self._sizes) / 2**20  # taken at the start, whatever is asked
+        return planned_bytes(self.settings, self.sizes) / 2**20  # taken at the start, whatever is asked
 
     def close(self) -> None:
         self._kill()
@@ -460,13 +467,13 @@ class VllmEngine(TokenStreamEngine):
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _error(text: str) -> EngineError:
-    """OutOfMemoryError where vLLM, CUDA or the kernel says that memory was lacking."""
-    return OutOfMemoryError(text) if says_out_of_memory(text) else EngineError(text)
+def _error(text: str, log: str = "") -> EngineError:
+    """OutOfMemoryError where vLLM, CUDA or the kernel says that memory was lacking, in the text or in a log."""
+    return OutOfMemoryError(text) if says_out_of_memory(f"{text}\n{log}") else EngineError(text)
 
 
-def _broken(text: str) -> EngineError:
+def _broken(died: ChildDied) -> EngineError:
     """What a dead process means to whoever waits for its answer."""
-    if says_out_of_memory(text):
-        return OutOfMemoryError(f"the vLLM process {text}")
-    return EngineBroken(f"the vLLM process {text}")
+    if says_out_of_memory(f"{died}\n{died.log}"):
+        return OutOfMemoryError(f"the vLLM process {died}")
+    return EngineBroken(f"the vLLM process {died}")

@@ -22,14 +22,19 @@ from typing import Any
 
 _PREFIX = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 1 << 28
-_TAIL_LINES = 3
+_TAIL_LINES = 3  # that a message shows
+_LOG_LINES = 100  # in which a cause is looked for: what is printed at the exit comes after it
 _PARENT_POLL_S = 1.0
 
 Message = dict[str, Any]
 
 
 class ChildDied(Exception):
-    """The child is gone; the message ends with what its log says last."""
+    """The child is gone; the message ends with what its log says last. log: more of it, to look for a cause in."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class Channel:
@@ -103,14 +108,14 @@ class ChildProcess:
         try:
             self._channel.send(message)
         except OSError:
-            raise ChildDied(self._obituary()) from None
+            raise self._death() from None
 
     def receive(self, wait_s: float | None = None) -> Message | None:
         """The child's next message, None after `wait_s` without one. Raises ChildDied."""
         try:
             return self._channel.receive(wait_s)
         except (EOFError, OSError, ValueError):
-            raise ChildDied(self._obituary()) from None
+            raise self._death() from None
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -121,14 +126,14 @@ class ChildProcess:
             return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
         return ""
 
-    def _obituary(self) -> str:
+    def _death(self) -> ChildDied:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2.0)
         code = self._process.poll()
         how = "went silent" if code is None else f"ended with {signal_name(code)}"
         lines = [line.strip() for line in self.log().splitlines() if line.strip()]
         last = " | ".join(lines[-_TAIL_LINES:])
-        return f"{how}; its log ends: {last[-500:]}" if last else how
+        return ChildDied(f"{how}; its log ends: {last[-500:]}" if last else how, "\n".join(lines[-_LOG_LINES:]))
 
     def kill(self) -> None:
         """End the child and everything that it started; harmless when repeated."""

@@ -59,7 +59,7 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
 
     @app.get("/metrics")
     def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.exposition(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:

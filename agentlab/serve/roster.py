@@ -1,6 +1,7 @@
 """Who can be asked: the run's champion, followed as it changes, the adapters of its pool, and the base model."""
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentlab.adapters import Pool
 from agentlab.answering import CHAMPION, with_adapter
 from agentlab.errors import AgentlabError
+from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.records import BASE
 from agentlab.serve.asking import MODEL
 from agentlab.serve.metrics import Metrics
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from agentlab.evolution.run import Run
 
 _LOG = logging.getLogger("agentlab.serve")
+_RETRY_S = 30.0  # after a lack of memory
 
 
 class Roster:
@@ -38,6 +41,7 @@ class Roster:
         self._follow = adapter == CHAMPION
         self._seen = self._signature()
         self._refused: tuple[Any, ...] | None = None  # the state of the disk at which a champion could not be loaded
+        self._again_s = math.inf  # when it is tried again all the same
         self._lock = threading.Lock()
         self._tell_metrics()
 
@@ -87,12 +91,15 @@ class Roster:
             self._seen = signature
             return
         state = (champion, self._weights(champion))
-        if state == self._refused:
+        if state == self._refused and time.monotonic() < self._again_s:
             return
         try:
             self._put(champion)
         except Exception as error:  # an adapter can fail to load in as many ways as there are libraries under it
             self._refuse(state, f"champion {champion} cannot be loaded, {self.served} goes on answering: {error}")
+            # memory that lacks now may be there later; anything else lies on the disk
+            self._again_s = time.monotonic() + _RETRY_S if is_out_of_memory(error) else math.inf
+            let_go(error)
             return
         before, self.served = self.served, champion
         self._seen, self._refused = signature, None

@@ -72,6 +72,7 @@ def serve(
         )  # fmt: skip
         service = Service(lab, agent, adapter, settings.queue, settings.deadline_s)
         stack.callback(service.close)
+        stack.enter_context(service.watching)
         app = create_app(service, access, settings.body_limit)
         info = agent.describe(agent.chain.link)
         say(f"serving {info} on http://{address}/v1")

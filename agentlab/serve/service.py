@@ -5,9 +5,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from agentlab.agent.agent import checked
-from agentlab.agent.steps import Answered, Delta, FellBack, Generated, ReasoningResult
+from agentlab.agent.steps import Answered, Delta, FellBack, Generated, ReasoningResult, Recovered
 from agentlab.errors import AdapterError, AgentError, AgentlabError
 from agentlab.hardware.monitor import memory_stats
+from agentlab.hardware.watch import OWNERS, Monitor
 from agentlab.records import BASE
 from agentlab.serve import replies
 from agentlab.serve.asking import Ask
@@ -36,6 +37,7 @@ class Service:
     def __init__(self, lab: "Lab", agent: "Agent", adapter: str, places: int, deadline_s: float | None = None) -> None:
         self.agent = agent
         self.metrics = Metrics()
+        self.watching = Monitor(lab.run.settings.budget, owners=OWNERS, on_alert=lambda one: _LOG.warning(one.message))
         self.roster = Roster(agent, lab.run, adapter, self.metrics)
         self.line = Line(self._answer, self.roster.refresh, places)
         self.metrics.queued.set_function(lambda: self.line.queued)
@@ -60,6 +62,10 @@ class Service:
             processing_time=job.waited_s, memory_usage=memory_stats(),
             model_info=self.agent.describe(self.agent.chain.link), state="deadline",
         )  # fmt: skip
+
+    def exposition(self) -> bytes:
+        """What is served and what the machine has, in Prometheus' text format."""
+        return self.metrics.text() + self.watching.prometheus().encode()
 
     def ill(self) -> str:
         """Why nothing can be answered now; "" when all is well."""
@@ -97,7 +103,7 @@ class Service:
         )  # fmt: skip
         for step in steps:
             spoken = isinstance(step, Delta) and step.part == "answer"
-            if spoken or isinstance(step, Generated | FellBack | Answered):
+            if spoken or isinstance(step, Generated | FellBack | Recovered | Answered):
                 job.push(step)
             if isinstance(step, Answered):
                 for text in step.result.fallbacks:

@@ -5,6 +5,7 @@ limit, as an allocator does. The chain, the policy, the loop, the memory of talk
 the real ones.
 """
 
+import dataclasses
 import random
 
 import pytest
@@ -244,6 +245,57 @@ def test_a_task_that_needs_the_whole_context_keeps_it():
     done, result = ask(agent, "word " * 1_400)  # 1,750 tokens that cannot be left out
     assert done == ["shrink_context", "undo shrink_context", "offload_adapters"]
     assert (result.state, result.final_answer) == ("answered", "I answer.")
+
+
+@pytest.mark.parametrize("wanted", [500, 2_000, 40_000])
+def test_a_shrunken_context_loses_no_answer_for_a_large_limit_on_its_length(wanted):
+    card = Card(14_000)
+    agent = agent_of(chain=chain_on(card), max_new_tokens=40)
+    agent.load()
+    card.limit = 8_000 + 3 * ADAPTER + 600
+    assert ask(agent, options=dataclasses.replace(agent.options, max_new_tokens=2_000))[0] == ["shrink_context"] * 2
+    (engine,) = agent.chain._engines.values()
+    assert engine.context == 512
+    card.limit = 14_000
+    task = "word " * 520  # 650 tokens
+    options = dataclasses.replace(agent.options, max_new_tokens=wanted)
+    done, result = ask(agent, task, options=options)
+    assert done == ["undo shrink_context"]
+    assert (result.state, result.final_answer) == ("answered", "I answer.")
+
+
+def test_a_burst_of_a_lack_of_memory_does_not_bar_a_model_of_unknown_size():
+    card = Card(12_000)
+    chain = chain_on(card, (1.0, 0.1), adapters=0)
+    for link in chain.links:  # as one that is stored quantized, or runs in another process
+        object.__setattr__(link, "planned", lambda: None)
+    agent = agent_of(chain=chain, max_new_tokens=500)
+    agent.load()
+    chain._engines[0].footprint = lambda adapter=None: None
+    card.limit = 1_400
+    assert ask(agent)[0] == ["smaller_model"]
+    card.limit = 12_000
+    roles = [ask(agent)[1].model_info.role for _ in range(CALM_ANSWERS + 1)]
+    assert roles == ["fallback"] * (CALM_ANSWERS - 1) + ["primary"] * 2
+
+
+def test_a_model_of_unknown_size_that_cannot_move_to_the_cpu_is_tried_again_on_the_card():
+    card = Card(12_000)
+
+    def opened():
+        engine = CardEngine(card, 1.0, "bf16", "cuda", 0)
+        engine.footprint = lambda adapter=None: None
+        return engine
+
+    def reopen(rung, on_cpu):
+        raise ImportError("its kernels need a GPU")
+
+    agent = agent_of(chain=Chain([Link("primary", "alone", opened, reopen=reopen)], card.free), max_new_tokens=500)
+    agent.load()
+    card.limit = 8_100
+    assert [ask(agent)[1].state for _ in range(2)] == ["failed"] * 2
+    card.limit = 12_000
+    assert [ask(agent)[1].state for _ in range(3)] == ["answered"] * 3
 
 
 ERRORS = [

@@ -1,12 +1,16 @@
 """Falling from model to model: on load failure, out of memory, a broken engine, unusable output."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import Scripted, agent_of, chain_of
 
 from agentlab.errors import ModelError
-from agentlab.inference import OutOfMemoryError
-from agentlab.inference.chain import ChainExhausted
+from agentlab.hardware.recovery import Footprint
+from agentlab.inference import EngineError, OutOfMemoryError
+from agentlab.inference.chain import Chain, ChainExhausted, Link
+from agentlab.inference.vllm_engine import EngineBroken
 
 FAULTS = [
     RuntimeError("CUDA error: device-side assert triggered"),
@@ -78,3 +82,97 @@ def test_room_is_made_for_a_fallback_that_does_not_fit_beside_the_first():
     object.__setattr__(chain.links[1], "open", only_alone)
     assert agent_of(chain=chain).ask("Hm?").final_answer == "I fit alone."
     assert primary.closed
+
+
+GONE = EngineBroken("the vLLM process ended with SIGKILL")
+
+
+def link_of(role, *engines):
+    """A model whose first opening gives the first of `engines`, the next one the next."""
+    left = iter(engines)
+    return Link(role, f"model-{role}", lambda: next(left))
+
+
+def test_an_engine_whose_process_died_is_opened_anew():
+    dead, alive = Scripted(GONE), Scripted("I am back.")
+    agent = agent_of(chain=Chain([link_of("primary", dead, alive)]))
+    result = agent.ask("Who?")
+    assert (result.state, result.final_answer, dead.closed) == ("answered", "I am back.", True)
+    assert result.fallbacks == [
+        "model-primary → model-primary: model-primary broke: the vLLM process ended with SIGKILL; it is opened anew"
+    ]
+    again = agent.ask("And now?")
+    assert (again.final_answer, again.fallbacks) == ("I am back.", [])
+
+
+def test_a_process_that_dies_again_and_again_hands_over_for_good():
+    dead = [Scripted(GONE) for _ in range(3)]
+    agent = agent_of(chain=Chain([link_of("primary", *dead), link_of("fallback", Scripted("I can."))]))
+    result = agent.ask("Who?")
+    assert (result.final_answer, result.model_info.role) == ("I can.", "fallback")
+    assert [engine.closed for engine in dead] == [True] * 3
+    assert len(result.fallbacks) == 3
+    again = agent.ask("And now?")
+    assert (again.final_answer, again.fallbacks) == ("I can.", [])
+
+
+def test_each_answer_may_open_a_dead_engine_anew():
+    chain = Chain([link_of("primary", *[Scripted("Yes.", GONE) for _ in range(6)])])
+    agent = agent_of(chain=chain)
+    assert [agent.ask("Who?").final_answer for _ in range(6)] == ["Yes."] * 6
+
+
+def test_what_an_engine_refuses_does_not_close_it():
+    primary = Scripted(EngineError("the prompt is too long"), "Shorter.")
+    agent = agent_of(chain=chain_of(primary, Scripted("I can.")))
+    assert agent.ask("Who?").final_answer == "I can."
+    assert not primary.closed
+    assert agent.ask("Shorter?").final_answer == "Shorter."
+
+
+def test_an_adapter_that_a_dead_engine_cannot_load_waits_for_the_new_one(tmp_path):
+    class Dead(Scripted):
+        def load_adapter(self, adapter, folder):
+            raise GONE
+
+    class Alive(Scripted):
+        def load_adapter(self, adapter, folder):
+            self.loaded = adapter
+
+    dead, alive = Dead("no"), Alive("With it.")
+    chain = Chain([link_of("primary", dead, alive)])
+    agent = agent_of(chain=chain)
+    agent.load()
+    chain.use(dataclasses.replace(chain.links[0], adapter="a", adapter_folder=tmp_path))
+    assert agent.ask("Who?").final_answer == "With it."
+    assert (dead.closed, alive.loaded) == (True, "a")
+
+
+class Crowded(Scripted):
+    """A model that memory does not suffice for beside another one."""
+
+    def __init__(self, *replies, beside):
+        super().__init__(*replies)
+        self.beside = beside
+
+    def footprint(self, adapter=None):
+        return Footprint("cuda", self.context, 1, "bf16", {"bf16": 8000, "nf4": 2300})
+
+    def relieve(self, action, adapter=None):
+        raise AssertionError(f"it gave up {action.kind} for a model that does nothing")
+
+    def stream(self, request, should_stop=lambda: False):
+        if self.beside.requests and not self.beside.closed:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from super().stream(request, should_stop)
+
+
+def test_a_model_that_is_kept_for_later_gives_way_before_the_one_that_answers_gives_something_up():
+    fallback = Scripted("Meanwhile.")
+    primary = Crowded("", "", "I have room.", beside=fallback)
+    agent = agent_of(chain=chain_of(primary, fallback))
+    assert agent.ask("Hm?").final_answer == "Meanwhile."
+    assert agent.chain.loaded() == ["model-primary", "model-fallback"]
+    result = agent.ask("And now?")
+    assert (result.final_answer, result.model_info.role, result.fallbacks) == ("I have room.", "primary", [])
+    assert agent.chain.loaded() == ["model-primary"]

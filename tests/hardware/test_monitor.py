@@ -1,5 +1,7 @@
 """Memory and GPU readings, with and without a driver; the driver is a stand-in with NVML's own interface."""
 
+import os
+import subprocess
 import time
 
 import psutil
@@ -84,9 +86,11 @@ def test_the_accelerator_is_where_torch_will_run(monkeypatch):
 
 
 def test_a_processs_own_memory_is_the_drivers_or_not_reported():
-    import os
-
     assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): 700 * 2**20, 1: 2**30})) == 700
     assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): None})) is None
+    with subprocess.Popen(["sleep", "60"]) as child:  # an engine in a process of its own is no stranger
+        held = {os.getpid(): 700 * 2**20, child.pid: 300 * 2**20, 1: 2**30}
+        assert monitor.process_vram_mb(0, Nvml(processes=held)) == 1000
+        child.kill()
     assert monitor.process_vram_mb(0, Nvml()) is None
     assert monitor.process_vram_mb(0, Nvml(["nvmlDeviceGetComputeRunningProcesses"])) is None

@@ -100,8 +100,18 @@ def test_a_step_is_undone_when_memory_has_returned_for_good_enough(free, calm, r
     assert may_undo(Action("lower_rung", "bf16", "nf4", 1000), free, calm, relapses) is expected
 
 
-def test_a_step_of_unknown_size_is_not_undone():
-    assert not may_undo(Action("smaller_model", "a", "b", 0), 2**40, 1000, 0)
+@pytest.mark.parametrize(
+    ("free", "calm", "relapses", "expected"),
+    [
+        (1, CALM_ANSWERS, 0, True),
+        (0, CALM_ANSWERS, 0, False),  # the card is full, or nobody watches it
+        (2**40, CALM_ANSWERS - 1, 0, False),
+        (2**40, 4 * CALM_ANSWERS - 1, 2, False),
+        (2**40, 4 * CALM_ANSWERS, 2, True),
+    ],
+)
+def test_a_step_of_unknown_size_is_tried_after_as_many_calm_answers(free, calm, relapses, expected):
+    assert may_undo(Action("smaller_model", "a", "b", 0), free, calm, relapses) is expected
 
 
 def test_free_memory_is_what_the_alert_and_the_budget_leave():

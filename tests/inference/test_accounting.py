@@ -1,5 +1,7 @@
 """What a resident model registers with the monitor, and what the planner's bytes are for it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -11,7 +13,13 @@ from agentlab.hardware.shape import ModelShape
 from agentlab.hardware.threads import limit_threads
 from agentlab.hardware.watch import OWNERS
 from agentlab.inference import Request
+from agentlab.inference.accounting import account_for_child
 from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.inference.vllm_settings import ModelSizes, VllmSettings
+
+
+class Process(SimpleNamespace):
+    """What is asked of an engine in a process of its own; there is no vLLM for a GPU here."""
 
 
 @pytest.fixture
@@ -59,6 +67,18 @@ def test_planned_memory_is_the_ledgers_on_a_gpu_and_nothing_on_a_cpu(engine, tin
     assert one * 2**20 > weights + kv_cache_bytes(shape, 1, 100, 4)
     assert two - one > kv_cache_bytes(shape, 1, 100, 4) / 2**20
     engine.device = "cpu"
+
+
+def test_vllms_process_is_accounted_for_while_it_runs_and_its_cache_raises_no_alarm(tiny_model):
+    sizes = ModelSizes(ModelShape.read(tiny_model / "config.json"), 3 * 2**30, 2)
+    settings = VllmSettings(kv_cache_memory_bytes=2**30, max_model_len=512, max_loras=2, max_lora_rank=8)
+    process = Process(device="cuda", settings=settings, sizes=sizes, is_running=True)
+    account_for_child(process)
+    held = OWNERS.holdings()
+    assert (held["base"].held_mib, held["kv_cache"].held_mib, held["kv_cache"].idle_mib) == (3072, 1024, 1024)
+    assert held["adapters"].held_mib == pytest.approx(2 * sizes.slot_bytes(8) / 2**20)
+    process.is_running = False
+    assert not {"base", "adapters", "kv_cache"} & set(OWNERS.holdings())
 
 
 def test_threads_are_limited_and_never_raised():

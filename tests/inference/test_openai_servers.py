@@ -93,6 +93,12 @@ def test_tools_that_a_server_refuses_or_ignores_are_refused(kind):
             engine.generate([Request(CHAT, tools=TOOLS)])
 
 
+@pytest.mark.parametrize("elsewhere", ["<html>a version</html>", {"error": "Unexpected endpoint"}, ["nothing"], 7])
+def test_a_server_that_answers_at_every_address_is_none_of_those_that_are_known(elsewhere):
+    with ChatServer("other", words, elsewhere=elsewhere) as server:
+        assert server_module.Server(server.url).known("m") == server_module.Known("other")
+
+
 def test_llama_cpp_says_its_context_and_missing_usage_is_guessed():
     with ChatServer("llama.cpp", words, usage=False) as server, opened(server) as engine:
         assert engine.context_length() == 640

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from agentlab.inference import OutOfMemoryError
+from agentlab.inference.vllm_engine import EngineBroken, _broken
 from agentlab.inference.worker_process import ChildDied, ChildProcess
 
 ECHO = """
@@ -22,6 +24,8 @@ while True:
         end_group()
     print("noise", message, flush=True)
     os.write(1, bytes(range(256)))
+    for line in message.get("say", []):
+        print(line, file=sys.stderr, flush=True)
     if "die" in message:
         print("the last words", file=sys.stderr, flush=True)
         os._exit(3)
@@ -55,6 +59,21 @@ def is_gone(pid):
             return True
         time.sleep(0.05)
     return False
+
+
+def listen(child):
+    while True:
+        child.receive()
+
+
+def test_a_cause_that_is_printed_long_before_the_end_is_found(child):
+    told = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 96.00 MiB. " + "See documentation. " * 40
+    child.send({"say": [told, *["cleaning up"] * 20], "die": True})
+    with pytest.raises(ChildDied) as caught:
+        listen(child)
+    assert "out of memory" not in str(caught.value)
+    assert isinstance(_broken(caught.value), OutOfMemoryError)
+    assert isinstance(_broken(ChildDied("ended with SIGKILL", "all was well")), EngineBroken)
 
 
 def test_messages_pass_whole_whatever_is_printed(child):

@@ -94,6 +94,26 @@ def test_damaged_weights_of_a_new_champion_leave_the_old_one(own, caplog):
         assert answered_by(server) == second
 
 
+def test_a_champion_that_found_no_memory_is_tried_again(own, monkeypatch):
+    first, second, _ = own.run.results()[-1].pool
+    monkeypatch.setattr("agentlab.serve.roster._RETRY_S", 0.2)
+    with serving(own) as server:
+        roster, lacking = server.service.roster, ["once"]
+        put = roster._put
+
+        def scarce(adapter):
+            if lacking:
+                lacking.pop()
+                raise MemoryError("no room for the factors")
+            put(adapter)
+
+        monkeypatch.setattr(roster, "_put", scarce)
+        promote(own.run, second)
+        assert answered_by(server) == first
+        until(lambda: roster.served == second)
+        assert server.series()["agentlab_champion_swap_failures_total"] == 1
+
+
 def test_a_damaged_result_file_leaves_the_old_champion(own):
     first, second, _ = own.run.results()[-1].pool
     with serving(own) as server:

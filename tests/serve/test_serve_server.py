@@ -168,6 +168,15 @@ def test_only_a_session_is_remembered(server):
 # -- who may ask ------------------------------------------------------------------------------------------------------
 
 
+def test_metrics_say_what_the_machine_has_and_who_holds_it(server):
+    series = server.series()
+    names = {name.partition("{")[0] for name in series}
+    assert {"agentlab_memory_total_bytes", "agentlab_memory_used_bytes", "agentlab_swap_used_bytes"} <= names
+    owners = {name.split('owner="')[1].split('"')[0] for name in series if 'owner="' in name}
+    assert {"base", "other_processes"} <= owners
+    assert {value for name, value in series.items() if name.startswith("agentlab_alert_active")} <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/docs", "/openapi.json", "/nothing"])
 def test_nothing_is_told_without_the_token(server, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):

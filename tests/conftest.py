@@ -1,5 +1,6 @@
 """Shared fixtures: a home of their own for all tests, the embedded model, a tiny model, a tiny suite."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def embedded():
 def tiny_model(tmp_path_factory):
     """The folder of a two-layer random Llama with a byte-level tokenizer and a chat template; loads in no time."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def larger_model(tmp_path_factory):
+    """The folder of a model of 90 million random weights: small tensors do not decide what it takes."""
+    return write_tiny_model(
+        tmp_path_factory.mktemp("larger"), 1024, 16, intermediate_size=2816, num_hidden_layers=8,
+        max_position_embeddings=16384, initializer_range=0.02,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def whole_card():
+    """Give the whole card back: a limit on torch's allocator outlives the engine that set it."""
+    import torch
+
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.fixture

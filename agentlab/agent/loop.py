@@ -9,7 +9,7 @@ from typing import Any, Literal
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
-from agentlab.agent.reading import THINK, THINK_END, Reader, Said
+from agentlab.agent.reading import THINK, THINK_END, Reader, Said, half_a_stop, stopped
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import (
     Delta,
@@ -262,7 +262,7 @@ class Loop:
         self._talk.append({"role": "user", "content": f"That cannot be used: {problem}; allowed: {allowed}."})
 
     def _answered(self, step: int, said: Said, written: Written) -> None:
-        self.best, self.best_is_a_result = self._stopped(said.text).strip(), False
+        self.best, self.best_is_a_result = stopped(said.text, self.options.stop).strip(), False
         self.cut_short = written.cut_short
         self.answer_adapter = written.adapter
         self.state = "answered"
@@ -345,13 +345,13 @@ class Loop:
                 if self._at_stop:
                     continue
                 sent = len(answer) - len(held)
-                answer = self._stopped(whole := answer + piece)
+                answer = stopped(whole := answer + piece, self.options.stop)
                 self._at_stop, held = answer != whole, answer[sent:]
                 if self._show_tools and NO_TOOL.startswith(answer.strip()):
                     continue  # a decision, not an answer
                 if answer.strip() and not self.best_is_a_result:  # half an answer is less than a whole result
                     self.best, self.best_is_a_result = answer.strip(), False
-                ready = len(held) if self._at_stop else len(held) - self._half_a_stop(answer)
+                ready = len(held) if self._at_stop else len(held) - half_a_stop(answer, self.options.stop)
                 if ready > 0:
                     yield Delta(step_number=number, text=held[:ready], part="answer")
                     held = held[ready:]
@@ -432,22 +432,6 @@ class Loop:
             tools=tools if form.native and tools else None,
             structure=structure(tools, form.style, choice) if constrained and self.tools else None,
         )
-
-    def _stopped(self, text: str) -> str:
-        """An answer up to the first stop string in it; blanks before it are no part of it."""
-        if not self.options.stop:
-            return text
-        from agentlab.inference.text import cut_at_stop
-
-        begin = len(text) - len(text.lstrip())
-        return text[:begin] + cut_at_stop(text[begin:], self.options.stop)
-
-    def _half_a_stop(self, answer: str) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
-        sizes = [
-            size for stop in self.options.stop for size in range(1, len(stop)) if answer.endswith(stop[:size])
-        ]  # fmt: skip
-        return max(sizes, default=0)
 
     def _out_of_time(self) -> None:
         if not self.budget.cancelled():

@@ -1,6 +1,7 @@
 """Reading what a model writes: thoughts apart from what is said, whole and piece by piece."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 THINK, THINK_END = "<think>", "</think>"
@@ -114,3 +115,19 @@ class Reader:
 def _overlap(text: str, tag: str) -> int:
     """How many characters at the end of `text` could be the beginning of `tag`."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def stopped(text: str, stops: Sequence[str]) -> str:
+    """An answer up to the first stop string in it; blanks before it are no part of it."""
+    if not stops:
+        return text
+    from agentlab.inference.text import cut_at_stop
+
+    begin = len(text) - len(text.lstrip())
+    return text[:begin] + cut_at_stop(text[begin:], stops)
+
+
+def half_a_stop(answer: str, stops: Sequence[str]) -> int:
+    """How many of the last characters may be the beginning of a stop string."""
+    sizes = [size for stop in stops for size in range(1, len(stop)) if answer.endswith(stop[:size])]
+    return max(sizes, default=0)

@@ -13,7 +13,7 @@ from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
-from agentlab.inference.contract import Engine, EngineError
+from agentlab.inference.contract import Engine, EngineBroken, EngineError
 
 Role = Literal["primary", "fallback", "emergency"]
 _LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
@@ -163,7 +163,7 @@ class Chain:
         Raises ChainExhausted when nothing is left.
         """
         memory = is_out_of_memory(error)
-        if _is_dead(error) and not memory:
+        if isinstance(error, EngineBroken) and not memory:
             self._reopen(f"{self.link.model} broke: {_first_line(error)}")
             return
         if isinstance(error, EngineError) and not memory:
@@ -200,9 +200,7 @@ class Chain:
             if changed or link.adapter not in engine.adapters():
                 try:
                     engine.load_adapter(link.adapter, link.adapter_folder)
-                except EngineError as error:
-                    if not _is_dead(error):
-                        raise
+                except EngineBroken:
                     self._close(0)  # it is opened anew with the adapter
         self.links[0] = link
 
@@ -456,11 +454,6 @@ class Chain:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _is_dead(error: BaseException) -> bool:
-    """Whether an engine's process is gone. vLLM's error is known by its name: its module imports torch."""
-    return any(kind.__name__ == "EngineBroken" for kind in type(error).__mro__)
 
 
 def _first_line(error: BaseException) -> str:

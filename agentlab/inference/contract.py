@@ -23,6 +23,10 @@ class OutOfMemoryError(EngineError):
     """The device's memory did not suffice even for the smallest batch."""
 
 
+class EngineBroken(EngineError):
+    """The engine's process died or does not answer as it should; whoever opens it anew can go on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One chat to answer.

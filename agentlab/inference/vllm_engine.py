@@ -16,7 +16,7 @@ from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference.accounting import account_for_child
-from agentlab.inference.contract import EngineError, OutOfMemoryError, Request
+from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_settings import (
@@ -35,10 +35,6 @@ _CALL_S = 120.0
 _WAIT_S = 0.05
 _CANARY_TOKENS = 16
 _CANARY = [{"role": "user", "content": "Name the months of the year."}]
-
-
-class EngineBroken(EngineError):
-    """The process that held the model is gone, or answers differently than it did; open the engine again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,7 @@ class Core:
             self.model = self._agreed_model(model if embedder is None else embedder.model_id)
             if embedder is not None:
                 self.check_dimension(embedder.dimension, f"the embedding model {embedder.model_id}")
-            if self.store.purge_due:  # somebody forgot something while another process was reading, or was killed
-                self._aside(self.store.purge, "traces of what was forgotten stay in it for now")
+            self._purge_if_due()
         except BaseException:
             self.store.close()
             raise
@@ -200,6 +199,11 @@ class Core:
         except (StorageError, MemoryStoreError) as error:
             warnings.warn(f"{lost}: {error}", RuntimeWarning, stacklevel=2)
 
+    def _purge_if_due(self) -> None:
+        """Finish what somebody who forgot could not, because another process was reading or it was killed."""
+        if self.store.purge_due:
+            self._aside(self.store.purge, f"traces of what was forgotten stay in {self.path}")
+
     def write_uses_now(self) -> None:
         """`write_uses` at this moment."""
         self.write_uses(time.time())
@@ -235,8 +239,7 @@ class Core:
             if not self.closed:
                 try:
                     self.write_uses_now()
-                    if self.store.purge_due:
-                        self._aside(self.store.purge, "traces of what was forgotten stay in it for now")
+                    self._purge_if_due()
                 finally:
                     self.closed = True
                     self.store.close()

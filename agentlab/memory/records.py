@@ -141,6 +141,16 @@ def check_text(what: str, value: str) -> str:
     return value
 
 
+def told_again(old: MemoryItem, again: MemoryItem) -> MemoryItem:
+    """A memory after the same words were told once more. What a person tells, too, is told by the person."""
+    raised = again.source == "person" != old.source
+    return dataclasses.replace(
+        old, validation_count=old.validation_count + again.validation_count,
+        tags=list(dict.fromkeys([*old.tags, *again.tags])), importance=max(old.importance, again.importance),
+        source=again.source if raised else old.source, source_name=again.source_name if raised else old.source_name,
+    )  # fmt: skip
+
+
 def check_tags(tags: Any, what: str = "tags") -> list[str]:
     """Distinct texts in their order; a plain string is refused, because it would become its letters."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):

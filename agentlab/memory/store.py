@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone
+from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
 
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
@@ -310,14 +310,8 @@ class Store:
         return found
 
     def retell(self, row: int, again: MemoryItem, generation: int) -> MemoryItem:
-        """Count that a memory was told again: what it is now. What a person tells, too, is told by the person."""
-        old = self.item_of(row)
-        told = dataclasses.replace(
-            old, validation_count=old.validation_count + again.validation_count,
-            tags=list(dict.fromkeys([*old.tags, *again.tags])), importance=max(old.importance, again.importance),
-        )  # fmt: skip
-        if again.source == "person" != old.source:
-            told = dataclasses.replace(told, source=again.source, source_name=again.source_name)
+        """Count that a memory was told again: what it is now."""
+        told = told_again(self.item_of(row), again)
         (metadata,) = self.db.execute("SELECT metadata FROM memories WHERE id = ?", (row,)).fetchone()
         checksum = row_checksum(
             told.memory_id, told.memory_type, told.content, told.session_id, told.source, told.created_at, metadata

@@ -26,6 +26,7 @@ from agentlab.memory.records import (
     check_tags,
     check_text,
     check_time,
+    told_again,
 )
 from agentlab.memory.store import Chunk, pack, unpack
 from agentlab.memory.words import date_terms, signature, terms
@@ -123,10 +124,7 @@ def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray |
             at += len(cuts)
             key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
             if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
-                twin = fresh[place][0]
-                twin = replaced(twin, validation_count=twin.validation_count + 1)
-                if item.source == "person" != twin.source:
-                    twin = replaced(twin, source=item.source, source_name=item.source_name)
+                twin = told_again(fresh[place][0], item)
                 fresh[place] = (twin, *fresh[place][1:])
                 ids.append(twin.memory_id)
                 continue

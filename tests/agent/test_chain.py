@@ -10,7 +10,7 @@ from agentlab.errors import ModelError
 from agentlab.hardware.recovery import Footprint
 from agentlab.inference import EngineError, OutOfMemoryError
 from agentlab.inference.chain import Chain, ChainExhausted, Link
-from agentlab.inference.vllm_engine import EngineBroken
+from agentlab.inference.contract import EngineBroken
 
 FAULTS = [
     RuntimeError("CUDA error: device-side assert triggered"),

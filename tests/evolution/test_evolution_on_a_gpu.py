@@ -1,15 +1,11 @@
 """A run on a GPU: `make gpu`."""
 
-import pytest
-import torch
 from evolution_helpers import evolve
+from gpu import ON_A_GPU
 
 from agentlab.lab import Lab
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = ON_A_GPU
 
 
 def test_generations_run_on_the_gpu_and_say_what_they_took(tiny_experiment):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conformance import CHAT, EngineConformance
 from engine_adapters import two_adapters
-from support import write_tiny_model
+from gpu import ON_A_GPU
 from test_rungs import Subset
 
 from agentlab import models
@@ -16,34 +16,13 @@ from agentlab.hardware.shape import ModelShape
 from agentlab.inference import OutOfMemoryError, Request
 from agentlab.inference.transformers_engine import TransformersEngine
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = ON_A_GPU
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_model, tmp_path_factory):
     return two_adapters(tiny_model, tmp_path_factory.mktemp("adapters"), scale=0.3)
-
-
-@pytest.fixture(scope="module")
-def larger_model(tmp_path_factory):
-    """90 million random weights: small tensors do not decide what it takes."""
-    return write_tiny_model(
-        tmp_path_factory.mktemp("larger"), 1024, 16, intermediate_size=2816, num_hidden_layers=8,
-        max_position_embeddings=16384, initializer_range=0.02,
-    )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _whole_card():
-    """A limit on the allocator outlives the engine that set it."""
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 class TestInFp32(EngineConformance):

@@ -13,8 +13,9 @@ from agentlab import adapters as adapter_room
 from agentlab import models
 from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, OutOfMemoryError, Request
+from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
-from agentlab.inference.vllm_engine import EngineBroken, VllmEngine, _error
+from agentlab.inference.vllm_engine import VllmEngine, _error
 from agentlab.inference.vllm_settings import VllmSettings
 
 SMALL = VllmSettings(

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from agentlab.inference import OutOfMemoryError
-from agentlab.inference.vllm_engine import EngineBroken, _broken
+from agentlab.inference.contract import EngineBroken
+from agentlab.inference.vllm_engine import _broken
 from agentlab.inference.worker_process import ChildDied, ChildProcess
 
 ECHO = """

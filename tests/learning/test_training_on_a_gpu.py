@@ -4,8 +4,8 @@ import gc
 
 import pytest
 import torch
+from gpu import ON_A_GPU
 from learning_helpers import genome_of
-from support import write_tiny_model
 
 from agentlab import models
 from agentlab.hardware import ledger
@@ -15,28 +15,9 @@ from agentlab.learning.dataset import Example
 from agentlab.learning.sft import train
 from agentlab.learning.trouble import TrainingFailed
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = ON_A_GPU
 MIB = 2**20
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@pytest.fixture(scope="module")
-def larger_model(tmp_path_factory):
-    return write_tiny_model(
-        tmp_path_factory.mktemp("larger"), 1024, 16, intermediate_size=2816, num_hidden_layers=8,
-        max_position_embeddings=4096, initializer_range=0.02,
-    )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _whole_card():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def items(count, tokens):

@@ -315,6 +315,21 @@ def test_a_person_who_tells_what_the_agent_noted_is_its_source(path):
         assert memory.doctor().clean
 
 
+def test_what_is_told_twice_in_a_batch_is_what_it_is_when_told_one_by_one(path):
+    told = [
+        MemoryItem(memory_id="", content=CAT, memory_type="knowledge", source="agent", tags=["pets"], importance=0.2),
+        MemoryItem(memory_id="", content=CAT, memory_type="knowledge", tags=["home", "pets"], importance=0.9),
+    ]
+    kept = []
+    for name, batches in (("together.db", [told]), ("apart.db", [told[:1], told[1:]])):
+        with open_memory(path.with_name(name)) as memory:
+            for batch in batches:
+                memory.remember_many(batch)
+            (item,) = memory.items()
+            kept.append((item.tags, item.importance, item.source, item.validation_count))
+    assert kept[0] == kept[1] == (["pets", "home"], 0.9, "person", kept[0][3])
+
+
 @pytest.mark.parametrize(
     "echo",
     [

@@ -1,5 +1,6 @@
 """What a resident model registers with the monitor, and what the planner's bytes are for it."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from agentlab.hardware.ledger import adapter_bytes, kv_cache_bytes, sum_bytes
 from agentlab.hardware.shape import ModelShape
 from agentlab.hardware.threads import limit_threads
 from agentlab.hardware.watch import OWNERS
-from agentlab.inference import Request
+from agentlab.inference import Request, accounting
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.inference.vllm_settings import ModelSizes, VllmSettings
@@ -20,6 +21,15 @@ from agentlab.inference.vllm_settings import ModelSizes, VllmSettings
 
 class Process(SimpleNamespace):
     """What is asked of an engine in a process of its own; there is no vLLM for a GPU here."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else(monkeypatch):
+    """Models that other tests left open do not count."""
+    monkeypatch.setattr(accounting, "_models", weakref.WeakSet())
+    monkeypatch.setattr(accounting, "_children", weakref.WeakSet())
 
 
 @pytest.fixture
@@ -40,6 +50,13 @@ def test_base_and_adapters_are_accounted_for_until_the_model_is_closed(engine):
     assert OWNERS.holdings()["adapters"].held_mib == 0
     engine.close()
     assert not {"base", "adapters"} & set(OWNERS.holdings())
+
+
+def test_two_models_count_both_and_closing_one_leaves_the_other(engine, tiny_model):
+    one = OWNERS.holdings()["base"].held_mib
+    with TransformersEngine(models.resolve(str(tiny_model))):
+        assert OWNERS.holdings()["base"].held_mib == pytest.approx(2 * one)
+    assert OWNERS.holdings()["base"].held_mib == one
 
 
 def test_an_adapter_that_answers_from_the_weights_costs_its_factors_and_the_sums(engine, tiny_model, tmp_path):

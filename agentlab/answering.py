@@ -89,7 +89,7 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
                     raise
             else:
                 known[role]["model_sha256"] = files.sha256
-                link = with_adapter(link, run, adapter, files.sha256)
+                link = with_adapter(link, run, adapter, files.sha256, pinned=True)
         links.append(link)
     return links, known
 
@@ -147,14 +147,15 @@ class _Opener:
         return files
 
 
-def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str) -> Link:
+def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str, pinned: bool) -> Link:
     """`link` with "champion", "base" or an adapter of the pool, whose files are checked and whose use is counted.
 
+    pinned: it is the one that stays while others come and go.
     Raises AdapterError that names what is allowed.
     """
     name = run.champion() if adapter == CHAMPION else adapter
     if name == BASE:
-        return dataclasses.replace(link, adapter=None, adapter_folder=None, adapter_sha256=None)
+        return dataclasses.replace(link, adapter=None, adapter_folder=None, adapter_sha256=None, pinned=False)
     pool = Pool(run.folder / "adapters", run.settings.population.pool, model_sha256)
     try:
         folder = pool.verify(name)
@@ -163,5 +164,5 @@ def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str) -> Link:
         raise AdapterError(f"{error}; allowed for {run.id}: {there}") from None
     pool.count_use(name)
     return dataclasses.replace(
-        link, adapter=name, adapter_folder=folder, adapter_sha256=pool.card(name).weights_sha256
+        link, adapter=name, adapter_folder=folder, adapter_sha256=pool.card(name).weights_sha256, pinned=pinned
     )  # fmt: skip

@@ -1,20 +1,25 @@
 """The plan of one run: its models' shapes, its suite's sizes and this machine, put together for the planner."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
-from agentlab.errors import ConfigError
+from agentlab.errors import ConfigError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
-from agentlab.hardware.plan import Plan, check_fits, make_plan
+from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.sizing import Device, Machine, Model, Workload
+from agentlab.inference.contract import OutOfMemoryError
+from agentlab.inference.opening import choose_engine, served_rank
+from agentlab.inference.vllm_settings import ModelSizes, least_for_gpu, planned_lines, settings_for_gpu
 from agentlab.tasks import Suite
 
 _CHARS_PER_TOKEN = 3.0  # English in chat templates; the embedded model's 3.4 leaves room for markup and other languages
 _TEMPLATE_TOKENS = 16  # what a chat template adds
+_VLLM_BYTES = 2  # of a weight, on a GPU
 
 
 def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") -> Plan:
@@ -29,7 +34,7 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
         )
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
-    return make_plan(run.settings, found, machine(device), workload(suite))
+    return _on_vllm(make_plan(run.settings, found, machine(device), workload(suite)), run)
 
 
 def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
@@ -47,8 +52,51 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
         )
     known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
     plan = make_plan(run.settings, [primary], here, workload(suite), None if known is None else [RUNGS[known]])
+    plan = _on_vllm(plan, run)
     check_fits(plan)
     return plan
+
+
+def _on_vllm(plan: Plan, run: Run) -> Plan:
+    """`plan` with what vLLM takes of a GPU, for the models that it would answer with.
+
+    On a CPU its memory is that of a process of its own, which is not planned.
+    """
+    if plan.machine.device == "cpu":
+        return plan
+    return dataclasses.replace(plan, models=tuple(_answering_on_vllm(model, run) for model in plan.models))
+
+
+def _answering_on_vllm(plan: ModelPlan, run: Run) -> ModelPlan:
+    if run.settings.model.engine == "auto":
+        try:
+            chosen = choose_engine(run.settings, models.resolve(plan.model.name, run.root))
+        except ModelError:  # it is not here yet
+            return plan
+    else:
+        chosen = run.settings.model.engine
+    if chosen != "vllm":
+        return plan
+    shape, rank = plan.model.shape, served_rank(run.settings)
+    sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
+    try:
+        found = settings_for_gpu(run.settings.budget.vram_gib, sizes, rank)
+    except OutOfMemoryError:
+        found = least_for_gpu(sizes, rank)
+    lines = planned_lines(found, sizes)
+    phases = []
+    for phase in plan.phases:
+        if phase.name == "serve":
+            chosen_here = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
+            phase = dataclasses.replace(phase, lines=lines, chosen=chosen_here, wanted={})
+        elif phase.name == "evaluate":
+            chosen_here = {"batch_size": found.max_num_seqs, "tokens": phase.chosen["tokens"]}
+            phase = dataclasses.replace(phase, lines=lines, chosen=chosen_here, wanted={})
+        phases.append(phase)
+    remedies = plan.remedies
+    if plan.fits and not all(phase.fits for phase in phases):
+        remedies = (f"model.engine=transformers, at {plan.rung}",)
+    return dataclasses.replace(plan, phases=tuple(phases), remedies=remedies, answers_on="vllm")
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

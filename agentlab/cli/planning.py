@@ -58,15 +58,16 @@ def text(plan: "Plan") -> str:
         "everything fits"
         if plan.fits
         else "NOT everything fits: "
-        + ", ".join(f"{model.model.role} model at {model.rung}" for model in plan.models if not model.fits)
+        + ", ".join(f"{model.model.role} model {model.loaded()}" for model in plan.models if not model.fits)
     )
     return "\n".join([*lines, "", verdict])
 
 
 def _model_lines(model: "ModelPlan") -> list[str]:
     shape = model.model.shape
+    trained = f", trained at {model.rung}" if model.answers_on == "vllm" and len(model.phases) > 1 else ""
     lines = [
-        f"{model.model.role}: {model.model.name}, {shape.parameters / 1e9:.2f} billion weights at {model.rung} "
+        f"{model.model.role}: {model.model.name}, {shape.parameters / 1e9:.2f} billion weights {model.loaded()}{trained} "
         f"({model.model.origin})"
     ]
     for phase in model.phases:
@@ -95,7 +96,7 @@ def _phase_lines(phase: "Phase") -> list[str]:
         for name, value in phase.chosen.items()
     )
     over = phase.over_bytes / _MIB
-    verdict = f"fits, {-over:,.0f} left" if phase.fits else f"does NOT fit, {over:,.0f} too much"
+    verdict = f"fits, {abs(over):,.0f} left" if phase.fits else f"does NOT fit, {over:,.0f} too much"
     lines = [f"  {phase.name}: {verdict} ({chosen})"]
     lines += [f"    {name.replace('_', ' '):<16}{size / _MIB:>9,.0f}" for name, size in phase.lines]
     return [*lines, f"    {'together':<16}{phase.total_bytes / _MIB:>9,.0f} of {phase.limit_bytes / _MIB:,.0f}"]

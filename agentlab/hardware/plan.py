@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from agentlab.config import Settings
 from agentlab.errors import DoesNotFitError
@@ -16,7 +16,10 @@ from agentlab.hardware.speed import Estimate, estimate, speed_of
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What was chosen for one model. remedies: what would fit instead, where it does not."""
+    """What was chosen for one model. remedies: what would fit instead, where it does not.
+
+    answers_on: the engine that serves and evaluates; training is always on transformers, at `rung`.
+    """
 
     model: Model
     rung: str
@@ -24,10 +27,17 @@ class ModelPlan:
     estimate: Estimate
     notes: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
+    answers_on: Literal["transformers", "vllm"] = "transformers"
 
     @property
     def fits(self) -> bool:
         return all(phase.fits for phase in self.phases)
+
+    def loaded(self, phase: Phase | None = None) -> str:
+        """How the model is loaded for a phase, None: to answer; for people."""
+        if self.answers_on == "transformers" or (phase is not None and phase.name == "train"):
+            return f"at {self.rung}"
+        return "on vLLM, as stored" if self.model.weight_bytes is not None else "on vLLM in 16 bits"
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def check_fits(plan: Plan) -> None:
         allowed = f"this machine allows {phase.limit_bytes / GIB:.2f} (key budget.ram_fraction of its RAM)"
     remedy = "; ".join(primary.remedies) or "a smaller model"
     raise DoesNotFitError(
-        f"{primary.model.name} does not fit at {primary.rung}: to {phase.name} it needs "
+        f"{primary.model.name} does not fit {primary.loaded(phase)}: to {phase.name} it needs "
         f"{phase.total_bytes / GIB:.2f} GiB "
         f"({line.replace('_', ' ')}: {size / GIB:.2f}), {allowed}, {phase.over_bytes / GIB:.2f} GiB too much; "
         f"what would fit: {remedy}"

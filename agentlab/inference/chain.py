@@ -24,6 +24,7 @@ _MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
 class Link:
     """One model of the chain; `open` loads it. The adapter, an id and its folder, fits this model alone.
 
+    pinned: keep the adapter on the device beside whatever else is loaded, where the engine has room for that.
     reopen: loads it at a rung, None for the usual one, and on the CPU if the second argument says so; a link without it
     is only opened as it is. planned: what it will hold when it is opened, known without loading it.
     """
@@ -34,6 +35,7 @@ class Link:
     adapter: str | None = None
     adapter_folder: Path | None = None
     adapter_sha256: str | None = None
+    pinned: bool = False
     reopen: Callable[[RungName | None, bool], Engine] | None = None
     planned: Callable[[], Footprint | None] = lambda: None
 
@@ -130,6 +132,7 @@ class Chain:
         if link.adapter is not None and link.adapter_folder is not None:
             try:
                 engine.load_adapter(link.adapter, link.adapter_folder)
+                _pin(engine, link)
             except BaseException:
                 engine.close()
                 raise
@@ -197,11 +200,12 @@ class Chain:
         if engine is not None and link.adapter is not None and link.adapter_folder is not None:
             own = self.links[0]
             changed = link.adapter == own.adapter and link.adapter_sha256 != own.adapter_sha256
-            if changed or link.adapter not in engine.adapters():
-                try:
+            try:
+                if changed or link.adapter not in engine.adapters():
                     engine.load_adapter(link.adapter, link.adapter_folder)
-                except EngineBroken:
-                    self._close(0)  # it is opened anew with the adapter
+                _pin(engine, link)
+            except EngineBroken:
+                self._close(0)  # it is opened anew with the adapter
         self.links[0] = link
 
     def drop_adapters(self, keep: Collection[str | None]) -> None:
@@ -454,6 +458,17 @@ class Chain:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pin(engine: Engine, link: Link) -> None:
+    """Pin the link's adapter if that is wished; where every place on the device is taken it answers as well."""
+    if link.pinned and link.adapter is not None:
+        try:
+            engine.pin(link.adapter)
+        except EngineBroken:
+            raise
+        except EngineError:
+            pass
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from agentlab.errors import AgentlabError
+from agentlab.errors import AdapterError, AgentlabError
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.models import ModelFiles
 from agentlab.toolformat import CallStyle, Tool
@@ -118,6 +118,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def unload_adapter(self, adapter: str) -> None:
         """Free it; unknown ids are ignored."""
+
+    def pin(self, adapter: str) -> None:
+        """Keep a loaded adapter where it answers fastest, whatever else is used; nothing where there is but one place.
+
+        Raises AdapterError for one that is not loaded, EngineError where every place is taken.
+        """
+        if adapter not in self.adapters():
+            raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
 
     @abc.abstractmethod
     def adapters(self) -> list[str]:

@@ -25,12 +25,9 @@ def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
 
     On a CPU vLLM decodes with adapters several times slower than transformers, so `auto` is transformers there.
     """
-    wanted = settings.model.engine
-    if wanted != "auto":
-        return wanted
-    if not has_vllm() or not _has_cuda() or not _fits(settings, model):
-        return "transformers"
-    return "vllm"
+    if settings.model.engine != "auto":
+        return settings.model.engine
+    return "vllm" if has_vllm() and _has_cuda() and _fits_on_vllm(settings, model) else "transformers"
 
 
 @functools.cache
@@ -45,7 +42,7 @@ def _has_cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _fits(settings: Settings, model: ModelFiles) -> bool:
+def _fits_on_vllm(settings: Settings, model: ModelFiles) -> bool:
     from agentlab.inference.vllm_settings import model_sizes, settings_for_gpu
 
     try:

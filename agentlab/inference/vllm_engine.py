@@ -361,12 +361,8 @@ class VllmEngine(TokenStreamEngine):
         return self.settings.max_loras + (self._nothing is not None)
 
     def pin(self, adapter: str) -> None:
-        """Keep a loaded adapter in RAM and on the device whatever else is used; one slot stays for the others.
-
-        Raises AdapterError for one that is not loaded, EngineError where no slot can be given away.
-        """
-        if adapter not in self._loaded:
-            raise AdapterError(f"adapter {adapter} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+        """Keep a loaded adapter in RAM and on the device whatever else is used; one slot stays for the others."""
+        super().pin(adapter)
         if len(self._pinned | {adapter}) >= self._slots:
             raise EngineError(
                 f"adapter {adapter} cannot be pinned: {self.settings.max_loras} slots, pinned: "

@@ -18,6 +18,7 @@ _CPU_KV_BYTES = _GIB
 _SEQUENCES = 32
 _BATCHED_TOKENS = 2048
 _LONGEST = 8192
+_LEAST = (256, 1, 1024)  # tokens of a step, sequences, context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +60,20 @@ class ModelSizes:
         return ledger.prefill_bytes(self.shape, sequences, -(-batched_tokens // sequences), self.element_bytes)
 
 
-def planned_bytes(settings: VllmSettings, sizes: ModelSizes) -> int:
-    """Everything that vLLM takes with these settings: weights, slots, activations, cache and the device's context."""
+def planned_lines(settings: VllmSettings, sizes: ModelSizes) -> tuple[tuple[str, int], ...]:
+    """Everything that vLLM takes of a GPU with these settings, (name, bytes)."""
     return (
-        sizes.weight_bytes
-        + settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)
-        + sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)
-        + settings.kv_cache_memory_bytes
-        + _CONTEXT_BYTES
+        ("weights", sizes.weight_bytes),
+        ("adapters", settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)),
+        ("kv_cache", settings.kv_cache_memory_bytes),
+        ("working", sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)),
+        ("driver_context", _CONTEXT_BYTES),
     )
+
+
+def planned_bytes(settings: VllmSettings, sizes: ModelSizes) -> int:
+    """The sum of `planned_lines`."""
+    return sum(size for _, size in planned_lines(settings, sizes))
 
 
 def lora_rank(rank: int) -> int:
@@ -89,7 +95,7 @@ def settings_for_gpu(
     context = min(max_model_len or _LONGEST, sizes.shape.context_length)
     slot_rank = lora_rank(rank)
     tried = [(slots, _BATCHED_TOKENS, _SEQUENCES, context) for slots in range(min(adapters, cpu_adapters), 0, -1)]
-    tried += [(1, 1024, 16, context), (1, 512, 8, context), (1, 512, 4, min(context, 2048)), (1, 256, 1, 1024)]
+    tried += [(1, 1024, 16, context), (1, 512, 8, context), (1, 512, 4, min(context, 2048)), (1, *_LEAST)]
     for slots, batched, sequences, wanted in tried:
         length = min(wanted, context)
         fixed = sizes.weight_bytes + slots * sizes.slot_bytes(slot_rank) + _CONTEXT_BYTES
@@ -107,8 +113,24 @@ def settings_for_gpu(
             sleep_mode=True,
         )
     raise OutOfMemoryError(
-        f"weights of {sizes.weight_bytes / _GIB:.2f} GiB, one adapter slot of rank {slot_rank} and a cache for 1024 "
+        f"weights of {sizes.weight_bytes / _GIB:.2f} GiB, one adapter slot of rank {slot_rank} and a cache for "
+        f"{_LEAST[2]} "
         f"tokens do not fit a budget of {budget_gib:g} GiB; allowed: a smaller model, or a larger budget.vram_gib"
+    )
+
+
+def least_for_gpu(sizes: ModelSizes, rank: int) -> VllmSettings:
+    """The smallest that `settings_for_gpu` goes down to, whatever the budget."""
+    batched, sequences, wanted = _LEAST
+    length = min(wanted, sizes.shape.context_length)
+    return VllmSettings(
+        kv_cache_memory_bytes=length * sizes.kv_bytes_per_token,
+        max_model_len=length,
+        max_num_seqs=sequences,
+        max_num_batched_tokens=batched,
+        max_loras=1,
+        max_lora_rank=lora_rank(rank),
+        sleep_mode=True,
     )
 
 

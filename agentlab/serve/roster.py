@@ -72,7 +72,7 @@ class Roster:
         wanted = self.served if model == MODEL else model
         chain = self.agent.chain
         if (chain.links[0].adapter or BASE) != wanted:
-            self._put(wanted)
+            self._put(wanted, pinned=wanted == self.served)
         return wanted
 
     def refresh(self) -> None:
@@ -94,7 +94,7 @@ class Roster:
         if state == self._refused and time.monotonic() < self._again_s:
             return
         try:
-            self._put(champion)
+            self._put(champion, pinned=True)
         except Exception as error:  # an adapter can fail to load in as many ways as there are libraries under it
             self._refuse(state, f"champion {champion} cannot be loaded, {self.served} goes on answering: {error}")
             # memory that lacks now may be there later; anything else lies on the disk
@@ -108,10 +108,10 @@ class Roster:
         self._tell_metrics()
         _LOG.warning("champion %s took over from %s", champion, before)
 
-    def _put(self, adapter: str) -> None:
+    def _put(self, adapter: str, pinned: bool) -> None:
         chain = self.agent.chain
         with chain.lock:  # an abandoned answer may still be at its last token
-            chain.use(with_adapter(chain.links[0], self.run, adapter, self.model_sha256))
+            chain.use(with_adapter(chain.links[0], self.run, adapter, self.model_sha256, pinned))
             chain.drop_adapters(keep=(self.served,))
 
     def _refuse(self, state: tuple[Any, ...], message: str) -> None:

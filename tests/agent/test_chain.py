@@ -176,3 +176,37 @@ def test_a_model_that_is_kept_for_later_gives_way_before_the_one_that_answers_gi
     result = agent.ask("And now?")
     assert (result.final_answer, result.model_info.role, result.fallbacks) == ("I have room.", "primary", [])
     assert agent.chain.loaded() == ["model-primary"]
+
+
+class Slots(Scripted):
+    """Remembers what is pinned, as an engine with places on a device does; `full`: every place is taken."""
+
+    def __init__(self, *replies, full=False):
+        super().__init__(*replies)
+        self.full, self.there, self.kept = full, [], []
+
+    def load_adapter(self, adapter, folder):
+        self.there.append(adapter)
+
+    def adapters(self):
+        return self.there
+
+    def pin(self, adapter):
+        if self.full:
+            raise EngineError("no slot is left")
+        self.kept.append(adapter)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_adapter_that_stays_is_pinned_also_on_an_engine_opened_anew(tmp_path, full):
+    first, second = Slots("One.", GONE, full=full), Slots("Two.", full=full)
+    link = dataclasses.replace(
+        link_of("primary", first, second), adapter="a", adapter_folder=tmp_path, adapter_sha256="1", pinned=True
+    )
+    chain = Chain([link])
+    agent = agent_of(chain=chain)
+    assert agent.ask("Who?").final_answer == "One."
+    chain.use(dataclasses.replace(link, adapter="b", pinned=False))
+    chain.use(link)
+    assert agent.ask("Who?").final_answer == "Two."
+    assert (first.kept, second.kept) == (([], []) if full else (["a", "a"], ["a"]))

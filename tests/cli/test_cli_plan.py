@@ -28,6 +28,23 @@ def test_the_text_says_what_fits_and_what_does_not():
     assert "NOT" not in fine
 
 
+def test_what_vllm_would_take_is_planned_where_it_answers():
+    on_vllm = ("--set", "model.engine=vllm")
+    fine = run("plan", EXPERIMENTS / "laptop-6gb.yaml", *on_vllm).output
+    assert "weights on vLLM in 16 bits, trained at bf16" in fine
+    assert "8,192 tokens of context, 4 resident adapters" in fine
+    assert "everything fits" in fine
+    small = (*on_vllm, "--set", "budget.vram_gib=3.3")
+    values = json.loads(run("plan", EXPERIMENTS / "laptop-6gb.yaml", *small, "--json").output)["models"][0]
+    assert [(phase["name"], phase["fits"]) for phase in values["phases"]] == [
+        ("serve", False), ("evaluate", False), ("train", True)
+    ]  # fmt: skip
+    assert (values["answers_on"], values["remedies"]) == ("vllm", ["model.engine=transformers, at int8"])
+    assert "NOT everything fits: primary model on vLLM in 16 bits" in run(
+        "plan", EXPERIMENTS / "laptop-6gb.yaml", *small
+    ).output  # fmt: skip
+
+
 def test_json_is_the_same_plan():
     result = run("plan", EXPERIMENTS / "laptop-6gb-r1.yaml", "--json", "--set", "budget.vram_gib=8")
     values = json.loads(result.output)

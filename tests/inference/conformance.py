@@ -227,6 +227,17 @@ class EngineConformance:
         with pytest.raises(AdapterError, match="g999-c99"):
             engine.generate([Request(CHAT, adapter="g999-c99", max_new_tokens=2)])
 
+    def test_only_a_loaded_adapter_can_be_pinned_and_it_answers_as_before(self, engine, adapters):
+        name, folder = next(iter(adapters.items()))
+        with pytest.raises(AdapterError, match=f"{name} is not loaded"):
+            engine.pin(name)
+        engine.load_adapter(name, folder)
+        requests = [Request(CHAT, adapter=adapter, max_new_tokens=6) for adapter in (None, name)]
+        before = [c.token_ids for c in engine.generate(requests)]
+        engine.pin(name)
+        engine.pin(name)
+        assert [c.token_ids for c in engine.generate(requests)] == before
+
     def test_missing_adapter_folder_is_refused(self, engine, tmp_path):
         with pytest.raises(AdapterError):
             engine.load_adapter("g000-c00", tmp_path / "nowhere")

@@ -9,9 +9,11 @@ from agentlab.inference import OutOfMemoryError
 from agentlab.inference.vllm_settings import (
     RANKS,
     ModelSizes,
+    least_for_gpu,
     lora_rank,
     model_sizes,
     planned_bytes,
+    planned_lines,
     settings_for_cpu,
     settings_for_gpu,
     tensor_shapes,
@@ -50,6 +52,15 @@ def test_a_model_that_does_not_fit_is_refused_with_its_bytes():
     seven = dataclasses.replace(SMALL, weight_bytes=int(5.17 * GIB))
     with pytest.raises(OutOfMemoryError, match=r"5\.17 GiB.*budget of 5 GiB; allowed: a smaller model"):
         settings_for_gpu(5.0, seven, 16)
+
+
+def test_the_least_is_the_last_that_a_shrinking_budget_gives():
+    least = least_for_gpu(SMALL, 16)
+    budget = planned_bytes(least, SMALL) / GIB
+    assert settings_for_gpu(budget + 1e-6, SMALL, 16) == least
+    with pytest.raises(OutOfMemoryError):
+        settings_for_gpu(budget - 1e-6, SMALL, 16)
+    assert sum(size for _, size in planned_lines(least, SMALL)) == planned_bytes(least, SMALL)
 
 
 def test_ranks_are_those_of_vllm():

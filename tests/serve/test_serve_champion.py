@@ -73,6 +73,20 @@ def test_others_of_the_pool_answer_by_name_and_the_champion_stays_loaded(own):
         assert loaded(server) == [first]
 
 
+def test_who_is_served_is_pinned_and_nobody_else(own, monkeypatch):
+    first, second, third = own.run.results()[-1].pool
+    pinned = []
+    monkeypatch.setattr(
+        "agentlab.inference.transformers_engine.TransformersEngine.pin", lambda self, a: pinned.append(a)
+    )
+    with serving(own) as server:
+        answered_by(server, third)
+        answered_by(server)
+        promote(own.run, second)
+        answered_by(server)
+    assert set(pinned) == {first, second}
+
+
 def test_damaged_weights_of_a_new_champion_leave_the_old_one(own, caplog):
     first, second, _ = own.run.results()[-1].pool
     weights = own.run.folder / "adapters" / second / "adapter_model.safetensors"
@@ -101,11 +115,11 @@ def test_a_champion_that_found_no_memory_is_tried_again(own, monkeypatch):
         roster, lacking = server.service.roster, ["once"]
         put = roster._put
 
-        def scarce(adapter):
+        def scarce(adapter, pinned):
             if lacking:
                 lacking.pop()
                 raise MemoryError("no room for the factors")
-            put(adapter)
+            put(adapter, pinned)
 
         monkeypatch.setattr(roster, "_put", scarce)
         promote(own.run, second)

@@ -84,15 +84,16 @@ def _answering_on_vllm(plan: ModelPlan, run: Run) -> ModelPlan:
     except OutOfMemoryError:
         found = least_for_gpu(sizes, rank)
     lines = planned_lines(found, sizes)
+    serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
     phases = []
     for phase in plan.phases:
-        if phase.name == "serve":
-            chosen_here = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
-            phase = dataclasses.replace(phase, lines=lines, chosen=chosen_here, wanted={})
-        elif phase.name == "evaluate":
-            chosen_here = {"batch_size": found.max_num_seqs, "tokens": phase.chosen["tokens"]}
-            phase = dataclasses.replace(phase, lines=lines, chosen=chosen_here, wanted={})
-        phases.append(phase)
+        here = (
+            serving
+            if phase.name == "serve"
+            else {"batch_size": found.max_num_seqs, "tokens": phase.chosen.get("tokens", 0)}
+        )
+        on_vllm = dataclasses.replace(phase, lines=lines, chosen=here, wanted={})
+        phases.append(phase if phase.name == "train" else on_vllm)
     remedies = plan.remedies
     if plan.fits and not all(phase.fits for phase in phases):
         remedies = (f"model.engine=transformers, at {plan.rung}",)

@@ -67,8 +67,8 @@ def _model_lines(model: "ModelPlan") -> list[str]:
     shape = model.model.shape
     trained = f", trained at {model.rung}" if model.answers_on == "vllm" and len(model.phases) > 1 else ""
     lines = [
-        f"{model.model.role}: {model.model.name}, {shape.parameters / 1e9:.2f} billion weights {model.loaded()}{trained} "
-        f"({model.model.origin})"
+        f"{model.model.role}: {model.model.name}, {shape.parameters / 1e9:.2f} billion weights {model.loaded()}"
+        f"{trained} ({model.model.origin})"
     ]
     for phase in model.phases:
         lines += _phase_lines(phase)

@@ -105,7 +105,7 @@ class PopulationSettings(_Section):
     `blend`: each generation of children ends with one candidate more, its two best merged and not trained.
     """
 
-    size: int = Field(4, ge=1, le=100)
+    size: int = Field(4, ge=1, le=99)
     generations: int = Field(3, ge=1, le=1000)
     elites: int = Field(1, ge=0)
     pool: int = Field(10, ge=1, le=10)
@@ -153,7 +153,9 @@ class TrainingSettings(_Section):
 
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
-    to selection. Children spread around the rate of their fitter parent.
+    to selection. Children keep their fitter parent's rate or halve it in turn, the former with three times the steps.
+    `average` is the share of a candidate's steps, the last ones, whose weights are averaged, at a steady rate; with 0
+    the rate falls to zero and the last weights count.
     `max_length` is in tokens of prompt and answer together. `max_remedies` are tried against NaN and divergence.
     """
 
@@ -164,6 +166,7 @@ class TrainingSettings(_Section):
     batch_size: int = Field(8, ge=1)
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)
+    average: Number = Field(0.5, ge=0, le=1)
     max_length: int = Field(1024, ge=16)
     max_remedies: int = Field(3, ge=0)
 

@@ -71,7 +71,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise StorageError(
-            f"{path} is damaged ({error}); restore it from a copy or delete it to redo that step"
+            f"{path} is damaged ({error}); restore it from a copy or, while its step is not finished, delete it to "
+            "redo that step"
         ) from error
 
 

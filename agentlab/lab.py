@@ -84,6 +84,11 @@ class Lab:
         suite = load(settings.suite, lab.run.root)
         return cls(Run(lab.run.root, settings, runs[-1].parent.name, str(suite.folder or "")), suite, lab.experiment)
 
+    def suite_changed(self) -> bool:
+        """Whether the suite is another one than that of this run's answers: then its items do not belong to them."""
+        score = self.run.score("base", "fitness")
+        return score is not None and score.suite != self.suite.digest
+
     def command(self, *words: str) -> str:
         """The command line that means this run: `agentlab` with these words, the experiment, and every `--set`."""
         shown = os.path.relpath(self.experiment)
@@ -236,20 +241,24 @@ class Lab:
             recorder.reconcile()
             shown = []
         elif isinstance(item, EvolutionStopped):
-            shown = [self._append(Stopped(reason=str(item)))]
             recorder.interrupted("stopped", generation)
+            shown = [*self._warnings(recorder), self._append(Stopped(reason=str(item)))]
         else:
             text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
             code = item.exit_code if isinstance(item, AgentlabError) else RunError.exit_code
-            shown = []
+            recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
+            shown = self._warnings(recorder)
             with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
                 shown.append(self._append(GenerationFailed(generation=generation, error=text, exit_code=code)))
-            recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
+        return [*self._warnings(recorder), *shown]
+
+    def _warnings(self, recorder: "Recorder") -> list[Event]:
+        """What MLflow could not take, as events; what ends a generation is journaled after them."""
+        found: list[Event] = []
         while recorder.problems:
-            warning = Warned(message=recorder.problems.pop(0))
             with contextlib.suppress(AgentlabError):
-                shown.insert(0, self._append(warning))
-        return shown
+                found.append(self._append(Warned(message=recorder.problems.pop(0))))
+        return found
 
     def _write_lab_record(self, generation: int) -> None:
         """Lineage and errors as files in the generation's folder, from where they become artifacts."""
@@ -264,6 +273,16 @@ class Lab:
             prompts, expected = self._texts(self.suite.split("gate"))
             table = report.error_table(self.run, scored, "gate", prompts, expected)
             files.write_text(folder / "errors.csv", table.to_csv(index=False))
+
+    def _complete_records(self) -> None:
+        """What a kill right after the newest result has left undone: its culling, its tables and figures."""
+        from agentlab.evolution.tidying import tidy
+
+        results = self.run.results()
+        if results:
+            tidy(self.run, results[-1])
+            if not (self.run.generation_folder(results[-1].generation) / "lineage.html").exists():
+                self._write_lab_record(results[-1].generation)
 
     def _texts(self, items: Sequence[Item]) -> tuple[dict[str, str], dict[str, str]]:
         """Prompts and expected answers to show, by the items' positions."""
@@ -349,6 +368,7 @@ class Lab:
             if holder(self.run.worker_lock):
                 raise LeaseHeldError(f"evolving {self.run.id} must wait: {describe(self.run.worker_lock)}")
             self._write_run()
+            self._complete_records()
             self.run.stop_file.unlink(missing_ok=True)
             planned = self.run.settings.population.generations
             todo = [k for k in range(planned) if not self._is_finished(k)]
@@ -402,14 +422,26 @@ class Lab:
         from agentlab.evolution.baseline import equal_cost_sft
         from agentlab.evolution.bench import open_bench
 
+        if self.run.baseline() is None:
+            self._check_baseline()
         self._acquire(f"the baseline of {self.run.id}")
-        work = self._work = Work()
+        self.run.stop_file.unlink(missing_ok=True)
+        work = self._work = Work(stop_file=self.run.stop_file)
         try:
             with open_bench(self.run, self.suite, emit, work.should_stop) as bench:
                 return equal_cost_sft(bench)
         finally:
+            self.run.stop_file.unlink(missing_ok=True)
             work.done()
             self._give_up()
+
+    def _check_baseline(self) -> None:
+        """Raise RunError, before anything is loaded, where there is nothing to compare with."""
+        if self.suite_changed():
+            raise RunError(f"{self.run.id}: its suite has changed since, so nothing compares with its answers")
+        if self.run.sealed() is None:
+            missing = "has no champion" if self.is_finished() else "is not finished"
+            raise RunError(f"{self.run.id} {missing}, so there is no sealed comparison to compare with")
 
     # -- watching and stopping ------------------------------------------------------------------------------------
 
@@ -443,8 +475,9 @@ class Lab:
         from agentlab.report import write_report
 
         prompts, expected = {}, {}
-        for split, items in {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}.items():
-            prompts[split], expected[split] = self._texts(items)
+        if not self.suite_changed():
+            for split, items in {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}.items():
+                prompts[split], expected[split] = self._texts(items)
         return write_report(self.run, out or self.run.folder / "report.html", prompts, expected)
 
     def summary(self, report: Path | None = None) -> str:

@@ -13,6 +13,16 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class BaseModelRecord(_Record):
+    """The base model that a run stays with, the engine that scores it, and the rung that it is loaded at."""
+
+    name: str
+    sha256: str
+    engine: Literal["transformers", "vllm"] = "transformers"
+    rung: str | None = None  # None: as it is stored
+    versions: dict[str, str] = {}
+
+
 class Genome(_Record):
     """How a candidate comes to be. Everything that training needs is here or on disk already."""
 

@@ -1,7 +1,7 @@
 """What a candidate's training costs beside bare TRL with the same settings.
 
   ours  agentlab.learning.sft.train on the resident base: inject the adapter, train with events, checks and the stop
-        poll at every step, read the weights back, give the base back as it was
+        poll at every step, average the last weights, read them back, give the base back as it was
   bare  TRL's SFTTrainer(...).train() on the same resident base: same model, tokens, SFTConfig, LoRA config and seed
 Both train a fresh LoRA on the same toolcalls examples, in turns after a one-step warm-up of each; printed are medians.
 Cleaning up after bare TRL is not counted. On a CPU, ours computes the same loss with less work (it leaves prompt tokens
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BAR = 1.10
+AVERAGE = 0.5  # of the weights, as evolution trains; the learning rate is the same steady one in all ways
 
 
 def main() -> None:
@@ -66,7 +67,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             events: list[Any] = []
             started = time.perf_counter()
             some = examples[: steps * options.batch_size]
-            _, training = train(engine, genome(options, steps), None, some, max_length=longest, emit=events.append)
+            _, training = train(
+                engine, genome(options, steps), None, some, average=AVERAGE, max_length=longest, emit=events.append
+            )
             assert not training.remedies, f"training needed remedies: {training.remedies}"
             return time.perf_counter() - started, training.losses
 
@@ -155,7 +158,7 @@ def bare(engine: Any, genome: Any, examples: list[Any], trainer_class: Any) -> t
         set_seed(genome.seed)
         trainer = trainer_class(
             model=base,
-            args=sft_config(engine, folder, genome.seed, attempt, genome.steps, warmup_steps=1),
+            args=sft_config(engine, folder, genome.seed, attempt, genome.steps, warmup_steps=1, steady=True),
             train_dataset=Dataset.from_list(
                 [vars(example) for example in examples[: genome.steps * genome.batch_size]]
             ),

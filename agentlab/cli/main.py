@@ -217,11 +217,12 @@ def baseline(experiment: Path, overrides: tuple[str, ...]) -> None:
 def ui(experiment: Path, overrides: tuple[str, ...], port: int) -> None:
     """Open MLflow's web interface on the experiment's store (this machine only)."""
     from agentlab.config import project_root
-    from agentlab.tracking.store import check, ui_command
+    from agentlab.tracking.store import check, database, ui_command
 
     root = project_root(experiment)
-    check(root)
     lab = existing(experiment, overrides)
+    if database(root).exists():
+        check(root)  # else it is built again from the runs' folders
     if not lab.is_running():
         lab.reconcile()  # what a kill left as running
     click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")

@@ -19,7 +19,7 @@ from agentlab.hardware.rungs import RUNGS
 from agentlab.inference import Engine, choose_engine
 from agentlab.inference.opening import EngineName
 from agentlab.learning import steps_of
-from agentlab.records import BASE, Genome, Score
+from agentlab.records import BASE, BaseModelRecord, Genome, Score
 from agentlab.tasks import Suite
 
 if TYPE_CHECKING:
@@ -134,22 +134,22 @@ def open_bench(
 
 def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
     """The run's engine, written down with its model; what `auto` chose first is kept for the whole run."""
-    path = run.folder / "model.json"
-    wanted = run.settings.model.engine
-    if not path.exists():
+    wanted, known = run.settings.model.engine, run.model()
+    if known is None:
         chosen = choose_engine(run.settings, model)
         versions = {"transformers": transformers.__version__}
-        identity = {"name": model.name, "sha256": model.sha256}
-        record = {**identity, "engine": chosen, "rung": _planned_rung(run), "versions": versions}
-        files.write_json(path, record)
+        run.save_model(
+            BaseModelRecord(
+                name=model.name, sha256=model.sha256, engine=chosen, rung=_planned_rung(run), versions=versions
+            )
+        )
         return chosen
-    known = files.read_json(path)
-    if known["sha256"] != model.sha256:
+    if known.sha256 != model.sha256:
         raise RunError(
-            f"the model {model.name} has changed since run {run.id} began (sha256 {known['sha256'][:12]}…, now "
+            f"the model {model.name} has changed since run {run.id} began (sha256 {known.sha256[:12]}…, now "
             f"{model.sha256[:12]}…); restore it, or start a new run under another name"
         )
-    engine: EngineName = known.get("engine", "transformers")
+    engine = known.engine
     if wanted not in ("auto", engine):
         raise RunError(
             f"the scores of run {run.id} are those of the engine {engine}, not of {wanted}, and do not compare; set "

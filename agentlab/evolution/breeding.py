@@ -12,10 +12,12 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
-# Children of founders try their fitter parent's rate and twice that; later ones its rate and half of it, as high as
-# that because their blend averages out what a high rate leaves unsettled.
-CHILD_RATES = (1.0, 2.0)
-LATER_RATES = (1.0, 0.5)
+# Children try their fitter parent's rate and half of it. Which rate is fastest over a founder's few steps is already
+# high for a child's many, at which it stays; what it leaves unsettled, averages of weights and siblings smooth out.
+CHILD_RATES = (1.0, 0.5)
+# A line of descent learns only what its own members were trained on. So the child at its parent's rate carries the
+# line on with most of a generation's steps, and the other one looks what half the rate would give.
+CHILD_STEPS = (1.5, 0.5)
 LEAST_RATE = 0.125  # of the settings' own: with many generations, halving would end all learning
 
 
@@ -44,30 +46,32 @@ def breed(
         share = max(1, round(settings.training.founder_share * steps))
         return [founder(settings, generation, index, share) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
-    return [_child(settings, generation, index, pool, groups, steps) for index in range(new)]
+    shares = [CHILD_STEPS[index % len(CHILD_STEPS)] for index in range(new)]
+    steps_of = [max(1, round(steps * share * new / sum(shares))) for share in shares]
+    return [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
 
 
-def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked]) -> Genome | None:
+def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred: int) -> Genome | None:
     """One candidate more: the generation's two best newcomers, merged and not trained; None where that cannot help.
 
     Siblings that began at the same merged weights and trained on different items lie in one basin, and their average
     is often better than both (model soups, Wortsman et al. 2022), at the cost of one evaluation. Founders begin at
-    random weights of their own: they are not blended.
+    random weights of their own: they are not blended. newcomers: those that were evaluated, best first, of `bred`.
     """
     best = [member for member in newcomers if member.genome.parents][:2]
     if not settings.population.blend or len(best) < 2:
         return None
     fitter = best[0].genome
-    index = 1 + max(int(member.adapter.rpartition("-c")[2]) for member in newcomers)
+    rank = max(member.genome.rank for member in best)  # at the smaller one a part of the larger would be cut off
     return Genome(
-        candidate=adapter_id(generation, index),
+        candidate=adapter_id(generation, bred),
         generation=generation,
         operator="blend",
         parents=[member.adapter for member in best],
-        merge_weights=[0.5, 0.5],  # they are close in fitness, and an even average is the one with least noise
+        merge_weights=[member.genome.steps / sum(one.genome.steps for one in best) for member in best],
         merge_method="exact",
-        rank=fitter.rank,
-        alpha=fitter.alpha,
+        rank=rank,
+        alpha=settings.lora.alpha * rank / settings.lora.rank,
         dropout=fitter.dropout,
         target_modules=sorted({module for member in best for module in member.genome.target_modules}),
         learning_rate=fitter.learning_rate,
@@ -76,7 +80,7 @@ def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked]) -> G
         data_mix=dict(fitter.data_mix),
         weight_noise=0.0,
         mutated=[],
-        seed=training_seed(settings, generation, index),
+        seed=training_seed(settings, generation, bred),
     )
 
 
@@ -127,7 +131,7 @@ def _child(
     fitter = max(parents, key=lambda parent: parent.fitness).genome
     genes = _Genes(
         learning_rate=_child_rate(settings, fitter, index),
-        steps=(fitter.steps if fitter.parents else 0) or steps,  # founders and blends have another number
+        steps=steps,
         rank=fitter.rank,
         dropout=fitter.dropout,
         data_mix=dict(fitter.data_mix),
@@ -153,10 +157,8 @@ def _child(
 
 def _child_rate(settings: Settings, parent: Genome, index: int) -> float:
     """The learning rate of a child, before mutation."""
-    if parent.operator == "founder":
-        return min(1.0, parent.learning_rate * CHILD_RATES[index % len(CHILD_RATES)])
     least = min(settings.training.learning_rate * LEAST_RATE, parent.learning_rate)
-    return max(least, parent.learning_rate * LATER_RATES[index % len(LATER_RATES)])
+    return max(least, parent.learning_rate * CHILD_RATES[index % len(CHILD_RATES)])
 
 
 def _shares(parents: Sequence[Ranked]) -> list[float]:

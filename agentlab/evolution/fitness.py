@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pydantic
 
 from agentlab import files
 from agentlab.config import Settings
 from agentlab.errors import EvolutionStopped
 from agentlab.events import Calibrated, Evaluated, EvaluationProgress, Event
-from agentlab.evolution.run import Run
+from agentlab.evolution.run import Run, checked
 from agentlab.evolution.stats import mean_interval
 from agentlab.hardware.meter import PeakMeter
 from agentlab.inference import Completion, Engine, Request
@@ -23,32 +24,35 @@ from agentlab.tasks import Item, Suite, score_split
 class Rates:
     """Tokens per second of the base model on single requests, measured once per run."""
 
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    prefill_tokens_per_s: pydantic.PositiveFloat
+    decode_tokens_per_s: pydantic.PositiveFloat
 
     def latency_s(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Seconds of one answer at these rates."""
         return prompt_tokens / self.prefill_tokens_per_s + completion_tokens / self.decode_tokens_per_s
 
 
+_RATES = pydantic.TypeAdapter(Rates)
 _LONG_ANSWER = [{"role": "user", "content": "Tell a long story about a river, from its spring to the sea."}]
 
 
 def stored_rates(run: Run) -> Rates | None:
     """The run's rates, once they were measured."""
-    path = run.folder / "rates.json"
-    return Rates(**files.read_json(path)) if path.exists() else None
+    return checked(run.folder / "rates.json", _RATES)
 
 
 def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], None]) -> Rates:
     """The run's rates: read from its folder, or measured now and written there.
 
-    The fastest of at most five, after one to warm up: whatever else the machine does can only make them slower, and
-    once the two fastest agree nothing did. To two digits, because more would be noise.
+    From the fastest of at most five, after one to warm up: whatever else the machine does can only make them slower,
+    and once the two fastest agree nothing did. To two digits, because more would be noise.
     """
     if (stored := stored_rates(run)) is not None:
         return stored
-    prefill, decode = [], []
+    prefill: list[float] = []
+    short: list[float] = []  # seconds of a long answer's first token,
+    long: list[float] = []  # and of its first `written`
+    written = 1
     items = suite.split("train")
     for number in range(6):
         one = _alone(engine, suite.chat(items[number % len(items)]), 1)
@@ -56,11 +60,12 @@ def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], No
         if number == 0:
             continue
         prefill.append(one.prompt_tokens / max(one.latency_s, 1e-6))
-        if many.completion_tokens > 1:
-            decode.append((many.completion_tokens - 1) / max(many.latency_s - first.latency_s, 1e-3))
-        if _agree(prefill) and (_agree(decode) or not decode):
+        short.append(max(first.latency_s, 1e-6))
+        long.append(max(many.latency_s, 1e-6))
+        written = many.completion_tokens
+        if all(_agree(found) for found in (prefill, [1 / s for s in short], [1 / s for s in long])):
             break
-    rates = Rates(_two_digits(max(prefill)), _two_digits(max(decode, default=10.0)))
+    rates = Rates(_two_digits(max(prefill)), _two_digits(_decode_rate(min(short), min(long), written)))
     files.write_json(run.folder / "rates.json", dataclasses.asdict(rates))
     emit(Calibrated(**dataclasses.asdict(rates)))
     return rates
@@ -68,6 +73,17 @@ def calibrate(run: Run, engine: Engine, suite: Suite, emit: Callable[[Event], No
 
 def _alone(engine: Engine, messages: list[dict[str, str]], tokens: int) -> Completion:
     return engine.generate([Request(messages, max_new_tokens=tokens, reuse_prompt=False)], 1)[0]
+
+
+def _decode_rate(short_s: float, long_s: float, written: int) -> float:
+    """Tokens/s of decoding, from the fastest first token and the fastest answer of so many tokens.
+
+    Of one pair alone the difference may be next to nothing, when something slowed the first token down.
+    """
+    if written < 2:
+        return 10.0  # a model that ends at once says nothing about it
+    spent = long_s - short_s
+    return (written - 1) / (spent if spent > 0 else long_s)
 
 
 def _agree(rates: Sequence[float]) -> bool:

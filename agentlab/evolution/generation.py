@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from agentlab import adapters
-from agentlab.adapters import Pool
 from agentlab.errors import AdapterError, RunError
 from agentlab.events import (
     Bred,
@@ -30,6 +29,7 @@ from agentlab.evolution.bench import Bench, open_bench
 from agentlab.evolution.guard import Guard
 from agentlab.evolution.run import Run
 from agentlab.evolution.selection import Ranked, prune, ranked
+from agentlab.evolution.tidying import tidy
 from agentlab.hardware.threads import limit_threads
 from agentlab.learning import TrainingFailed, encode, sample
 from agentlab.learning.sft import train
@@ -56,7 +56,7 @@ def run_generation(
     last = generation == run.settings.population.generations - 1
     limit_threads(run.settings.budget.threads)
     if result is not None and (not last or _is_sealed(run, result)):
-        _tidy(run, Pool(run.folder / "adapters"), result)
+        tidy(run, result)
         emit(GenerationFinished(generation=generation, champion=result.champion, seconds=result.seconds))
         return result
     with (
@@ -65,7 +65,7 @@ def run_generation(
     ):
         if result is None:
             result = _evolve(bench, generation, started)
-        _tidy(run, bench.pool, result)
+        tidy(run, result)
         if last and result.champion != BASE:
             _compare_sealed(bench, result.champion)
     emit(GenerationFinished(generation=generation, champion=result.champion, seconds=time.monotonic() - started))
@@ -112,7 +112,7 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
         culled=culled,
         champion=champion,
         verdict=verdict,
-        seconds=time.monotonic() - started,
+        seconds=run.seconds_before(generation) + time.monotonic() - started,
     )
     run.save_result(result)
     bench.emit(Selected(generation=generation, pool=kept, culled=culled))
@@ -152,7 +152,7 @@ def _announce(bench: Bench, genome: Genome) -> None:
 def _blend(bench: Bench, generation: int, genomes: Sequence[Genome]) -> list[Genome]:
     """The generation's two best newcomers merged, as a candidate of its own; empty for founders."""
     newcomers = _rank(bench.run, [g.candidate for g in genomes if _is_evaluated(bench.run, g.candidate)])
-    genome = breeding.blend(bench.run.settings, generation, newcomers)
+    genome = breeding.blend(bench.run.settings, generation, newcomers, len(genomes))
     if genome is None:
         return []
     _announce(bench, genome)
@@ -209,6 +209,7 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         start,
         [encode(learner, bench.suite, item) for item in items],
         warmup_steps=settings.warmup_steps,
+        average=settings.average,
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
         emit=bench.emit,
@@ -292,8 +293,7 @@ def _challenger(run: Run, members: Sequence[str], champion: str) -> str | None:
 
 
 def _fitness_score(run: Run, adapter: str) -> Score:
-    candidate = None if adapter == BASE else run.candidate(adapter)
-    score = run.score(BASE, "fitness") if candidate is None else candidate.score
+    score = run.score(BASE, "fitness") if adapter == BASE else run.kept_candidate(adapter).score
     assert score is not None  # members are evaluated, and so is every champion
     return score
 
@@ -303,21 +303,10 @@ def _compare_sealed(bench: Bench, champion: str) -> None:
         seal.compare(bench, champion)
 
 
-def _tidy(run: Run, pool: Pool, result: GenerationResult) -> None:
-    """Make cards and candidate records follow the result; safe to repeat after a kill in the middle."""
-    for adapter in result.culled:
-        pool.cull(adapter)
-    for adapter in [*result.pool, *result.culled]:
-        candidate = run.candidate(adapter)
-        state = "kept" if adapter in result.pool else "culled"
-        if candidate is not None and candidate.state != state:
-            run.save_candidate(candidate.model_copy(update={"state": state}))
-
-
 def _rank(run: Run, names: Sequence[str]) -> list[Ranked]:
     """Selection's view of adapters, best first."""
-    found = [run.candidate(name) for name in names]
-    return ranked(Ranked(c.genome.candidate, c.fitness, c.genome) for c in found if c is not None)
+    found = [run.kept_candidate(name) for name in names]
+    return ranked(Ranked(c.genome.candidate, c.fitness, c.genome) for c in found)
 
 
 def _is_evaluated(run: Run, adapter: str) -> bool:

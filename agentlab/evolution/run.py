@@ -19,17 +19,47 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 
 from agentlab import config, files
 from agentlab.config import RungName
 from agentlab.errors import AgentlabError, StorageError
-from agentlab.events import Journal
-from agentlab.records import BASE, BaselineResult, Candidate, GenerationResult, Genome, Score, SealedResult, Verdict
+from agentlab.events import EvolutionStarted, GenerationStarted, Journal
+from agentlab.records import (
+    BASE,
+    BaselineResult,
+    BaseModelRecord,
+    Candidate,
+    GenerationResult,
+    Genome,
+    Score,
+    SealedResult,
+    Verdict,
+)
 
 Record = TypeVar("Record", bound=pydantic.BaseModel)
+Value = TypeVar("Value")
+
+
+class _Phase(pydantic.BaseModel, extra="allow"):
+    name: str
+    total_bytes: int
+    lines_bytes: dict[str, int]
+
+
+class _PlannedModel(pydantic.BaseModel, extra="allow"):
+    rung: str
+    phases: list[_Phase]
+
+
+class _Plan(pydantic.BaseModel, extra="allow"):
+    models: Annotated[list[_PlannedModel], pydantic.Field(min_length=1)]
+
+
+_POPULATION = pydantic.TypeAdapter(Annotated[list[Genome], pydantic.Field(min_length=1)])
+_OPENINGS = pydantic.TypeAdapter(list[list[str]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +106,7 @@ class Run:
 
     def population(self, generation: int) -> list[Genome] | None:
         """Genomes bred for a generation; None before breeding."""
-        path = self.generation_folder(generation) / "population.json"
-        return [Genome.model_validate(value) for value in files.read_json(path)] if path.exists() else None
+        return checked(self.generation_folder(generation) / "population.json", _POPULATION)
 
     def save_population(self, generation: int, genomes: list[Genome]) -> None:
         path = self.generation_folder(generation) / "population.json"
@@ -85,6 +114,15 @@ class Run:
 
     def candidate(self, adapter: str) -> Candidate | None:
         return _read(self._candidate_path(adapter), Candidate)
+
+    def kept_candidate(self, adapter: str) -> Candidate:
+        """A candidate that a finished generation relies on. Raises StorageError when its record is gone."""
+        candidate = self.candidate(adapter)
+        if candidate is None:
+            raise StorageError(
+                f"{self._candidate_path(adapter)} is missing, and its generation is finished; restore it from a copy"
+            )
+        return candidate
 
     def save_candidate(self, candidate: Candidate) -> None:
         _write(self._candidate_path(candidate.genome.candidate), candidate)
@@ -151,13 +189,12 @@ class Run:
 
     def openings(self) -> list[list[str]]:
         """The frozen list of model hashes of each opening of the sealed split so far."""
-        path = self.folder / "seal-openings.json"
-        return list(files.read_json(path)) if path.exists() else []
+        return checked(self.folder / "seal-openings.json", _OPENINGS) or []
 
     def plan(self) -> dict[str, Any] | None:
         """The memory that was planned when this run last began to work, as `hardware.plan.Plan.as_dict` writes it."""
-        path = self.folder / "plan.json"
-        return dict(files.read_json(path)) if path.exists() else None
+        found = _read(self.folder / "plan.json", _Plan)
+        return None if found is None else found.model_dump()
 
     def planned_mib(self) -> dict[str, float] | None:
         """The planned memory of the primary model by phase; None before anything was planned.
@@ -177,9 +214,26 @@ class Run:
 
     def rung(self) -> RungName | None:
         """The rung at which the run's adapters are trained and scored; None before it began, or as stored."""
-        path = self.folder / "model.json"
-        found = files.read_json(path).get("rung") if path.exists() else None
-        return cast("RungName | None", found)
+        found = self.model()
+        return None if found is None else cast("RungName | None", found.rung)
+
+    def model(self) -> BaseModelRecord | None:
+        """The base model that the run stays with; None before it began."""
+        return _read(self.folder / "model.json", BaseModelRecord)
+
+    def save_model(self, record: BaseModelRecord) -> None:
+        _write(self.folder / "model.json", record)
+
+    def seconds_before(self, generation: int) -> float:
+        """How long earlier attempts at a generation worked that were stopped, failed or killed, by the journal."""
+        total, begun, last = 0.0, None, 0.0
+        for event in self.journal.replay():
+            if isinstance(event, EvolutionStarted | GenerationStarted):
+                total += 0.0 if begun is None else last - begun
+                ours = isinstance(event, GenerationStarted) and event.generation == generation
+                begun = event.time_s if ours else None
+            last = max(event.time_s, last)
+        return max(0.0, total)  # the newest attempt is the one that asks
 
     def baseline(self) -> BaselineResult | None:
         return _read(self.folder / "baseline.json", BaselineResult)
@@ -199,12 +253,20 @@ def generation_of(adapter: str) -> int:
 
 
 def _read(path: Path, record: type[Record]) -> Record | None:
+    return checked(path, pydantic.TypeAdapter(record))
+
+
+def checked(path: Path, kind: "pydantic.TypeAdapter[Value]") -> Value | None:
+    """What a file holds, None where there is none. Raises StorageError where it is not what belongs there."""
     if not path.exists():
         return None
     try:
-        return record.model_validate(files.read_json(path))
+        return kind.validate_python(files.read_json(path))
     except pydantic.ValidationError as error:
-        raise StorageError(f"{path} is damaged ({error.error_count()} fields); delete it to redo that step") from None
+        raise StorageError(
+            f"{path} is damaged ({error.error_count()} fields); restore it from a copy or, while its generation is not "
+            "finished, delete it to redo that step"
+        ) from None
 
 
 def _write(path: Path, record: pydantic.BaseModel) -> None:

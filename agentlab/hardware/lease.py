@@ -1,5 +1,6 @@
 """One holder at a time: an advisory file lock that names its holder and dies with it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -39,10 +40,11 @@ class Lease:
                     os.close(handle)
                     raise LeaseHeldError(f"{self.purpose} must wait: {describe(self.path)}") from None
                 time.sleep(0.1)
-        os.ftruncate(handle, 0)
-        text = json.dumps({"pid": os.getpid(), "purpose": self.purpose, "since_s": time.time()})
-        os.pwrite(handle, text.encode(), 0)
         self._handle = handle
+        text = json.dumps({"pid": os.getpid(), "purpose": self.purpose, "since_s": time.time()})
+        with contextlib.suppress(OSError):  # a full disk: held it is all the same, only nobody can read by whom
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, text.encode(), 0)
         return self
 
     def release(self) -> None:

@@ -19,6 +19,7 @@ from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.learning.averaging import WeightAverage
 from agentlab.learning.dataset import Example
 from agentlab.learning.trainer import CompactSFTTrainer
 from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, remedy
@@ -35,6 +36,7 @@ def train(
     examples: Sequence[Example],
     *,
     warmup_steps: int = 1,
+    average: float = 0.0,
     max_length: int = 1024,
     max_remedies: int = 3,
     emit: Callable[[Event], None] = lambda event: None,
@@ -44,6 +46,8 @@ def train(
 
     start: weights to begin with (the merged parents); None: a fresh LoRA, which leaves the model unchanged.
     examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
+    average: the share of the steps, the last ones, whose weights are averaged, at a steady learning rate; 0: the last
+    step's weights, at a rate that falls to zero in a line, which is TRL's default.
     max_remedies: against NaN and divergence; those against a lack of memory end by themselves.
     Raises TrainingFailed when no remedy is left, EvolutionStopped when `should_stop()` turns true.
     """
@@ -62,7 +66,7 @@ def train(
     started = time.monotonic()
     while True:
         try:
-            lora, losses = _attempt(engine, genome, start, fitting, attempt, warmup_steps, emit, should_stop)
+            lora, losses = _attempt(engine, genome, start, fitting, attempt, warmup_steps, average, emit, should_stop)
         except TrainingTrouble as trouble:
             following = remedy(attempt, trouble.problem, [len(example.input_ids) for example in fitting])
             unstable += trouble.problem != "out_of_memory"
@@ -100,6 +104,7 @@ def _attempt(
     examples: Sequence[Example],
     attempt: Attempt,
     warmup_steps: int,
+    average: float,
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> tuple[Lora, list[float]]:
@@ -116,13 +121,14 @@ def _attempt(
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
+            averaging = [WeightAverage(average)] if average else []
             with _in_fp32(engine):
                 trainer = CompactSFTTrainer(
                     model=engine.model,
-                    args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps),
+                    args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps, steady=average > 0),
                     train_dataset=Dataset.from_list([vars(example) for example in examples]),
                     processing_class=engine.tokenizer,
-                    callbacks=[callback],
+                    callbacks=[callback, *averaging],
                 )
             engine.activate(_SLOT)
             trainer.remove_callback(PrinterCallback)
@@ -156,9 +162,18 @@ def lora_config(genome: Genome) -> LoraConfig:
 
 
 def sft_config(
-    engine: TransformersEngine, folder: str, seed: int, attempt: Attempt, steps: int, warmup_steps: int
+    engine: TransformersEngine,
+    folder: str,
+    seed: int,
+    attempt: Attempt,
+    steps: int,
+    warmup_steps: int,
+    steady: bool = False,
 ) -> SFTConfig:
-    """TRL's settings for one candidate; the benchmark trains bare TRL with the same ones."""
+    """TRL's settings for one candidate; the benchmark trains bare TRL with the same ones.
+
+    steady: the learning rate stays where it is after the warm-up, for weights that are averaged.
+    """
     on_gpu = engine.device == "cuda"
     bf16 = on_gpu and engine.base.dtype == torch.bfloat16
     return SFTConfig(
@@ -167,7 +182,7 @@ def sft_config(
         per_device_train_batch_size=attempt.batch_size,
         gradient_accumulation_steps=attempt.accumulation,
         learning_rate=attempt.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant_with_warmup" if steady else "linear",
         warmup_steps=min(warmup_steps, steps - 1),
         weight_decay=0.0,
         max_grad_norm=1.0,

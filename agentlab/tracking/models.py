@@ -152,8 +152,12 @@ class ModelShelf:
             self._client.create_registered_model(name)
         versions: dict[str, Any] = {}
         for version in self._client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get("agentlab.run") == self._run.id:
-                versions[version.tags["agentlab.adapter_id"]] = version
+            adapter_id = version.tags.get("agentlab.adapter_id")
+            if version.tags.get("agentlab.run") != self._run.id or adapter_id is None:
+                continue
+            model = models.get(adapter_id)
+            if adapter_id not in versions or (model is not None and version.tags.get(_MODEL) == model.model_id):
+                versions[adapter_id] = version  # a run that a person deleted has left one of the model that went too
         created = set()
         for adapter in champions:
             model_id = models[adapter].model_id

@@ -162,3 +162,9 @@ class TestOnAFinishedRun:
         assert pruned.exit_code == 0, pruned.output
         assert len(list(experiment.parent.glob("tiny/*/adapters/*/adapter_model.safetensors"))) <= 2
         assert "culled" in run("adapters", "list", experiment, "--all").output
+
+
+def test_ui_without_a_run_says_that_there_is_none(tiny_experiment):
+    result = run("ui", tiny_experiment)
+    assert result.exit_code == 5
+    assert "no run of" in result.output

@@ -107,7 +107,7 @@ def test_structure_of_the_lineage(finished):
         new = [genome.candidate for genome in genomes]
         if k:  # the two best children merged
             children = ranked(Ranked(a, run.candidate(a).fitness, run.candidate(a).genome) for a in new)
-            mixed = blend(run.settings, k, children)
+            mixed = blend(run.settings, k, children, len(genomes))
             assert mixed == run.candidate(mixed.candidate).genome
             assert run.candidate(mixed.candidate).training.train_tokens == 0
             new.append(mixed.candidate)

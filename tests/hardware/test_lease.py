@@ -1,5 +1,6 @@
 """Leases: one holder, named to the others, gone with its process."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -24,6 +25,19 @@ def hold(path):
     process = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
+
+
+def test_on_a_full_disk_it_is_held_although_nobody_can_read_by_whom(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    lease = Lease(tmp_path / "lease", "testing").acquire()
+    assert holder(tmp_path / "lease")["purpose"] == "unknown"
+    with pytest.raises(LeaseHeldError):
+        Lease(tmp_path / "lease", "second").acquire()
+    lease.release()
+    assert holder(tmp_path / "lease") is None
 
 
 def test_second_process_is_told_who_holds_it(tmp_path):

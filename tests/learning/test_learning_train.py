@@ -139,6 +139,42 @@ def test_a_warm_start_continues_where_the_parent_ended(engine, examples, clean):
     assert all(torch.equal(a, c) for (a, _), (c, _) in zip(untouched, parent.modules.values(), strict=True))
 
 
+@pytest.mark.parametrize(("average", "counted"), [(0.0, 1), (0.2, 1), (0.5, 2), (1.0, 4)])
+def test_the_weights_of_the_last_steps_are_averaged(engine, examples, clean, average, counted):
+    passed = []
+
+    def look():
+        passed.append(engine.read_adapter("candidate"))
+        return False
+
+    lora, _ = train(engine, genome_of(), None, examples * 2, average=average, should_stop=look)
+    assert len(passed) == 4
+    for name, pair in lora.modules.items():
+        for which, weights in enumerate(pair):
+            mean = torch.stack([one.modules[name][which] for one in passed[-counted:]]).mean(0)
+            torch.testing.assert_close(weights, mean, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("average", "expected"), [(0.0, [1e-2, 7.5e-3, 5e-3, 2.5e-3]), (0.5, [1e-2] * 4)])
+def test_the_rate_falls_to_zero_unless_weights_are_averaged(engine, examples, clean, monkeypatch, average, expected):
+    rates = []
+    monkeypatch.setattr("agentlab.learning.sft.CompactSFTTrainer", rates_into(rates))
+    train(engine, genome_of(), None, examples * 2, average=average, warmup_steps=0)
+    assert rates == pytest.approx(expected)
+
+
+def rates_into(found):
+    """TRL's trainer, which writes the learning rate of each step down."""
+
+    class Recording(CompactSFTTrainer):
+        def log(self, logs, *arguments, **named):
+            if "learning_rate" in logs:
+                found.append(logs["learning_rate"])
+            super().log(logs, *arguments, **named)
+
+    return Recording
+
+
 @pytest.fixture
 def parent(engine, examples):
     """Weights at a low loss, which a large learning rate throws away in one step; a fresh LoRA has little to lose."""

@@ -89,6 +89,23 @@ def test_the_alias_follows_the_champion(story: Story) -> None:
     assert client.get_model_version_by_alias("agentlab-tiny", "champion").version == 2
 
 
+def test_a_champion_whose_run_was_deleted_gets_one_version_more_and_no_other(story: Story) -> None:
+    a, b = story.begin(0)
+    for adapter, fitness in ((a, 0.5), (b, 0.25)):
+        story.train(adapter)
+        story.evaluate(adapter, fitness)
+    story.finish(0, [a, b], [], champion=a)
+    shown = Shown(story.run)
+    shown.client.delete_run(shown.runs[a].info.run_id)
+    for _ in range(3):
+        recorder = Recorder(story.run, SUITE)
+        recorder.reconcile()
+        assert recorder.problems == []
+    versions = shown.client.search_model_versions("name = 'agentlab-tiny'")
+    assert sorted(int(version.version) for version in versions) == [1, 2]
+    assert shown.client.get_model_version_by_alias("agentlab-tiny", "champion").version == 2
+
+
 def test_an_old_run_does_not_take_the_alias_back(story: Story, root: Path) -> None:
     story.two_generations()
     newer = Story(root, seed=8)

@@ -1,0 +1,21 @@
+"""What follows from a generation's result: weights that go, and states of candidates. Needs no model."""
+
+from agentlab.adapters import Pool
+from agentlab.evolution.run import Run
+from agentlab.records import GenerationResult
+
+
+def tidy(run: Run, result: GenerationResult) -> None:
+    """Make weights, cards and candidate records follow the result; safe to repeat after a kill in the middle.
+
+    What a person has pruned since stays pruned.
+    """
+    pool = Pool(run.folder / "adapters")
+    for adapter in result.culled:
+        pool.cull(adapter)
+    gone = {card.adapter_id for card in pool.cards(strict=False) if card.weights is None}
+    for adapter in [*result.pool, *result.culled]:
+        candidate = run.candidate(adapter)
+        state = "culled" if adapter in result.culled or adapter in gone else "kept"
+        if candidate is not None and candidate.state != state:
+            run.save_candidate(candidate.model_copy(update={"state": state}))

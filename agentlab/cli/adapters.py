@@ -113,7 +113,13 @@ def export(experiment: Path, overrides: tuple[str, ...], adapter: str, out: Path
     from agentlab import models
 
     lab, pool = _pool(experiment, overrides)
-    base = models.resolve(lab.run.settings.model.primary, lab.run.root).folder if merged else None
+    base = None
+    if merged:
+        files = models.resolve(lab.run.settings.model.primary, lab.run.root)
+        base, pool.base_sha256 = (
+            files.folder,
+            files.sha256,
+        )  # merged into other weights it would be wrong without a word
     click.echo(str(pool.export(_named(lab, adapter), out, base)))
 
 
@@ -127,9 +133,9 @@ def prune(experiment: Path, overrides: tuple[str, ...], keep: int) -> None:
     if lab.is_running() or not lab.is_finished():
         raise RunError(f"{lab.run.id} is not finished: the next generation is bred from its pool, so nothing is pruned")
     culled = pool.prune(keep, {lab.run.champion()})
-    for adapter in culled:
-        candidate = lab.run.candidate(adapter)
-        if candidate is not None:
+    for card in pool.cards():  # also those whose records a kill left behind
+        candidate = lab.run.candidate(card.adapter_id)
+        if card.weights is None and candidate is not None and candidate.state != "culled":
             lab.run.save_candidate(candidate.model_copy(update={"state": "culled"}))
     lab.reconcile()  # the copies in MLflow go too
     click.echo(f"culled: {', '.join(culled) or 'none'}")

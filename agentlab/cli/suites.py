@@ -114,7 +114,7 @@ def _sizes(text: str) -> dict[str, int]:
     sizes = {}
     for part in text.split(","):
         key, _, value = part.partition("=")
-        if not value.strip().isdigit():
+        if not (value.strip().isascii() and value.strip().isdigit()):  # "²" is a digit, too
             raise SuiteError(f"--sizes {text}: write it like train=400,fitness=64,gate=100,test=200")
         sizes[key.strip()] = int(value)
     return sizes

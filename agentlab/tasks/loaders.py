@@ -103,7 +103,12 @@ def _read(
     pools = read_pools(source, format)
     if test_source is not None:
         other = read_pools(test_source, format)
-        pools = {**pools, "test": other.get("test") or other["train"]}
+        tests = other.get("test") or other.get("train")
+        if not tests:
+            raise SuiteError(
+                f"{test_source} has neither a test nor a train split; it has: {', '.join(other) or 'none'}"
+            )
+        pools = {**pools, "test": tests}
     rows = [row for part in pools.values() for row in part]
     if not rows:
         raise SuiteError(f"{source} has no rows")

@@ -1,5 +1,6 @@
 """The command line: help without heavy imports, one sentence per error, the right exit code."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from support import write_suite
 
+from agentlab import Lab, models
 from agentlab.cli import main
 
 HEAVY = ("torch", "transformers", "mlflow", "pandas", "plotly", "evaluate", "datasets", "peft", "trl", "numpy", "faiss")
@@ -87,6 +89,7 @@ def test_suite_make_from_jsonl_and_refusals(tmp_path):
     assert again.exit_code == 2
     assert "already exists" in again.output
     assert run("suite", "make", source, "--out", tmp_path / "b", "--sizes", "train=x").exit_code == 2
+    assert run("suite", "make", source, "--out", tmp_path / "b", "--sizes", "train=²").exit_code == 2
     assert run("suite", "make", source, "--out", tmp_path / "b", "--seed", "-1").exit_code == 2
     assert run("suite", "make", source, "--out", "/dev/null/b").exit_code == 7
 
@@ -162,6 +165,24 @@ class TestOnAFinishedRun:
         assert pruned.exit_code == 0, pruned.output
         assert len(list(experiment.parent.glob("tiny/*/adapters/*/adapter_model.safetensors"))) <= 2
         assert "culled" in run("adapters", "list", experiment, "--all").output
+        # a kill after the weights had gone and before the records followed
+        lab = Lab.open(experiment)
+        left = [c for c in lab.run.candidates() if c.state == "culled"]
+        for candidate in left:
+            lab.run.save_candidate(candidate.model_copy(update={"state": "kept"}))
+        assert run("adapters", "prune", experiment, "--keep", "1").exit_code == 0
+        assert left
+        assert [lab.run.candidate(c.genome.candidate).state for c in left] == ["culled"] * len(left)
+
+    def test_nothing_is_merged_into_a_model_that_has_changed(self, experiment, tmp_path, monkeypatch):
+        resolve = models.resolve
+        other = "0" * 64
+        monkeypatch.setattr(models, "resolve", lambda *known: dataclasses.replace(resolve(*known), sha256=other))
+        adapter = Lab.open(experiment).run.result(0).pool[0]
+        refused = run("adapters", "export", experiment, adapter, "--out", tmp_path / "m", "--merged")
+        assert refused.exit_code == 4
+        assert "was trained on another base model" in refused.output
+        assert not (tmp_path / "m").exists()
 
 
 def test_ui_without_a_run_says_that_there_is_none(tiny_experiment):

@@ -105,6 +105,12 @@ def test_a_separate_test_file(tmp_path):
     assert {item.id.split("-")[0] for item in suite.open_test()} == {"test"}
 
 
+def test_a_separate_file_without_tests_is_refused(tmp_path):
+    (tmp_path / "v.json").write_text(json.dumps({"validation": rows(9, 60)}))
+    with pytest.raises(SuiteError, match=r"v\.json has neither a test nor a train split; it has: \w+"):
+        make_suite(write_jsonl(tmp_path / "d.jsonl", rows(60)), tmp_path / "out", test_source=str(tmp_path / "v.json"))
+
+
 def test_duplicates_leave_train_first_and_are_reported(tmp_path):
     lines = [*rows(60), {"text": "Sentence  number 3!", "label": "sad", "extra": 0}]
     test = write_jsonl(tmp_path / "t.jsonl", [*rows(9, 60), {"text": "sentence number 5.", "label": "sad"}])

@@ -128,7 +128,8 @@ def resource_lines(run: Run) -> list[str]:
         else:
             verdict = "within" if score.latency_p95_s <= target else "NOT within"
             latency = f"p50 {words.seconds(score.latency_p50_s)}, p95 {words.seconds(score.latency_p95_s)}"
-            latency += f" of {words.counted(min(run.settings.evaluation.latency_items, len(score.item_scores)), 'single answer')}"
+            alone = min(run.settings.evaluation.latency_items, len(score.item_scores))
+            latency += f" of {words.counted(alone, 'single answer')}"
             latency += f": {verdict} the target of {target:g} s"
         lines.append(f"{label:<22}{latency}")
         peak = f"peak RAM {words.mebibytes(score.ram_peak_mib)}"

@@ -241,15 +241,19 @@ class Lab:
             recorder.reconcile()
             shown = []
         elif isinstance(item, EvolutionStopped):
-            recorder.interrupted("stopped", generation)
-            shown = [*self._warnings(recorder), self._append(Stopped(reason=str(item)))]
+            try:
+                recorder.interrupted("stopped", generation)
+            finally:  # also where a second Ctrl-C ends the writing
+                shown = [*self._warnings(recorder), self._append(Stopped(reason=str(item)))]
         else:
             text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
             code = item.exit_code if isinstance(item, AgentlabError) else RunError.exit_code
-            recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
-            shown = self._warnings(recorder)
-            with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
-                shown.append(self._append(GenerationFailed(generation=generation, error=text, exit_code=code)))
+            try:
+                recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
+            finally:
+                shown = self._warnings(recorder)
+                with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
+                    shown.append(self._append(GenerationFailed(generation=generation, error=text, exit_code=code)))
         return [*self._warnings(recorder), *shown]
 
     def _warnings(self, recorder: "Recorder") -> list[Event]:
@@ -281,7 +285,8 @@ class Lab:
         results = self.run.results()
         if results:
             tidy(self.run, results[-1])
-            if not (self.run.generation_folder(results[-1].generation) / "lineage.html").exists():
+            folder = self.run.generation_folder(results[-1].generation)
+            if not all((folder / name).exists() for name in ("lineage.html", "errors.csv")):
                 self._write_lab_record(results[-1].generation)
 
     def _texts(self, items: Sequence[Item]) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
-from agentlab.errors import ConfigError, ModelError
+from agentlab.errors import ConfigError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
 from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
+from agentlab.hardware.remedies import notes
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.sizing import Device, Machine, Model, Workload
+from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference.contract import OutOfMemoryError
-from agentlab.inference.opening import choose_engine, served_rank
+from agentlab.inference.opening import has_vllm, served_rank
 from agentlab.inference.vllm_settings import ModelSizes, least_for_gpu, planned_lines, settings_for_gpu
 from agentlab.tasks import Suite
 
@@ -34,7 +36,8 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
         )
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
-    return _on_vllm(make_plan(run.settings, found, machine(device), workload(suite)), run)
+    work = workload(suite)
+    return _on_vllm(make_plan(run.settings, found, machine(device), work), run, work)
 
 
 def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
@@ -51,53 +54,68 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
             f"key model.rung: {run.settings.model.rung!r}; allowed for {name}, which is quantized in its files: auto"
         )
     known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
-    plan = make_plan(run.settings, [primary], here, workload(suite), None if known is None else [RUNGS[known]])
-    plan = _on_vllm(plan, run)
+    work = workload(suite)
+    plan = make_plan(run.settings, [primary], here, work, None if known is None else [RUNGS[known]])
+    plan = _on_vllm(plan, run, work)
     check_fits(plan)
     return plan
 
 
-def _on_vllm(plan: Plan, run: Run) -> Plan:
+def _on_vllm(plan: Plan, run: Run, work: Workload) -> Plan:
     """`plan` with what vLLM takes of a GPU, for the models that it would answer with.
 
     On a CPU its memory is that of a process of its own, which is not planned.
     """
     if plan.machine.device == "cpu":
         return plan
-    return dataclasses.replace(plan, models=tuple(_answering_on_vllm(model, run) for model in plan.models))
+    return dataclasses.replace(plan, models=tuple(_answering_on_vllm(model, run, work) for model in plan.models))
 
 
-def _answering_on_vllm(plan: ModelPlan, run: Run) -> ModelPlan:
-    if run.settings.model.engine == "auto":
-        try:
-            chosen = choose_engine(run.settings, models.resolve(plan.model.name, run.root))
-        except ModelError:  # it is not here yet
-            return plan
-    else:
-        chosen = run.settings.model.engine
-    if chosen != "vllm":
-        return plan
-    shape, rank = plan.model.shape, served_rank(run.settings)
+def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
+    settings, shape, rank = run.settings, plan.model.shape, served_rank(run.settings)
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
+    engine = settings.model.engine
+    bound = run.model() if engine == "auto" and plan.model.role == "primary" else None
+    if bound is not None:  # what `auto` chose first is kept for the whole run
+        engine = bound.engine
+    if engine == "auto" and not (has_vllm() and monitor.accelerator() == "cuda"):
+        return plan
+    if engine not in ("auto", "vllm"):
+        return plan
     try:
-        found = settings_for_gpu(run.settings.budget.vram_gib, sizes, rank)
+        found = settings_for_gpu(settings.budget.vram_gib, sizes, rank)
     except OutOfMemoryError:
+        if engine == "auto":
+            return plan
         found = least_for_gpu(sizes, rank)
     lines = planned_lines(found, sizes)
     serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
     phases = []
+    extra: list[str] = []
     for phase in plan.phases:
-        here = (
-            serving
-            if phase.name == "serve"
-            else {"batch_size": found.max_num_seqs, "tokens": phase.chosen.get("tokens", 0)}
-        )
+        tokens = phase.chosen.get("tokens", 0)
+        here = serving if phase.name == "serve" else {"batch_size": found.max_num_seqs, "tokens": tokens}
         on_vllm = dataclasses.replace(phase, lines=lines, chosen=here, wanted={})
         phases.append(phase if phase.name == "train" else on_vllm)
-    remedies = plan.remedies
-    if plan.fits and not all(phase.fits for phase in phases):
-        remedies = (f"model.engine=transformers, at {plan.rung}",)
-    return dataclasses.replace(plan, phases=tuple(phases), remedies=remedies, answers_on="vllm")
+        if phase.name == "evaluate" and tokens > found.max_model_len:
+            extra.append(
+                f"vLLM would be started with a context of {found.max_model_len:,} tokens, and the longest item takes "
+                f"{tokens:,}: lower evaluation.max_new_tokens, or set model.engine: transformers"
+            )
+    figures = estimate(
+        settings, shape, sizes.weight_bytes, speed_of("cuda", settings.budget.vram_gib), work, "cuda", len(phases) > 1
+    )
+    remedies: tuple[str, ...] = ()
+    if not all(phase.fits for phase in phases):
+        remedies = (f"model.engine=transformers, at {plan.rung}",) if plan.fits else plan.remedies
+    return dataclasses.replace(
+        plan,
+        phases=tuple(phases),
+        estimate=figures,
+        notes=(*notes(settings, plan.model, phases, figures), *extra),
+        remedies=remedies,
+        answers_on="vllm",
+    )
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

@@ -26,7 +26,14 @@ import pydantic
 from agentlab import config, files
 from agentlab.config import RungName
 from agentlab.errors import AgentlabError, StorageError
-from agentlab.events import EvolutionStarted, GenerationStarted, Journal
+from agentlab.events import (
+    EvolutionStarted,
+    GenerationFailed,
+    GenerationFinished,
+    GenerationStarted,
+    Journal,
+    Stopped,
+)
 from agentlab.records import (
     BASE,
     BaselineResult,
@@ -232,6 +239,8 @@ class Run:
                 total += 0.0 if begun is None else last - begun
                 ours = isinstance(event, GenerationStarted) and event.generation == generation
                 begun = event.time_s if ours else None
+            elif begun is not None and isinstance(event, Stopped | GenerationFailed | GenerationFinished):
+                total, begun = total + event.time_s - begun, None
             last = max(event.time_s, last)
         return max(0.0, total)  # the newest attempt is the one that asks
 

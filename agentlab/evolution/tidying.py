@@ -1,6 +1,9 @@
 """What follows from a generation's result: weights that go, and states of candidates. Needs no model."""
 
+import contextlib
+
 from agentlab.adapters import Pool
+from agentlab.errors import AdapterError
 from agentlab.evolution.run import Run
 from agentlab.records import GenerationResult
 
@@ -12,7 +15,8 @@ def tidy(run: Run, result: GenerationResult) -> None:
     """
     pool = Pool(run.folder / "adapters")
     for adapter in result.culled:
-        pool.cull(adapter)
+        with contextlib.suppress(AdapterError):  # its card is gone or damaged: nobody needs it any more
+            pool.cull(adapter)
     gone = {card.adapter_id for card in pool.cards(strict=False) if card.weights is None}
     for adapter in [*result.pool, *result.culled]:
         candidate = run.candidate(adapter)

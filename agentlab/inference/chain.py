@@ -13,7 +13,7 @@ from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
-from agentlab.inference.contract import Engine, EngineBroken, EngineError
+from agentlab.inference.contract import Engine, EngineBroken, EngineError, OutOfMemoryError
 
 Role = Literal["primary", "fallback", "emergency"]
 _LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
@@ -465,7 +465,7 @@ def _pin(engine: Engine, link: Link) -> None:
     if link.pinned and link.adapter is not None:
         try:
             engine.pin(link.adapter)
-        except EngineBroken:
+        except (EngineBroken, OutOfMemoryError):
             raise
         except EngineError:
             pass

@@ -103,7 +103,9 @@ class Roster:
             return
         before, self.served = self.served, champion
         self._seen, self._refused = signature, None
-        self.agent.chain.drop_adapters(keep=(champion,))
+        with self.agent.chain.lock:
+            self.agent.chain.drop_adapters(keep=(champion,))
+            self.agent.chain.use(self.agent.chain.links[0])  # pinned, now that the old one has left its place
         self.metrics.swaps.inc()
         self._tell_metrics()
         _LOG.warning("champion %s took over from %s", champion, before)

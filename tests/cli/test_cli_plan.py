@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
+from agentlab import Lab
 from agentlab.cli import main
+from agentlab.records import BaseModelRecord
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -43,6 +46,37 @@ def test_what_vllm_would_take_is_planned_where_it_answers():
     assert "NOT everything fits: primary model on vLLM in 16 bits" in run(
         "plan", EXPERIMENTS / "laptop-6gb.yaml", *small
     ).output  # fmt: skip
+
+
+def test_a_plan_reads_no_model_whatever_would_answer(monkeypatch):
+    monkeypatch.setattr("agentlab.models.resolve", lambda *_: pytest.fail("a model was opened"))
+    assert "on vLLM" not in run("plan", EXPERIMENTS / "demo.yaml").output
+    monkeypatch.setattr("agentlab.planning.has_vllm", lambda: True)
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run(
+        "plan", EXPERIMENTS / "demo.yaml"
+    ).output  # fmt: skip
+    scarce = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "budget.vram_gib=3.3").output
+    assert "weights at int8" in scarce  # where vLLM does not fit `auto` is transformers
+
+
+def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeypatch):
+    monkeypatch.setattr("agentlab.planning.has_vllm", lambda: True)
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    lab = Lab.open(tiny_experiment)
+    assert lab.plan().models[0].answers_on == "vllm"
+    lab.run.save_model(BaseModelRecord(name="tiny", sha256="0"))
+    assert lab.plan().models[0].answers_on == "transformers"
+
+
+def test_vllms_speed_and_context_are_its_own():
+    on_vllm = ("--set", "model.engine=vllm")
+    usual = json.loads(run("plan", EXPERIMENTS / "laptop-6gb.yaml", *on_vllm, "--json").output)["models"][0]
+    scarce = (*on_vllm, "--set", "budget.vram_gib=3.7", "--set", "evaluation.max_new_tokens=2500")
+    small = json.loads(run("plan", EXPERIMENTS / "laptop-6gb.yaml", *scarce, "--json").output)["models"][0]
+    assert small["estimate"]["decode_tokens_per_s"] == usual["estimate"]["decode_tokens_per_s"]  # 16 bits in both
+    assert not any("would be started with a context" in note for note in usual["notes"])
+    assert any("a context of 2,048 tokens, and the longest item takes 2,6" in note for note in small["notes"])
 
 
 def test_json_is_the_same_plan():

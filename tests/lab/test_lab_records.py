@@ -60,6 +60,21 @@ def test_a_kill_right_after_the_result_leaves_nothing_undone(lab):
     assert (lab.run.generation_folder(0) / "lineage.html").exists()
 
 
+def test_a_culled_adapter_whose_card_is_gone_keeps_nobody_from_going_on(lab):
+    (culled,) = lab.run.result(0).culled
+    shutil.rmtree(lab.run.adapter_folder(culled))
+    assert [type(event) for event in lab.evolve(generations=0)] == [EvolutionStarted]
+    assert lab.run.candidate(culled).state == "culled"
+
+
+def test_tables_that_a_kill_left_out_are_written(lab):
+    list(lab.evolve(generations=0))
+    table = lab.run.generation_folder(0) / "errors.csv"
+    table.unlink()
+    list(lab.evolve(generations=0))
+    assert table.exists()
+
+
 def test_what_a_person_pruned_stays_pruned(lab):
     from agentlab.adapters import Pool
 
@@ -126,6 +141,16 @@ def test_what_ends_a_generation_is_the_journals_last_word(lab, end, last):
     assert list(lab.run.journal.replay(before)) == shown
 
 
+def test_a_second_ctrl_c_loses_no_end(lab):
+    class Interrupted(Troubled):
+        def interrupted(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lab._take(ModelError("gone"), Interrupted(), 0)
+    assert [type(event) for event in lab.run.journal.replay()][-1] is GenerationFailed
+
+
 @pytest.mark.parametrize(
     ("name", "text", "read"),
     [
@@ -170,6 +195,7 @@ def test_time_of_earlier_attempts_counts_and_pauses_do_not(lab):
         GenerationStarted(generation=1, time_s=5_010, **begun),
         dataclasses.replace(training, time_s=5_025),
         Stopped(reason="asked", time_s=5_030),
+        Warned(message="memory is not planned", time_s=8_999),
         GenerationStarted(generation=1, time_s=9_000, **begun),  # the notebook, by hand
         dataclasses.replace(training, time_s=9_500),
     ):

@@ -75,16 +75,20 @@ def test_others_of_the_pool_answer_by_name_and_the_champion_stays_loaded(own):
 
 def test_who_is_served_is_pinned_and_nobody_else(own, monkeypatch):
     first, second, third = own.run.results()[-1].pool
-    pinned = []
-    monkeypatch.setattr(
-        "agentlab.inference.transformers_engine.TransformersEngine.pin", lambda self, a: pinned.append(a)
-    )
+    pinned, beside = [], []
+
+    def pin(engine, adapter):
+        pinned.append(adapter)
+        beside.append(engine.adapters())
+
+    monkeypatch.setattr("agentlab.inference.transformers_engine.TransformersEngine.pin", pin)
     with serving(own) as server:
         answered_by(server, third)
         answered_by(server)
         promote(own.run, second)
         answered_by(server)
     assert set(pinned) == {first, second}
+    assert (pinned[-1], beside[-1]) == (second, [second])  # once more when the old one has left its place
 
 
 def test_damaged_weights_of_a_new_champion_leave_the_old_one(own, caplog):

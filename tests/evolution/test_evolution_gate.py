@@ -98,6 +98,9 @@ class Records:
         assert split == "fitness"
         return self._scores[adapter]
 
+    def kept_candidate(self, name):
+        return self.candidate(name)
+
     def candidate(self, name):
         assert name != "base"
         score = self._scores[name].model_copy(update={"fitness": self._scores[name].accuracy})

@@ -5,18 +5,17 @@ import os
 import queue
 import shlex
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentlab import config, files, models
-from agentlab.errors import AgentlabError, EvolutionStopped, LeaseHeldError, RunError
+from agentlab.bookkeeping import Books
+from agentlab.errors import EvolutionStopped, LeaseHeldError, RunError
 from agentlab.events import (
     Event,
     EvolutionFinished,
     EvolutionStarted,
-    GenerationFailed,
     Stopped,
     Warned,
 )
@@ -25,7 +24,7 @@ from agentlab.hardware.lease import Lease, describe, holder
 from agentlab.hardware.shape import ShapeError
 from agentlab.launcher import die_with_launcher, run_notebook
 from agentlab.records import BaselineResult
-from agentlab.tasks import Item, Suite, load
+from agentlab.tasks import Suite, load
 from agentlab.working import Work
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from agentlab.hardware.plan import Plan
     from agentlab.hardware.sizing import Device
     from agentlab.memory import Memory
-    from agentlab.tracking import Recorder
 
 
 class Lab:
@@ -54,6 +52,7 @@ class Lab:
         self._agents: list[Agent] = []
         self._work: Work | None = None  # what runs in this process
         self._memory: Memory | None = None
+        self._books = Books(run, suite)
 
     @classmethod
     def open(cls, experiment: str | Path, overrides: Iterable[str] = ()) -> "Lab":
@@ -80,14 +79,15 @@ class Lab:
         runs = sorted(lab.run.folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
         if not runs or lab.overrides:
             raise RunError(f"no run of {experiment} with these settings yet; start one: {lab.command('evolve')}")
-        settings = config.load(runs[-1])
-        suite = load(settings.suite, lab.run.root)
-        return cls(Run(lab.run.root, settings, runs[-1].parent.name, str(suite.folder or "")), suite, lab.experiment)
+        return cls._of(runs[-1], lab.run.root, lab.experiment)
 
-    def suite_changed(self) -> bool:
-        """Whether the suite is another one than that of this run's answers: then its items do not belong to them."""
-        score = self.run.score("base", "fitness")
-        return score is not None and score.suite != self.suite.digest
+    @classmethod
+    def _of(cls, path: Path, root: Path, experiment: Path | None = None) -> "Lab":
+        """The run whose config.yaml is `path`."""
+        settings = config.load(path)
+        suite = load(settings.suite, root)
+        run = Run(root, settings, path.parent.name, str(suite.folder or ""))
+        return cls(run, suite, experiment or root / "experiments" / f"{settings.name}.yaml")
 
     def command(self, *words: str) -> str:
         """The command line that means this run: `agentlab` with these words, the experiment, and every `--set`."""
@@ -104,10 +104,7 @@ class Lab:
         """
         root = (root or Path.cwd()).resolve()
         if (path := newest_config(root)) is not None:
-            settings = config.load(path)
-            suite = load(settings.suite, root)
-            run = Run(root, settings, path.parent.name, str(suite.folder or ""))
-            return cls(run, suite, root / "experiments" / f"{settings.name}.yaml")
+            return cls._of(path, root)
         experiments = sorted((root / "experiments").glob("*.yaml"))
         if experiments:
             return cls.open(experiments[0])
@@ -184,13 +181,13 @@ class Lab:
         die_with_launcher()
         plan = self._check_generation(generation)
         self._acquire(f"generation {generation} of {self.run.id}")
-        recorder = self.recorder()
+        recorder = self._books.recorder()
         work = self._work = Work(self.run.journal.append, self.run.stop_file)
         ended = False
         try:
-            self._write_run()
+            self._books.open()
             if isinstance(plan, Warned):
-                yield self._append(plan)
+                yield self._books.append(plan)
             else:
                 self.run.save_plan(plan.as_dict())
             if "AGENTLAB_LAUNCHER_PID" not in os.environ:  # under a launcher the request may be meant for this kernel
@@ -200,12 +197,14 @@ class Lab:
                 try:
                     item = work.items.get(timeout=0.5)
                     ended = not isinstance(item, Event)
-                    following = self._take(item, recorder, generation)
+                    following = self._books.take(item, recorder, generation)
                 except queue.Empty:
                     continue
                 except KeyboardInterrupt:
                     work.interrupt()
-                    continue
+                    if not ended:
+                        continue
+                    following = []  # it was ending anyway: with what, is in the journal
                 yield from following
                 if isinstance(item, BaseException) and not isinstance(item, EvolutionStopped):
                     raise item
@@ -214,7 +213,7 @@ class Lab:
             while not ended and not work.items.empty():
                 item = work.items.get()
                 ended = not isinstance(item, Event)
-                self._take(item, recorder, generation)
+                self._books.take(item, recorder, generation)
             recorder.close()
             self._give_up()
 
@@ -230,87 +229,6 @@ class Lab:
             return refuse_what_does_not_fit(self.run, self.suite)
         except ShapeError as error:
             return Warned(message=f"memory is not planned: {error}")
-
-    def _take(self, item: "Event | BaseException | None", recorder: "Recorder", generation: int) -> list[Event]:
-        """Bring one piece of news into MLflow and the journal; the events to show for it."""
-        if isinstance(item, Event):
-            recorder.observe(item)
-            shown = [item]
-        elif item is None:
-            self._write_lab_record(generation)
-            recorder.reconcile()
-            shown = []
-        elif isinstance(item, EvolutionStopped):
-            try:
-                recorder.interrupted("stopped", generation)
-            finally:  # also where a second Ctrl-C ends the writing
-                shown = [*self._warnings(recorder), self._append(Stopped(reason=str(item)))]
-        else:
-            text = str(item) if isinstance(item, AgentlabError) else f"{type(item).__name__}: {item}"
-            code = item.exit_code if isinstance(item, AgentlabError) else RunError.exit_code
-            try:
-                recorder.interrupted("failed", generation, "".join(traceback.format_exception(item)))
-            finally:
-                shown = self._warnings(recorder)
-                with contextlib.suppress(AgentlabError):  # a full disk must not hide the error that it caused
-                    shown.append(self._append(GenerationFailed(generation=generation, error=text, exit_code=code)))
-        return [*self._warnings(recorder), *shown]
-
-    def _warnings(self, recorder: "Recorder") -> list[Event]:
-        """What MLflow could not take, as events; what ends a generation is journaled after them."""
-        found: list[Event] = []
-        while recorder.problems:
-            with contextlib.suppress(AgentlabError):
-                found.append(self._append(Warned(message=recorder.problems.pop(0))))
-        return found
-
-    def _write_lab_record(self, generation: int) -> None:
-        """Lineage and errors as files in the generation's folder, from where they become artifacts."""
-        from agentlab import report
-
-        folder = self.run.generation_folder(generation)
-        page = report.lineage(self.run).to_html(include_plotlyjs=True, config={"showSendToCloud": False})
-        files.write_text(folder / "lineage.html", page)
-        champion = self.run.champion()
-        scored = champion if self.run.score(champion, "gate") else "base"
-        if self.run.score(scored, "gate"):
-            prompts, expected = self._texts(self.suite.split("gate"))
-            table = report.error_table(self.run, scored, "gate", prompts, expected)
-            files.write_text(folder / "errors.csv", table.to_csv(index=False))
-
-    def _complete_records(self) -> None:
-        """What a kill right after the newest result has left undone: its culling, its tables and figures."""
-        from agentlab.evolution.tidying import tidy
-
-        results = self.run.results()
-        if results:
-            tidy(self.run, results[-1])
-            folder = self.run.generation_folder(results[-1].generation)
-            if not all((folder / name).exists() for name in ("lineage.html", "errors.csv")):
-                self._write_lab_record(results[-1].generation)
-
-    def _texts(self, items: Sequence[Item]) -> tuple[dict[str, str], dict[str, str]]:
-        """Prompts and expected answers to show, by the items' positions."""
-        prompts = {str(position): item.messages[-1]["content"] for position, item in enumerate(items)}
-        return prompts, {str(position): self.suite.target(item) for position, item in enumerate(items)}
-
-    def recorder(self) -> "Recorder":
-        """What carries this run into MLflow."""
-        from agentlab.tracking import Recorder, SuiteInfo
-
-        counts = {name: len(self.suite.split(name)) for name in ("train", "fitness", "gate")}
-        counts["test"] = self.suite.test_items
-        folder = str(self.suite.folder) if self.suite.folder else None
-        return Recorder(self.run, SuiteInfo(self.suite.name, self.suite.digest, folder, counts))
-
-    def _write_run(self) -> None:
-        path = self.run.folder / "config.yaml"
-        if not path.exists():
-            files.write_text(path, config.dump(self.run.settings))
-
-    def _append(self, event: Event) -> Event:
-        self.run.journal.append(event)
-        return event
 
     # -- leases -------------------------------------------------------------------------------------------------
 
@@ -372,15 +290,15 @@ class Lab:
                 time.sleep(2.0)  # a kernel whose launcher was killed is going down with it
             if holder(self.run.worker_lock):
                 raise LeaseHeldError(f"evolving {self.run.id} must wait: {describe(self.run.worker_lock)}")
-            self._write_run()
-            self._complete_records()
+            self._books.open()
+            self._books.complete()
             self.run.stop_file.unlink(missing_ok=True)
             planned = self.run.settings.population.generations
             todo = [k for k in range(planned) if not self._is_finished(k)]
             if generations is not None:
                 todo = todo[:generations]
             started = time.monotonic()
-            yield self._append(
+            yield self._books.append(
                 EvolutionStarted(
                     run=self.run.id,
                     name=self.run.settings.name,
@@ -397,7 +315,9 @@ class Lab:
                 if isinstance(last, Stopped):
                     return
             if self.is_finished():
-                yield self._append(EvolutionFinished(champion=self.run.champion(), seconds=time.monotonic() - started))
+                yield self._books.append(
+                    EvolutionFinished(champion=self.run.champion(), seconds=time.monotonic() - started)
+                )
         finally:
             self.run.stop_file.unlink(missing_ok=True)
             launcher.release()
@@ -405,8 +325,14 @@ class Lab:
 
     def reconcile(self) -> None:
         """Bring MLflow to what the run's folder says: states, metrics, artifacts; repeating it doubles nothing."""
-        recorder = self.recorder()
+        recorder = self._books.recorder()
         recorder.reconcile()
+        recorder.close()
+
+    def was_killed(self, generation: int) -> None:
+        """Say to MLflow that the process of this generation is gone without a word."""
+        recorder = self._books.recorder()
+        recorder.interrupted("killed", generation)
         recorder.close()
 
     def _is_finished(self, generation: int) -> bool:
@@ -442,7 +368,7 @@ class Lab:
 
     def _check_baseline(self) -> None:
         """Raise RunError, before anything is loaded, where there is nothing to compare with."""
-        if self.suite_changed():
+        if self._books.suite_changed():
             raise RunError(f"{self.run.id}: its suite has changed since, so nothing compares with its answers")
         if self.run.sealed() is None:
             missing = "has no champion" if self.is_finished() else "is not finished"
@@ -476,13 +402,9 @@ class Lab:
 
     def report(self, out: Path | None = None) -> Path:
         """Write the self-contained HTML report; by default report.html in the run's folder."""
-        from agentlab.evolution.seal import opened_items
         from agentlab.report import write_report
 
-        prompts, expected = {}, {}
-        if not self.suite_changed():
-            for split, items in {"gate": self.suite.split("gate"), "test": opened_items(self.run, self.suite)}.items():
-                prompts[split], expected[split] = self._texts(items)
+        prompts, expected = self._books.shown_texts()
         return write_report(self.run, out or self.run.folder / "report.html", prompts, expected)
 
     def summary(self, report: Path | None = None) -> str:

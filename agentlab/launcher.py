@@ -65,9 +65,7 @@ def run_notebook(lab: "Lab", generation: int) -> Iterator[Event]:
         # the kernel could not say it itself: it was killed, or never came up
         event = GenerationFailed(generation=generation, error=_reason(failure[0]))
         lab.run.journal.append(event)
-        recorder = lab.recorder()
-        recorder.interrupted("killed", generation)
-        recorder.close()
+        lab.was_killed(generation)
         yield event
         last = event
     if isinstance(last, GenerationFailed):

@@ -16,7 +16,13 @@ from agentlab.hardware.sizing import Device, Machine, Model, Workload
 from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.inference.opening import has_vllm, served_rank
-from agentlab.inference.vllm_settings import ModelSizes, least_for_gpu, planned_lines, settings_for_gpu
+from agentlab.inference.vllm_settings import (
+    ModelSizes,
+    VllmSettings,
+    least_for_gpu,
+    planned_lines,
+    settings_for_gpu,
+)
 from agentlab.tasks import Suite
 
 _CHARS_PER_TOKEN = 3.0  # English in chat templates; the embedded model's 3.4 leaves room for markup and other languages
@@ -72,22 +78,11 @@ def _on_vllm(plan: Plan, run: Run, work: Workload) -> Plan:
 
 
 def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
-    settings, shape, rank = run.settings, plan.model.shape, served_rank(run.settings)
+    settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
-    engine = settings.model.engine
-    bound = run.model() if engine == "auto" and plan.model.role == "primary" else None
-    if bound is not None:  # what `auto` chose first is kept for the whole run
-        engine = bound.engine
-    if engine == "auto" and not (has_vllm() and monitor.accelerator() == "cuda"):
+    found = _vllm_settings(plan, run, sizes)
+    if found is None:
         return plan
-    if engine not in ("auto", "vllm"):
-        return plan
-    try:
-        found = settings_for_gpu(settings.budget.vram_gib, sizes, rank)
-    except OutOfMemoryError:
-        if engine == "auto":
-            return plan
-        found = least_for_gpu(sizes, rank)
     lines = planned_lines(found, sizes)
     serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
     phases = []
@@ -116,6 +111,23 @@ def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
         remedies=remedies,
         answers_on="vllm",
     )
+
+
+def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings | None:
+    """What vLLM would be started with for this model, the least where nothing fits; None where it does not answer."""
+    engine, rank = run.settings.model.engine, served_rank(run.settings)
+    if engine == "auto":
+        # what `auto` chose first is kept for the whole run
+        bound = run.model() if plan.model.role == "primary" else None
+        if bound is None and not (has_vllm() and monitor.accelerator() == "cuda"):
+            return None
+        engine = "auto" if bound is None else bound.engine
+    if engine not in ("auto", "vllm"):
+        return None
+    try:
+        return settings_for_gpu(run.settings.budget.vram_gib, sizes, rank)
+    except OutOfMemoryError:
+        return None if engine == "auto" else least_for_gpu(sizes, rank)
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

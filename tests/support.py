@@ -96,7 +96,7 @@ def evolved_lab(folder, tiny_model, generations=6):
 
     settings = [f"population.generations={generations}", "population.size=3", "memory.path=memory.db"]
     lab = Lab.open(write_tiny_experiment(folder, tiny_model), settings)
-    lab._write_run()
+    lab._books.open()
     run_generation(lab.run, lab.suite, 0, lambda event: None)
     return lab
 

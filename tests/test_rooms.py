@@ -14,7 +14,7 @@ FLOORS = [
     ["cli"],
     ["serve", "notebook"],
     ["lab"],
-    ["launcher", "answering", "planning", "working"],
+    ["launcher", "answering", "planning", "bookkeeping", "working"],
     ["tracking", "report"],
     ["evolution"],
     ["learning"],

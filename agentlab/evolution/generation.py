@@ -68,7 +68,8 @@ def run_generation(
         tidy(run, result)
         if last and result.champion != BASE:
             _compare_sealed(bench, result.champion)
-    emit(GenerationFinished(generation=generation, champion=result.champion, seconds=time.monotonic() - started))
+    seconds = run.seconds_before(generation) + time.monotonic() - started
+    emit(GenerationFinished(generation=generation, champion=result.champion, seconds=seconds))
     return result
 
 

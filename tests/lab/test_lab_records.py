@@ -29,7 +29,7 @@ SETTINGS = ["population.generations=2", "population.size=3", "population.pool=2"
 def untidied(tmp_path_factory, tiny_model):
     """A run that was killed right after the result of its first generation was written."""
     lab = Lab.open(write_tiny_experiment(tmp_path_factory.mktemp("project"), tiny_model), SETTINGS)
-    lab._write_run()
+    lab._books.open()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("agentlab.evolution.generation.tidy", lambda run, result: kill())
         with pytest.raises(KeyboardInterrupt):
@@ -88,11 +88,11 @@ def test_what_a_person_pruned_stays_pruned(lab):
 def test_a_changed_suites_items_are_not_shown_beside_old_answers(lab, tmp_path):
     from agentlab.tasks import load
 
-    assert not lab.suite_changed()
+    assert not lab._books.suite_changed()
     assert "goat 0" in lab.report(tmp_path / "report.html").read_text()
     other = write_suite(tmp_path / "suite", {"train": 24, "fitness": 12, "gate": 20, "test": 20}, labels=("a", "z"))
     changed = Lab(lab.run, load(str(other), tmp_path), lab.experiment)
-    assert changed.suite_changed()
+    assert changed._books.suite_changed()
     assert "goat 0" not in changed.report(tmp_path / "report.html").read_text()
     with pytest.raises(RunError, match="its suite has changed since"):
         changed.baseline()
@@ -136,7 +136,7 @@ class Troubled:
 )
 def test_what_ends_a_generation_is_the_journals_last_word(lab, end, last):
     before = lab.run.journal.size()
-    shown = lab._take(end, Troubled(), 0)
+    shown = lab._books.take(end, Troubled(), 0)
     assert [type(event) for event in shown] == [Warned, last]
     assert list(lab.run.journal.replay(before)) == shown
 
@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_loses_no_end(lab):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lab._take(ModelError("gone"), Interrupted(), 0)
+        lab._books.take(ModelError("gone"), Interrupted(), 0)
     assert [type(event) for event in lab.run.journal.replay()][-1] is GenerationFailed
 
 

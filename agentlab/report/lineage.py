@@ -9,6 +9,8 @@ from agentlab.report import look, words
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_BESIDE = 0.35  # of the way to the next generation, where a blend stands
+
 
 def lineage(run: Run) -> "go.Figure":
     """Generations from left to right, an edge from each parent (its width is the merge weight), colour is accuracy.
@@ -21,7 +23,7 @@ def lineage(run: Run) -> "go.Figure":
         return look.nothing_yet(title, "No candidate has been bred yet.")
     spots = _layout(candidates)
     generations = max(c.genome.generation for c in candidates) + 1
-    most = max(sum(c.genome.generation == g for c in candidates) for g in range(generations))
+    most = max(sum(c.genome.generation == g and not _is_blend(c) for c in candidates) for g in range(generations))
     figure = look.new_figure(title, height=max(300, 170 + 66 * most))
     _edges(figure, candidates, spots)
     short = generations > 9
@@ -63,11 +65,15 @@ def lineage(run: Run) -> "go.Figure":
 
 
 def _layout(candidates: list[Candidate]) -> dict[str, tuple[float, float]]:
-    """Places (generation, height): siblings ordered by the mean height of their parents, so that edges cross less."""
+    """Places (generation, height): siblings ordered by the mean height of their parents, so that edges cross less.
+
+    A blend stands beside its parents, which are of its own generation, and between them.
+    """
     spots: dict[str, tuple[float, float]] = {BASE: (-1.0, 0.0)}
     by_generation: dict[int, list[Candidate]] = {}
     for candidate in candidates:
-        by_generation.setdefault(candidate.genome.generation, []).append(candidate)
+        if not _is_blend(candidate):
+            by_generation.setdefault(candidate.genome.generation, []).append(candidate)
     for generation, siblings in sorted(by_generation.items()):
         heights = {}
         for index, candidate in enumerate(siblings):
@@ -77,7 +83,16 @@ def _layout(candidates: list[Candidate]) -> dict[str, tuple[float, float]]:
         ordered = sorted(heights, key=lambda name: -heights[name])
         for index, name in enumerate(ordered):
             spots[name] = (float(generation), (len(ordered) - 1) / 2 - index)
+        for blend in filter(_is_blend, candidates):
+            if blend.genome.generation == generation:
+                averaged = [spots[parent][1] for parent in blend.genome.parents if parent in spots]
+                middle = sum(averaged) / len(averaged) if averaged else 0.0
+                spots[blend.genome.candidate] = (generation + _BESIDE, middle)
     return spots
+
+
+def _is_blend(candidate: Candidate) -> bool:
+    return candidate.genome.operator == "blend"
 
 
 def _edges(figure: "go.Figure", candidates: list[Candidate], spots: dict[str, tuple[float, float]]) -> None:
@@ -131,10 +146,10 @@ def _nodes(
                            marker={**key, "line": {"color": look.MUTED, "width": 1}})  # fmt: skip
     figure.add_scatter(
         x=[spots[name][0] for name in names], y=[spots[name][1] for name in names], mode="markers+text", name=label,
-        # an empty last line lifts the champion's label above its ring
-        text=[(name[5:] if short else name) + _percent(c) + ("<br> " if name == champion else "")
-              for name, c in zip(names, members, strict=True)],
-        textposition="top center", textfont={"size": 11, "color": look.MUTED if label == "culled" else look.INK},
+        text=[_label(c, short, name == champion) for name, c in zip(names, members, strict=True)],
+        # lines to the next generation pass above a blend
+        textposition=["bottom center" if _is_blend(c) else "top center" for c in members],
+        textfont={"size": 11, "color": look.MUTED if label == "culled" else look.INK},
         hovertext=[look.hover(c) for c in members], hovertemplate="%{hovertext}<extra></extra>",
         showlegend=label == "failed", legendgroup=label,
         marker={"size": 14 if label == "failed" else 20, "opacity": 0.4 if label == "culled" else 1,
@@ -144,6 +159,15 @@ def _nodes(
 
 def _colour(values: list[float]) -> dict[str, object]:
     return {"color": values, "coloraxis": "coloraxis"}
+
+
+def _label(candidate: Candidate, short: bool, crowned: bool) -> str:
+    """Name and accuracy; an empty line keeps the champion's clear of its ring."""
+    name = candidate.genome.candidate
+    text = (name[5:] if short else name) + _percent(candidate)
+    if not crowned:
+        return text
+    return f" <br>{text}" if _is_blend(candidate) else f"{text}<br> "
 
 
 def _percent(candidate: Candidate) -> str:

@@ -12,6 +12,7 @@ from agentlab.errors import RunError
 from agentlab.evolution.run import Run
 from agentlab.records import BASE, BaselineResult
 from agentlab.report import figures
+from agentlab.report.lineage import _layout
 from agentlab.report.summary import headline, summary
 from agentlab.report.tables import COLUMNS, candidates_table, error_table
 from agentlab.report.tree import WIDTH, family_tree
@@ -108,6 +109,18 @@ def test_lineage_has_an_edge_per_parent_with_its_weight(full_run: Run) -> None:
     assert traces(figure, "champion")
     failed = [t for t in traces(figure, "failed") if t["x"] != [None]]
     assert failed[0]["marker"]["symbol"] == "x"
+
+
+def test_a_blend_stands_beside_its_parents_and_keeps_no_place_from_siblings(full_run: Run) -> None:
+    candidates = full_run.candidates()
+    first, second, *_ = [c for c in candidates if c.genome.generation == 1]
+    names = [first.genome.candidate, second.genome.candidate]
+    genome = first.genome.model_copy(update={"candidate": "g001-c09", "operator": "blend", "parents": names})
+    without, spots = _layout(candidates), _layout([*candidates, first.model_copy(update={"genome": genome})])
+    assert {name: place for name, place in spots.items() if name != "g001-c09"} == without
+    x, y = spots["g001-c09"]
+    assert 1 < x < 1.5
+    assert y == (spots[names[0]][1] + spots[names[1]][1]) / 2
 
 
 def test_generation_figures_show_the_records(full_run: Run) -> None:

@@ -63,12 +63,18 @@ def test_weights_are_copied_again_after_a_kill_in_the_middle(story: Story) -> No
     assert set(Shown(story.run).models) == {a}
 
 
-def test_the_alias_follows_the_champion(story: Story) -> None:
+def crowned(story: Story) -> tuple[str, str]:
+    """The two founders of a finished generation, of which the first is champion."""
     a, b = story.begin(0)
     for adapter, fitness in ((a, 0.5), (b, 0.25)):
         story.train(adapter)
         story.evaluate(adapter, fitness)
     story.finish(0, [a, b], [], champion=a)
+    return a, b
+
+
+def test_the_alias_follows_the_champion(story: Story) -> None:
+    a, b = crowned(story)
     client = Shown(story.run).client
     first = client.get_model_version_by_alias("agentlab-tiny", "champion")
     assert (first.version, first.tags["agentlab.adapter_id"]) == (1, a)
@@ -90,11 +96,7 @@ def test_the_alias_follows_the_champion(story: Story) -> None:
 
 
 def test_a_champion_whose_run_was_deleted_gets_one_version_more_and_no_other(story: Story) -> None:
-    a, b = story.begin(0)
-    for adapter, fitness in ((a, 0.5), (b, 0.25)):
-        story.train(adapter)
-        story.evaluate(adapter, fitness)
-    story.finish(0, [a, b], [], champion=a)
+    a, _ = crowned(story)
     shown = Shown(story.run)
     shown.client.delete_run(shown.runs[a].info.run_id)
     for _ in range(3):

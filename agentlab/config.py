@@ -153,7 +153,8 @@ class TrainingSettings(_Section):
 
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
-    to selection. Children keep their fitter parent's rate or halve it in turn, the former with three times the steps.
+    to selection. Of the children the first continues the fittest adapter's training, with most of the steps; the others
+    are crossed and mutated. The first generation of children gets most and the last one least, `tokens` in the mean.
     `average` is the share of a candidate's steps, the last ones, whose weights are averaged, at a steady rate; with 0
     the rate falls to zero and the last weights count.
     `max_length` is in tokens of prompt and answer together. `max_remedies` are tried against NaN and divergence.
@@ -162,7 +163,7 @@ class TrainingSettings(_Section):
     method: Literal["sft"] = "sft"
     tokens: int = Field(16_000, ge=1)
     steps: int | None = Field(None, ge=1)
-    founder_share: Number = Field(0.5, gt=0, le=1)
+    founder_share: Number = Field(0.3, gt=0, le=1)
     batch_size: int = Field(8, ge=1)
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)

@@ -52,7 +52,7 @@ class Ticker:
     def __init__(self, lab: Lab) -> None:
         from IPython.display import display
 
-        self.progress = Progress(elites=lab.run.settings.population.elites)
+        self.progress = Progress.of(lab.run.settings)
         for event in lab.run.journal.replay():
             self.progress.update(event)
         self._handle = display({"text/plain": "starting …"}, raw=True, display_id=True)  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Operator = Literal["founder", "crossover", "mutation", "blend"]
+Operator = Literal["founder", "continuation", "crossover", "mutation", "blend"]
 State = Literal["bred", "trained", "evaluated", "kept", "culled", "failed"]
 BASE = "base"  # the base model without an adapter, wherever an adapter id is expected
 

@@ -23,16 +23,18 @@ COLOURS = {"kept": "green", "evaluated": "green", "training": "cyan", "failed": 
 
 
 class Display:
-    """Shows events: `with Display(history=run.journal.replay(), elites=1) as display: display.show(event)`.
+    """Shows events: `with Display(Progress.of(settings), history=journal.replay()) as display: display.show(event)`.
 
-    `history` are the run's events so far; they count for progress and are not shown again. `elites` as in Progress.
+    `history` are the run's events so far; they count for progress and are not shown again.
     """
 
-    def __init__(self, *, console: "Console | None" = None, history: Iterable[Event] = (), elites: int = 0) -> None:
+    def __init__(
+        self, progress: Progress | None = None, *, console: "Console | None" = None, history: Iterable[Event] = ()
+    ) -> None:
         from rich.console import Console
 
         self.console = console or Console()
-        self.progress = Progress(elites=elites)
+        self.progress = progress or Progress()
         self._notices: list[tuple[str, bool]] = []
         self._lock = threading.Lock()
         self._live: Live | None = None

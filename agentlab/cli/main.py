@@ -54,6 +54,7 @@ def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | Non
     from agentlab.cli.display import Display
     from agentlab.events import Stopped
     from agentlab.lab import Lab
+    from agentlab.report.progress import Progress
 
     lab = Lab.open(experiment, overrides)
     if lab.is_finished():
@@ -62,7 +63,7 @@ def _evolve(experiment: Path, overrides: tuple[str, ...], generations: int | Non
         click.echo(f"note on suite {lab.suite.name}: {warning}", err=True)
     _stop_on_signals(lab)
     stopped = False
-    with Display(history=lab.run.journal.replay(), elites=lab.run.settings.population.elites) as display:
+    with Display(Progress.of(lab.run.settings), history=lab.run.journal.replay()) as display:
         for event in lab.evolve(generations):
             display.show(event)
             stopped = isinstance(event, Stopped)
@@ -146,12 +147,13 @@ def status(experiment: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 def follow(experiment: Path, overrides: tuple[str, ...]) -> None:
     """Watch a run that was started elsewhere; Ctrl-C ends the watching alone."""
     from agentlab.cli.display import Display
+    from agentlab.report.progress import Progress
 
     lab = existing(experiment, overrides)
     if not lab.is_running():
         click.echo(f"{lab.run.id} is not running; what has happened so far:")
     try:
-        with Display(elites=lab.run.settings.population.elites) as display:
+        with Display(Progress.of(lab.run.settings)) as display:
             for event in lab.follow():
                 display.show(event)
     except KeyboardInterrupt:

@@ -15,9 +15,12 @@ FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
 # Children try their fitter parent's rate and half of it. Which rate is fastest over a founder's few steps is already
 # high for a child's many, at which it stays; what it leaves unsettled, averages of weights and siblings smooth out.
 CHILD_RATES = (1.0, 0.5)
-# A line of descent learns only what its own members were trained on. So the child at its parent's rate carries the
-# line on with most of a generation's steps, and the other one looks what half the rate would give.
-CHILD_STEPS = (1.5, 0.5)
+# A line of descent learns only what its own members were trained on, so most of a generation's steps go to the first
+# child, which carries the fittest line on; the others look with fewer what another way would give.
+FIRST_CHILD, OTHER_CHILDREN = 1.7, 0.3
+# Later generations learn less of the same training items, and the gate, which sees large gains only, turns most of it
+# down. So the first children get more steps and the last ones fewer.
+FIRST_CHILDREN, LAST_CHILDREN = 1.5, 0.5
 LEAST_RATE = 0.125  # of the settings' own: with many generations, halving would end all learning
 
 
@@ -40,15 +43,26 @@ def breed(
     """The new candidates of a generation: `size` founders, or `size - elites` children of the pool.
 
     pool: the adapters that may become parents, best first (empty: founders are bred). groups: of the training items.
-    steps: optimiser steps of a candidate; founders get their share of them.
+    steps: optimiser steps of a candidate in the mean; founders get their share of them.
     """
     if not pool:
-        share = max(1, round(settings.training.founder_share * steps))
-        return [founder(settings, generation, index, share) for index in range(settings.population.size)]
+        few = max(1, round(steps * share_of_steps(settings, 0)))
+        return [founder(settings, generation, index, few) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
-    shares = [CHILD_STEPS[index % len(CHILD_STEPS)] for index in range(new)]
-    steps_of = [max(1, round(steps * share * new / sum(shares))) for share in shares]
-    return [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
+    shares = [FIRST_CHILD] + [OTHER_CHILDREN] * (new - 1)
+    mean = steps * share_of_steps(settings, generation)
+    steps_of = [max(1, round(mean * share * new / sum(shares))) for share in shares]
+    genomes = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
+    if new > 1:  # an only child is no place to give up crossing and mutating
+        genomes[0] = _continuation(settings, generation, to_continue(pool), steps_of[0])
+    return genomes
+
+
+def to_continue(pool: Sequence[Ranked]) -> Ranked:
+    """Whose training goes on: the fittest of the pool (best first) that was trained. A blend was not: its parents were,
+    and begun again at its weights, without Adam's moments, training shakes what they know.
+    """
+    return next((member for member in pool if member.genome.steps), pool[0])
 
 
 def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred: int) -> Genome | None:
@@ -84,6 +98,19 @@ def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred
     )
 
 
+def share_of_steps(settings: Settings, generation: int) -> float:
+    """Steps of a candidate of this generation, in its mean, beside `training.tokens`' own.
+
+    Founders: their share. Children: it falls in a line, 1 in the mean over the whole run.
+    """
+    last = settings.population.generations - 1
+    if generation == 0:
+        return settings.training.founder_share
+    if last < 2 or generation > last:
+        return 1.0
+    return FIRST_CHILDREN + (LAST_CHILDREN - FIRST_CHILDREN) * (generation - 1) / (last - 1)
+
+
 def rng_for(settings: Settings, generation: int, index: int) -> np.random.Generator:
     """The one source of chance for a candidate's breeding."""
     return np.random.default_rng([settings.seed, generation, index])
@@ -117,6 +144,30 @@ def founder(settings: Settings, generation: int, index: int, steps: int) -> Geno
         weight_noise=0.0,
         mutated=[],
         seed=training_seed(settings, generation, index),
+    )
+
+
+def _continuation(settings: Settings, generation: int, fittest: Ranked, steps: int) -> Genome:
+    """The first child of a generation: the training of the fittest goes on as it is, at its own rate.
+
+    Exploiting beside exploring (population based training, Jaderberg et al. 2017). Merges of adapters that do not
+    share their descent lose most of what both know, and a population that crosses all its lines learns it again.
+    """
+    return fittest.genome.model_copy(
+        update={
+            "candidate": adapter_id(generation, 0),
+            "generation": generation,
+            "operator": "continuation",
+            "parents": [fittest.adapter],
+            "merge_weights": [1.0],
+            "merge_method": settings.crossover.method,
+            "steps": steps,
+            "batch_size": settings.training.batch_size,
+            "data_mix": dict(fittest.genome.data_mix),
+            "weight_noise": 0.0,
+            "mutated": [],
+            "seed": training_seed(settings, generation, 0),
+        }
     )
 
 

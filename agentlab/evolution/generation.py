@@ -33,6 +33,7 @@ from agentlab.evolution.tidying import tidy
 from agentlab.hardware.threads import limit_threads
 from agentlab.learning import TrainingFailed, encode, sample
 from agentlab.learning.sft import train
+from agentlab.learning.state import TrainingState
 from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Training, Verdict
 from agentlab.tasks import Suite
 
@@ -204,6 +205,8 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
     )
     items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
     learner = bench.learner
+    ends = bench.run.settings.population.generations - 1 == genome.generation
+    state_file = bench.run.training_state_file(genome.candidate)
     return train(
         learner,
         genome,
@@ -213,9 +216,23 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         average=settings.average,
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
+        resume=_end_of_parents_training(bench, genome),
+        keep=None if ends or not settings.average else lambda state: state.save(state_file),
         emit=bench.emit,
         should_stop=bench.should_stop,
     )
+
+
+def _end_of_parents_training(bench: Bench, genome: Genome) -> TrainingState | None:
+    """Where a continuation goes on; None for others, and where that was not kept: of a blend, or before a kill."""
+    if genome.operator != "continuation":
+        return None
+    path = bench.run.training_state_file(genome.parents[0])
+    try:
+        return TrainingState.load(path) if path.exists() else None
+    except (AdapterError, OSError) as error:
+        bench.emit(Warned(message=f"{genome.candidate} begins at its parent's weights without Adam's moments: {error}"))
+        return None
 
 
 def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:

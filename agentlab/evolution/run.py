@@ -109,6 +109,19 @@ class Run:
     def adapter_folder(self, adapter: str) -> Path:
         return self.folder / "adapters" / adapter
 
+    def training_state_file(self, adapter: str) -> Path:
+        """Where an adapter's training ended, while somebody may still continue it."""
+        return self.folder / "training-states" / f"{adapter}.safetensors"
+
+    def forget_training_states(self, generation: int, keep: str | None) -> None:
+        """Delete where the trainings of this generation and those before it ended, but for one adapter's."""
+        folder = self.folder / "training-states"
+        with files.disk_errors(folder):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                # ids sort by generation; what a killed writer left begins with a dot
+                if path.stem != keep and path.stem < adapter_id(generation + 1, 0):
+                    path.unlink(missing_ok=True)
+
     # -- records ------------------------------------------------------------------------------------------------
 
     def population(self, generation: int) -> list[Genome] | None:

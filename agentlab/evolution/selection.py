@@ -18,10 +18,17 @@ class Ranked:
 
 
 def ranked(members: Iterable[Ranked]) -> list[Ranked]:
-    """Best first. Of equal fitness a blend first, an average of siblings that owes less to luck; then the older one,
-    so that a newcomer has to be better.
+    """Best first. Of equal fitness the youngest continuation, which has learned most; then a blend, an average of
+    siblings that owes less to luck; then the older one, so that a newcomer has to be better.
     """
-    return sorted(members, key=lambda member: (-member.fitness, member.genome.operator != "blend", member.adapter))
+    return sorted(members, key=_order)
+
+
+def _order(member: Ranked) -> tuple[float, int, int, str]:
+    operator, generation = member.genome.operator, member.genome.generation
+    if operator == "continuation":
+        return -member.fitness, 0, -generation, member.adapter
+    return -member.fitness, 1 if operator == "blend" else 2, 0, member.adapter
 
 
 def tournament(rng: np.random.Generator, pool: Sequence[Ranked], size: int) -> Ranked:

@@ -52,7 +52,7 @@ class Estimate:
     tokens_in_target: int  # of an answer to a mean prompt within budget.latency_s
     train_minutes: float  # of one generation; 0 for a model that is only served
     evaluate_minutes: float
-    disk_mib: float  # adapters at most, in pool and store
+    disk_mib: float  # adapters at most, in pool and store, and the ends of a generation's trainings
     model_disk_mib: float  # the model's own files in 16 bits
 
 
@@ -78,6 +78,8 @@ def estimate(
     items = evaluated * workload.fitness_items + 2 * workload.gate_items
     batches = items / settings.evaluation.batch_size
     evaluate_s = items * workload.prompt_tokens / prefill + batches * workload.answer_tokens / decode
+    # until the generation ends: where each training ended, weights and two moments
+    states = 3 * population.size if training.average else 0
     file = ledger.adapter_file_bytes(shape, settings.lora.rank, settings.lora.target_modules)
     return Estimate(
         assumed=speed.name,
@@ -85,6 +87,6 @@ def estimate(
         tokens_in_target=max(0, int(left_s * decode)),
         train_minutes=train_s / 60 if trained else 0.0,
         evaluate_minutes=evaluate_s / 60 if trained else 0.0,
-        disk_mib=COPIES * (population.pool + evaluated) * file / ledger.MIB if trained else 0.0,
+        disk_mib=(COPIES * (population.pool + evaluated) + states) * file / ledger.MIB if trained else 0.0,
         model_disk_mib=2 * shape.parameters / ledger.MIB,
     )

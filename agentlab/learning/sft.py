@@ -21,6 +21,7 @@ from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.averaging import WeightAverage
 from agentlab.learning.dataset import Example
+from agentlab.learning.state import CarryOn, TrainingState
 from agentlab.learning.trainer import CompactSFTTrainer
 from agentlab.learning.trouble import Attempt, TrainingFailed, TrainingTrouble, check_loss, remedy
 from agentlab.records import Genome, Training
@@ -39,12 +40,16 @@ def train(
     average: float = 0.0,
     max_length: int = 1024,
     max_remedies: int = 3,
+    resume: TrainingState | None = None,
+    keep: Callable[[TrainingState], None] | None = None,
     emit: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Lora, Training]:
     """The trained LoRA weights and what training took.
 
     start: weights to begin with (the merged parents); None: a fresh LoRA, which leaves the model unchanged.
+    resume: where the training of `start` ended; this one goes on there, without another warm-up.
+    keep: gets where this one ended.
     examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
     average: the share of the steps, the last ones, whose weights are averaged, at a steady learning rate; 0: the last
     step's weights, at a rate that falls to zero in a line, which is TRL's default.
@@ -57,7 +62,9 @@ def train(
         emit(Warned(message=f"{genome.candidate}: {left_out} items longer than {max_length} tokens are left out"))
     if not fitting:
         raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
-    if start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
+    if resume is not None:  # Adam knows its moments already
+        warmup_steps = 0
+    elif start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
         warmup_steps = max(warmup_steps, genome.steps // _WARM_START)
     # on a GPU memory is scarce from the beginning; on a CPU checkpointing would only cost time
     attempt = Attempt(genome.learning_rate, genome.batch_size, checkpointing=engine.device == "cuda")
@@ -66,7 +73,9 @@ def train(
     started = time.monotonic()
     while True:
         try:
-            lora, losses = _attempt(engine, genome, start, fitting, attempt, warmup_steps, average, emit, should_stop)
+            lora, losses, end = _attempt(
+                engine, genome, start, resume, fitting, attempt, warmup_steps, average, emit, should_stop
+            )
         except TrainingTrouble as trouble:
             following = remedy(attempt, trouble.problem, [len(example.input_ids) for example in fitting])
             unstable += trouble.problem != "out_of_memory"
@@ -92,6 +101,8 @@ def train(
                     )
                     emit(Warned(message=text))
             continue
+        if keep is not None and end is not None:
+            keep(end)
         tokens = sum(len(example.input_ids) for example in fitting)
         seconds = time.monotonic() - started
         return lora, Training(train_seconds=seconds, train_tokens=tokens, losses=losses, remedies=remedies)
@@ -101,13 +112,14 @@ def _attempt(
     engine: TransformersEngine,
     genome: Genome,
     start: Lora | None,
+    resume: TrainingState | None,
     examples: Sequence[Example],
     attempt: Attempt,
     warmup_steps: int,
     average: float,
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
-) -> tuple[Lora, list[float]]:
+) -> tuple[Lora, list[float], TrainingState | None]:
     disable_progress_bars()
     set_seed(genome.seed)
     engine.unload_adapter(_SLOT)
@@ -121,6 +133,7 @@ def _attempt(
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
+            carry = CarryOn(resume)
             averaging = [WeightAverage(average)] if average else []
             with _in_fp32(engine):
                 trainer = CompactSFTTrainer(
@@ -128,15 +141,18 @@ def _attempt(
                     args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps, steady=average > 0),
                     train_dataset=Dataset.from_list([vars(example) for example in examples]),
                     processing_class=engine.tokenizer,
-                    callbacks=[callback, *averaging],
+                    callbacks=[callback, carry, *averaging],  # the end is noted before the mean takes its place
                 )
             engine.activate(_SLOT)
+            if resume is not None and not resume.fits(engine.model):
+                emit(Warned(message=f"{genome.candidate}: the kept training is of another adapter; it begins anew"))
+                carry.begin = None
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         lora = engine.read_adapter(_SLOT)
         if not all(bool(torch.isfinite(w).all()) for pair in lora.modules.values() for w in pair):
             raise TrainingTrouble("nan", "the trained weights are not finite")
-        return lora, callback.losses
+        return lora, callback.losses, carry.end
     except Exception as error:
         if is_out_of_memory(error):
             let_go(error)

@@ -1,9 +1,12 @@
 """How far a run is and how long it will take, folded from its events alone."""
 
 import dataclasses
+from collections.abc import Callable
 
 from agentlab import events
+from agentlab.config import Settings
 from agentlab.events import Event
+from agentlab.evolution.breeding import share_of_steps
 from agentlab.evolution.run import generation_of
 from agentlab.records import BASE
 from agentlab.report.describe import model_name
@@ -44,11 +47,13 @@ class Row:
 class Progress:
     """State for a display. Feed it the run's earlier events too, so that finished work is not counted again.
 
-    `elites`: how many of each later generation are not trained anew (`population.elites`).
+    `elites`: how many of each later generation are not trained anew (`population.elites`). `share_of_steps`: how many
+    steps a candidate of a generation trains in the mean, in any unit.
     """
 
-    def __init__(self, *, elites: int = 0) -> None:
+    def __init__(self, *, elites: int = 0, share_of_steps: Callable[[int], float] = lambda generation: 1.0) -> None:
         self.elites = elites
+        self._share_of_steps = share_of_steps
         self.run = ""
         self.generations: int | None = None
         self.population: int | None = None
@@ -68,6 +73,14 @@ class Progress:
         self._answered: dict[tuple[str, str], int] = {}
         self._pace = Pace()
         self._fraction: float | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Progress":
+        """For a run with these settings."""
+        return cls(
+            elites=settings.population.elites,
+            share_of_steps=lambda generation: share_of_steps(settings, generation),
+        )
 
     def update(self, event: Event) -> None:
         """Take in the next event."""
@@ -247,8 +260,11 @@ class Progress:
         return max(0, expected - len(known))
 
     def _steps_left(self, generation: int) -> float:
-        told = [row.steps for row in self.candidates.values() if row.steps]  # a blend has none
-        typical = sum(told) / len(told) if told else 1.0
+        told = [(row.steps, generation_of(row.candidate)) for row in self.candidates.values() if row.steps]  # no blends
+        unit = (
+            sum(steps for steps, _ in told) / sum(self._share_of_steps(bred_in) for _, bred_in in told) if told else 1.0
+        )
+        typical = unit * self._share_of_steps(generation)
         rows = self.rows(generation)
         known = sum(
             max(0.0, (typical if row.steps is None else row.steps) - row.step) for row in rows if not row.trained

@@ -4,7 +4,13 @@ from agentlab.evolution.generation import run_generation
 from agentlab.lab import Lab
 
 # Enough training for the tiny model to write labels at all, so that fitness differs and somebody passes the gate.
-LEARNING = ["population.size=4", "population.mutation_rate=0.3", "training.steps=12", "lora.dropout=0.0"]
+LEARNING = [
+    "population.size=4",
+    "population.mutation_rate=0.3",
+    "training.steps=12",
+    "training.founder_share=0.5",
+    "lora.dropout=0.0",
+]
 
 
 class Crash(BaseException):

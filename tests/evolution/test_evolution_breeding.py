@@ -34,19 +34,64 @@ def pool_of(chosen, fitnesses=(0.9, 0.4, 0.6, 0.2)):
     return ranked(Ranked(g.candidate, f, g) for g, f in zip(founders, fitnesses, strict=True))
 
 
-def shared_out(new):
-    """The steps of so many children: a long one, a short one, and so on, of STEPS on average."""
-    shares = [(1.5, 0.5)[index % 2] for index in range(new)]
-    return [max(1, round(STEPS * share / (sum(shares) / new))) for share in shares]
+def shared_out(new, generation):
+    """The steps of so many children of a run of three generations: a long one, and the others short."""
+    shares = [1.7] + [0.3] * (new - 1)
+    mean = STEPS * {1: 1.5, 2: 0.5}.get(generation, 1)
+    return [max(1, round(mean * share / (sum(shares) / new))) for share in shares]
 
 
 def test_children_share_their_steps_out_and_the_sum_stays():
     chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=5)
-    steps = [genome.steps for genome in breed(chosen, 1, pool_of(chosen), GROUPS, STEPS)]
-    assert steps == [12, 4, 12, 4]
-    assert sum(steps) == 4 * STEPS
+    first, second = (
+        [genome.steps for genome in breed(chosen, generation, pool_of(chosen), GROUPS, STEPS)] for generation in (1, 2)
+    )
+    assert (first, second) == ([31, 6, 6, 6], [10, 2, 2, 2])
+    assert sum(first) + sum(second) == pytest.approx(2 * 4 * STEPS, abs=2)
     alone = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=2)
-    assert [genome.steps for genome in breed(alone, 1, pool_of(alone), GROUPS, STEPS)] == [STEPS]
+    assert [genome.steps for genome in breed(alone, 1, pool_of(alone), GROUPS, STEPS)] == [1.5 * STEPS]
+
+
+@pytest.mark.parametrize("generations", [1, 2, 3, 4, 7, 1000])
+def test_the_first_children_get_most_steps_and_a_whole_run_as_many_as_ever(generations):
+    chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=3)
+    chosen = chosen.model_copy(update={"population": chosen.population.model_copy(update={"generations": generations})})
+    pool = pool_of(chosen)
+    totals = [sum(g.steps for g in breed(chosen, k, pool, GROUPS, 200)) for k in range(1, generations)]
+    assert totals == sorted(totals, reverse=True)
+    assert sum(totals) == pytest.approx(2 * 200 * (generations - 1), rel=0.01)
+    assert generations < 3 or totals[0] == pytest.approx(3 * totals[-1], rel=0.01)
+    beyond = breed(chosen, generations + 5, pool, GROUPS, 200)  # nobody plans it, and it breaks nothing
+    assert sum(genome.steps for genome in beyond) == 400
+
+
+def explorers(genomes):
+    """The children that are crossed or mutated: all but the first, which carries the fittest line on."""
+    return [genome for genome in genomes if genome.operator != "continuation"]
+
+
+def test_the_first_of_several_children_carries_the_fittest_line_on():
+    for seed in range(20):
+        chosen = settings_of(seed=seed, mutation_rate=1.0, crossover_rate=1.0)
+        pool = pool_of(chosen)
+        first, *others = breed(chosen, 2, pool, GROUPS, STEPS)
+        assert (first.operator, first.parents, first.merge_weights) == ("continuation", [pool[0].adapter], [1.0])
+        assert first.mutated == []
+        assert first.steps == shared_out(3, 2)[0]
+        inherits = ("learning_rate", "rank", "alpha", "dropout", "data_mix", "target_modules")
+        assert all(getattr(first, gene) == getattr(pool[0].genome, gene) for gene in inherits)
+        assert first.seed != pool[0].genome.seed  # other items, in another order
+        assert all(child.operator == "crossover" for child in others)
+
+
+def test_a_blend_is_not_continued_but_the_fittest_that_was_trained():
+    chosen = settings_of(size=3)
+    pool = pool_of(chosen)
+    mixed = blend(chosen, 1, ranked(Ranked(g.candidate, 0.5, g) for g in breed(chosen, 1, pool, GROUPS, STEPS)), 2)
+    first = breed(chosen, 2, [Ranked(mixed.candidate, 0.95, mixed), *pool], GROUPS, STEPS)[0]
+    assert first.parents == [pool[0].adapter]
+    alone = breed(chosen, 2, [Ranked(mixed.candidate, 0.95, mixed)], GROUPS, STEPS)[0]
+    assert (alone.operator, alone.parents) == ("continuation", [mixed.candidate])
 
 
 def inherited(genome, pool, chosen):
@@ -57,7 +102,7 @@ def inherited(genome, pool, chosen):
     index = int(genome.candidate[-2:])
     return {
         "learning_rate": fitter.learning_rate * CHILD_RATES[index % len(CHILD_RATES)],
-        "steps": shared_out(chosen.population.size - chosen.population.elites)[index],
+        "steps": shared_out(chosen.population.size - chosen.population.elites, genome.generation)[index],
         "rank": fitter.rank,
         "dropout": fitter.dropout,
         "data_mix": fitter.data_mix,
@@ -118,7 +163,8 @@ def test_every_child_is_well_formed(chosen, generation):
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"g\d{3}-c\d{2}", name) for name in ids)
     for genome in genomes:
-        assert genome.operator == ("crossover" if len(genome.parents) == 2 else "mutation")
+        alone = "continuation" if len(genomes) > 1 and genome is genomes[0] else "mutation"
+        assert genome.operator == ("crossover" if len(genome.parents) == 2 else alone)
         assert len(set(genome.parents)) == len(genome.parents) == len(genome.merge_weights)
         assert set(genome.parents) <= set(by_id)
         assert sum(genome.merge_weights) == pytest.approx(1)
@@ -133,7 +179,7 @@ def test_every_child_is_well_formed(chosen, generation):
         before = inherited(genome, pool, chosen)
         changed = [gene for gene in GENES if getattr(genome, gene) != before[gene]]
         assert sorted(changed) == sorted(genome.mutated)  # what is called mutated did change, and nothing else
-        assert genome.mutated or genome.operator == "crossover"  # nobody is a mere copy of one parent
+        assert genome.mutated or genome.operator != "mutation"
         if chosen.crossover.method != "exact":
             assert genome.rank == chosen.lora.rank  # PEFT's methods need equal ranks
 
@@ -142,19 +188,22 @@ def test_breeding_depends_on_seed_generation_and_index():
     chosen = settings_of(size=6, mutation_rate=1.0)
     pool = pool_of(chosen)
     told_apart = [
-        breed(chosen, 1, pool, GROUPS, STEPS)[0],
         breed(chosen, 1, pool, GROUPS, STEPS)[1],
-        breed(chosen, 2, pool, GROUPS, STEPS)[0],
-        breed(settings_of(seed=8, size=6, mutation_rate=1.0), 1, pool, GROUPS, STEPS)[0],
+        breed(chosen, 1, pool, GROUPS, STEPS)[2],
+        breed(chosen, 2, pool, GROUPS, STEPS)[1],
+        breed(settings_of(seed=8, size=6, mutation_rate=1.0), 1, pool, GROUPS, STEPS)[1],
     ]
     for one, other in itertools.combinations(told_apart, 2):
         assert one.seed != other.seed
         assert one.learning_rate != other.learning_rate
 
 
-def test_a_candidate_is_the_same_in_a_larger_population():
+def test_a_candidate_is_the_same_in_a_larger_population_but_for_its_steps():
     pool = pool_of(settings_of())
-    few, many = (breed(settings_of(size=size), 3, pool, GROUPS, STEPS) for size in (3, 9))
+    few, many = (
+        [genome.model_copy(update={"steps": 0}) for genome in breed(settings_of(size=size), 3, pool, GROUPS, STEPS)]
+        for size in (3, 9)
+    )
     assert many[: len(few)] == few
 
 
@@ -186,7 +235,7 @@ def test_founders_never_exceed_the_largest_learning_rate():
 def children(generations=30, **changes):
     chosen = settings_of(size=5, **changes)
     pool = pool_of(chosen)
-    return [genome for k in range(1, generations) for genome in breed(chosen, k, pool, GROUPS, STEPS)]
+    return [genome for k in range(1, generations) for genome in explorers(breed(chosen, k, pool, GROUPS, STEPS))]
 
 
 def test_crossover_rate_is_honoured():
@@ -213,12 +262,11 @@ def test_merge_weights_follow_fitness_and_mutate_within_reason():
     chosen = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=9)
     shares = {"g000-c00": 0.9, "g000-c01": 0.3}
     pool = pool_of(chosen, tuple(shares.values()))
-    for genome in breed(chosen, 1, pool, GROUPS, STEPS):
+    for genome in explorers(breed(chosen, 1, pool, GROUPS, STEPS)):
         assert genome.merge_weights == pytest.approx([shares[parent] / 1.2 for parent in genome.parents])
     for luckless in ((0.0, 0.0), (-0.1, -0.3)):  # no fitness at all: half and half
-        assert {tuple(g.merge_weights) for g in breed(chosen, 1, pool_of(chosen, luckless), GROUPS, STEPS)} == {
-            (0.5, 0.5)
-        }
+        family = explorers(breed(chosen, 1, pool_of(chosen, luckless), GROUPS, STEPS))
+        assert {tuple(genome.merge_weights) for genome in family} == {(0.5, 0.5)}
     mutants = children(mutation_rate=1.0, crossover_rate=1.0)
     assert all(0.2 <= weight <= 0.8 for genome in mutants for weight in genome.merge_weights)
 
@@ -231,7 +279,12 @@ def test_one_group_leaves_nothing_to_mix():
 def test_a_pool_of_one_breeds_by_mutation():
     chosen = settings_of(crossover_rate=1.0)
     genomes = breed(chosen, 1, pool_of(chosen)[:1], GROUPS, STEPS)
-    assert {genome.operator for genome in genomes} == {"mutation"}
+    assert {genome.operator for genome in explorers(genomes)} == {"mutation"}
+
+
+def test_an_only_child_is_crossed_or_mutated():
+    alone = [breed(settings_of(seed=seed, size=2), 1, pool_of(settings_of()), GROUPS, STEPS) for seed in range(20)]
+    assert {genome.operator for [genome] in alone} == {"crossover", "mutation"}
 
 
 def test_children_spread_around_their_fitter_parents_rate():

@@ -25,6 +25,22 @@ def test_of_equal_fitness_a_blend_comes_before_the_siblings_that_it_averages():
     assert ranked([sibling, mixed, better]) == [better, mixed, sibling]
 
 
+def test_of_equal_fitness_the_youngest_continuation_comes_first():
+    """It has learned most, and only what is first is continued again."""
+    members = [
+        Ranked(name, 0.5, GENOME.model_copy(update={"operator": operator, "generation": int(name[1:4])}))
+        for name, operator in [
+            ("g000-c00", "founder"),
+            ("g001-c00", "continuation"),
+            ("g002-c02", "blend"),
+            ("g002-c00", "continuation"),
+            ("g003-c01", "crossover"),
+        ]
+    ]
+    order = ["g002-c00", "g001-c00", "g002-c02", "g000-c00", "g003-c01"]
+    assert [member.adapter for member in ranked(members)] == order
+
+
 @given(fitnesses, st.integers(1, 15), st.integers(0, 2**31))
 def test_tournament_gives_the_best_of_what_it_drew(values, size, seed):
     pool = members_of(values)

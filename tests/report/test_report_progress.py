@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from report_events import evolution_events
 from rich.console import Console
 
-from agentlab import events
+from agentlab import config, events
 from agentlab.cli.display import Display
 from agentlab.report.describe import describe, is_notice
 from agentlab.report.progress import Progress
@@ -74,6 +74,20 @@ def test_estimate_is_close_to_the_truth_at_an_even_pace() -> None:
         eta = progress.eta_s()
         if eta is not None and progress.fraction():
             assert eta == pytest.approx(end - event.time_s, abs=25)
+
+
+def test_estimate_knows_that_founders_train_little_and_first_children_much() -> None:
+    """One step is a second here, a founder has 3, and a child of the last two generations 15 and 5."""
+    progress, now = Progress.of(config.from_mapping({"name": "x", "population": {"size": 2}}, "test")), 0.0
+    started = events.EvolutionStarted(run="r", name="x", generations=3, population=2, continued=False, time_s=now)
+    progress.update(started)
+    progress.update(events.GenerationStarted(generation=0, pid=1, continued=False, time_s=now))
+    for step in range(1, 4):
+        now += 1.0
+        one = events.TrainingStep(candidate="g000-c00", step=step, steps=3, loss=1.0, tokens=9, seconds=1.0, time_s=now)
+        progress.update(one)
+    assert progress._steps_left(1) == pytest.approx(15)
+    assert progress._steps_left(2) == pytest.approx(5)
 
 
 def cut(stop: type[events.Event], nth: int) -> int:
@@ -164,7 +178,7 @@ def console(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Console]:
 
 def test_plain_lines_without_a_terminal(console: Callable[[bool], Console]) -> None:
     target = console(False)
-    with Display(console=target, elites=1) as display:
+    with Display(Progress(elites=1), console=target) as display:
         for event in EVENTS:
             display.show(event)
     text = shown(target)
@@ -180,7 +194,7 @@ def test_plain_lines_without_a_terminal(console: Callable[[bool], Console]) -> N
 
 def test_live_panel_on_a_terminal(console: Callable[[bool], Console]) -> None:
     target = console(True)
-    with Display(console=target, elites=1, history=EVENTS[:3]) as display:
+    with Display(Progress(elites=1), console=target, history=EVENTS[:3]) as display:
         for event in EVENTS[3:50]:
             display.show(event)
         target.print(display._panel())

@@ -1,0 +1,109 @@
+"""Where a training stood at its last step, so that a continuation goes on as if it had never ended.
+
+A trained adapter is a mean of weights, and Adam's moments are gone: whoever begins at it alone goes back to the middle
+of that mean and has to warm up again. Kept in safetensors, beside the adapters and not in their PEFT folders.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from transformers import TrainerCallback
+
+from agentlab import files
+from agentlab.errors import AdapterError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Of each trained parameter, by its name in the model: the weights and Adam's two moments, fp32 on the CPU."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    steps: int  # of Adam, over all trainings of the line
+
+    def save(self, path: Path) -> None:
+        """Write it atomically. Raises StorageError where the disk does not take it."""
+        tensors = {f"weight {name}": value for name, value in self.weights.items()}
+        for name, moments in self.moments.items():
+            tensors |= {f"{kind} {name}": value for kind, value in zip(_MOMENTS, moments, strict=True)}
+        files.write_bytes(path, safetensors.torch.save(tensors, {"steps": str(self.steps)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainingState":
+        """Raises AdapterError for a file that is damaged or not one of these, OSError where it cannot be read."""
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                steps = int((file.metadata() or {})["steps"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no mapping
+            names = [key.removeprefix("weight ") for key in tensors if key.startswith("weight ")]
+            weights = {name: tensors.pop(f"weight {name}") for name in names}
+            moments = {name: (tensors.pop(f"exp_avg {name}"), tensors.pop(f"exp_avg_sq {name}")) for name in names}
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise AdapterError(f"{path} is damaged ({error})") from error
+        values = [*weights.values(), *(moment for pair in moments.values() for moment in pair)]
+        whole = all(bool(torch.isfinite(value).all()) for value in values)
+        if tensors or not weights or not whole:
+            raise AdapterError(f"{path} is damaged (it is not the end of a training)")
+        return cls(weights, moments, steps)
+
+    def fits(self, model: torch.nn.Module) -> bool:
+        """Whether the model's trainable parameters are these, by name and shape."""
+        shapes = {name: parameter.shape for name, parameter in _trained(model)}
+        return shapes == {name: value.shape for name, value in self.weights.items()}
+
+
+class CarryOn(TrainerCallback):  # type: ignore[misc]
+    """Begins a training where another one ended, if there is one, and notes where this one ends."""
+
+    def __init__(self, begin: TrainingState | None) -> None:
+        self.begin = begin
+        self.end: TrainingState | None = None  # None also after an optimiser that is not Adam
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        if self.begin is None:
+            return
+        with torch.no_grad():
+            for name, parameter in _trained(model):
+                parameter.copy_(self.begin.weights[name])
+        known = optimizer.state_dict()
+        for index, name in enumerate(_names(model, optimizer)):
+            moments = dict(zip(_MOMENTS, self.begin.moments[name], strict=True))
+            known["state"][index] = {"step": torch.tensor(float(self.begin.steps)), **moments}
+        optimizer.load_state_dict(known)  # copies to where the parameters are
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        if state.global_step < state.max_steps:
+            return
+        found = optimizer.state_dict()["state"]
+        names = _names(model, optimizer)
+        if any(kind not in found.get(index, {}) for index in range(len(names)) for kind in _MOMENTS):
+            return
+        self.end = TrainingState(
+            weights={name: _copy(parameter) for name, parameter in _trained(model)},
+            moments={name: tuple(_copy(found[i][kind]) for kind in _MOMENTS) for i, name in enumerate(names)},  # type: ignore[misc]
+            steps=int(found[0]["step"]),
+        )
+
+
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _names(model: torch.nn.Module, optimizer: Any) -> list[str]:
+    """The parameters' names in the order in which the optimiser's state counts them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -1,0 +1,122 @@
+"""A training that is continued goes on as if it had never ended. Real training on the tiny model."""
+
+import dataclasses
+
+import pytest
+import safetensors.torch
+import torch
+from learning_helpers import genome_of
+
+from agentlab.errors import AdapterError
+from agentlab.learning.sft import train
+from agentlab.learning.state import TrainingState
+
+RATE = 1e-2
+
+
+def run(engine, examples, steps, start=None, resume=None, emit=lambda event: None):
+    """(adapter, losses, end) of so many steps at a steady rate, all on one example: the order counts for nothing."""
+    ends = []
+    lora, training = train(
+        engine,
+        genome_of(steps=steps, batch_size=2, learning_rate=RATE),
+        start,
+        examples[:1] * 2 * steps,
+        warmup_steps=0,
+        average=0.5,
+        resume=resume,
+        keep=ends.append,
+        emit=emit,
+    )
+    return lora, training.losses, ends[0]
+
+
+def close(one, other):
+    return all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in other) and list(one) == list(
+        other
+    )
+
+
+@pytest.fixture
+def halves(engine, examples):
+    return run(engine, examples, 5)
+
+
+def test_five_and_five_steps_are_ten(engine, examples, halves, tmp_path):
+    _, losses, whole = run(engine, examples, 10)
+    lora, first, end = halves
+    end.save(tmp_path / "end.safetensors")
+    kept = TrainingState.load(tmp_path / "end.safetensors")
+    _, second, both = run(engine, examples, 5, lora, kept)
+    assert first + second == pytest.approx(losses, rel=1e-3)
+    assert close(both.weights, whole.weights)
+    assert (end.steps, both.steps, whole.steps) == (5, 10, 10)
+    for name, moments in whole.moments.items():
+        for ours, expected in zip(both.moments[name], moments, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-7)
+
+
+def test_without_it_a_continuation_goes_back_and_warms_up(engine, examples, halves):
+    """What it is for: the mean of the last weights lies behind them."""
+    lora, _, end = halves
+    _, anew, _ = run(engine, examples, 5, lora)
+    _, on, _ = run(engine, examples, 5, lora, end)
+    assert anew[0] > on[0]
+
+
+def test_the_end_is_that_of_the_last_step_and_not_the_mean(engine, halves):
+    lora, _, end = halves
+    weights = {name for name in end.weights if "lora_A" in name}
+    assert weights
+    means = [pair[0] for pair in lora.modules.values()]
+    assert not any(torch.equal(end.weights[name], mean) for name in weights for mean in means)
+
+
+def test_one_of_another_shape_is_not_forced_onto_the_adapter(engine, examples, halves):
+    events = []
+    lora, _, end = halves
+    other = dataclasses.replace(end, weights={name: value[:1] for name, value in end.weights.items()})
+    _, losses, _ = run(engine, examples, 2, lora, other, events.append)
+    assert len(losses) == 2
+    assert any("begins anew" in getattr(event, "message", "") for event in events)
+
+
+def cut(path):
+    return path.read_bytes()[:-100]
+
+
+def no_moments(path):
+    return safetensors.torch.save({"weight a": torch.zeros(2)}, {"steps": "3"})
+
+
+def not_finite(path):
+    tensors = safetensors.torch.load(path.read_bytes())
+    tensors[next(iter(tensors))].fill_(float("nan"))
+    return safetensors.torch.save(tensors, {"steps": "3"})
+
+
+def no_steps(path):
+    return safetensors.torch.save(safetensors.torch.load(path.read_bytes()))
+
+
+def something_else(path):
+    return b"\x00" * 64
+
+
+@pytest.mark.parametrize("damage", [cut, no_moments, not_finite, no_steps, something_else])
+def test_a_damaged_file_is_named(halves, tmp_path, damage):
+    path = tmp_path / "end.safetensors"
+    halves[2].save(path)
+    path.write_bytes(damage(path))
+    with pytest.raises(AdapterError, match=r"end\.safetensors is damaged"):
+        TrainingState.load(path)
+
+
+def test_the_same_end_gives_the_same_bytes(halves, tmp_path):
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path in paths:
+        halves[2].save(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    kept = TrainingState.load(paths[0])
+    assert kept.steps == 5
+    assert all(torch.equal(kept.weights[name], value) for name, value in halves[2].weights.items())

@@ -9,6 +9,7 @@ experiments/<name>/<hash>/
   base/               the base model's own scores: fitness.json, gate.json
   generations/000/    population.json, g000-c00.json …, gate-<id>.json, result.json, notebook.ipynb, figures
   adapters/g000-c00/  card.json and, while in the pool, the weights
+  training-states/    g000-c00.safetensors …: where trainings ended, while one of them may be continued
   seal-openings.json  the hashes of the models that were let at the sealed split
   sealed.json         answers of base and champion on it
   baseline.json       the plain SFT of equal cost, when it was asked for; its weights in plain-sft/

@@ -153,7 +153,7 @@ class TrainingSettings(_Section):
 
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
-    to selection. Of the children the first continues the fittest adapter's training, with most of the steps; the others
+    to selection. Of the children the first continues the fittest adapter's training, with the largest share; the others
     are crossed and mutated. The first generation of children gets most and the last one least, `tokens` in the mean.
     `average` is the share of a candidate's steps, the last ones, whose weights are averaged, at a steady rate; with 0
     the rate falls to zero and the last weights count.

@@ -36,7 +36,7 @@ class Bench:
     pool: Pool
     rates: Rates
     limit: int  # most tokens of an answer
-    steps: int  # optimiser steps of a candidate that is not a founder
+    steps: int  # optimiser steps of a child, in the mean over all
     emit: Callable[[Event], None]
     should_stop: Callable[[], bool]
 

@@ -12,12 +12,14 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
-# Children try their fitter parent's rate and half of it. Which rate is fastest over a founder's few steps is already
-# high for a child's many, at which it stays; what it leaves unsettled, averages of weights and siblings smooth out.
+# The first child keeps its parent's rate, and the others try half of their fitter parent's and the whole in turn. Which
+# rate is fastest over a founder's few steps is already high for a child's many, at which it stays; what it leaves
+# unsettled, averages of weights and siblings smooth out.
 CHILD_RATES = (1.0, 0.5)
-# A line of descent learns only what its own members were trained on, so most of a generation's steps go to the first
-# child, which carries the fittest line on; the others look with fewer what another way would give.
+# A line of descent learns only what its own members were trained on, so the largest share of the steps goes to the
+# first child, which carries the fittest line on; the others look with fewer what another way would give.
 FIRST_CHILD, OTHER_CHILDREN = 1.7, 0.3
+LEAST_STEPS = 8  # of the others: two of Adam's steps without moments only shake what a merge knows
 # Later generations learn less of the same training items, and the gate, which sees large gains only, turns most of it
 # down. So the first children get more steps and the last ones fewer.
 FIRST_CHILDREN, LAST_CHILDREN = 1.5, 0.5
@@ -51,7 +53,8 @@ def breed(
     new = settings.population.size - min(settings.population.elites, len(pool))
     shares = [FIRST_CHILD] + [OTHER_CHILDREN] * (new - 1)
     mean = steps * share_of_steps(settings, generation)
-    steps_of = [max(1, round(mean * share * new / sum(shares))) for share in shares]
+    least = min(LEAST_STEPS, round(mean))
+    steps_of = [max(1, least, round(mean * share * new / sum(shares))) for share in shares]
     genomes = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
     if new > 1:  # an only child is no place to give up crossing and mutating
         genomes[0] = _continuation(settings, generation, to_continue(pool), steps_of[0])
@@ -68,9 +71,9 @@ def to_continue(pool: Sequence[Ranked]) -> Ranked:
 def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred: int) -> Genome | None:
     """One candidate more: the generation's two best newcomers, merged and not trained; None where that cannot help.
 
-    Siblings that began at the same merged weights and trained on different items lie in one basin, and their average
-    is often better than both (model soups, Wortsman et al. 2022), at the cost of one evaluation. Founders begin at
-    random weights of their own: they are not blended. newcomers: those that were evaluated, best first, of `bred`.
+    Siblings of common descent that trained on different items lie in one basin, and their average is often better
+    than both (model soups, Wortsman et al. 2022), at the cost of one evaluation. Founders begin at random weights of
+    their own: they are not blended. newcomers: those that were evaluated, best first, of `bred`.
     """
     best = [member for member in newcomers if member.genome.parents][:2]
     if not settings.population.blend or len(best) < 2:

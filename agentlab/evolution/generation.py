@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from agentlab import adapters
+from agentlab.config import Settings
 from agentlab.errors import AdapterError, RunError
 from agentlab.events import (
     Bred,
@@ -205,7 +206,6 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
     )
     items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
     learner = bench.learner
-    ends = bench.run.settings.population.generations - 1 == genome.generation
     state_file = bench.run.training_state_file(genome.candidate)
     return train(
         learner,
@@ -217,21 +217,31 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
         resume=_end_of_parents_training(bench, genome),
-        keep=None if ends or not settings.average else lambda state: state.save(state_file),
+        keep=(lambda state: state.save(state_file)) if _is_continued(bench.run.settings, genome) else None,
         emit=bench.emit,
         should_stop=bench.should_stop,
     )
 
 
+def _is_continued(settings: Settings, genome: Genome) -> bool:
+    """Whether a later generation may continue this training; not where rates fall to zero, nor with an only child."""
+    population = settings.population
+    several = population.size - population.elites > 1
+    return several and genome.generation < population.generations - 1 and settings.training.average > 0
+
+
 def _end_of_parents_training(bench: Bench, genome: Genome) -> TrainingState | None:
-    """Where a continuation goes on; None for others, and where that was not kept: of a blend, or before a kill."""
-    if genome.operator != "continuation":
+    """Where a continuation goes on; None for others. Where it is not there: of a blend alone in its pool, or lost."""
+    if genome.operator != "continuation" or not bench.run.settings.training.average:
         return None
     path = bench.run.training_state_file(genome.parents[0])
     try:
-        return TrainingState.load(path) if path.exists() else None
+        return TrainingState.load(path)
     except (AdapterError, OSError) as error:
-        bench.emit(Warned(message=f"{genome.candidate} begins at its parent's weights without Adam's moments: {error}"))
+        reason = f"{path} is missing" if isinstance(error, FileNotFoundError) else str(error)
+        bench.emit(
+            Warned(message=f"{genome.candidate} begins at its parent's weights without Adam's moments: {reason}")
+        )
         return None
 
 

@@ -118,10 +118,11 @@ class Run:
         """Delete where the trainings of this generation and those before it ended, but for one adapter's."""
         folder = self.folder / "training-states"
         with files.disk_errors(folder):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                # ids sort by generation; what a killed writer left begins with a dot
-                if path.stem != keep and path.stem < adapter_id(generation + 1, 0):
+            for path in folder.glob("g[0-9][0-9][0-9]-c*.safetensors"):
+                if path.stem != keep and generation_of(path.stem) <= generation:
                     path.unlink(missing_ok=True)
+            for path in folder.glob(".*.safetensors.*.tmp"):  # of a killed writer
+                path.unlink(missing_ok=True)
 
     # -- records ------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def sample(items: Sequence[Item], count: int, mix: Mapping[str, float], seed: in
 
 
 def steps_of(engine: "TemplatedEngine", suite: Suite, training: TrainingSettings) -> int:
-    """Optimiser steps of a candidate that is no founder: the setting, or what `training.tokens` pays for; at least 1.
+    """Optimiser steps of a child in the mean: the setting, or what `training.tokens` pays for; at least 1.
 
     An item's cost is the mean over the training split's first ones.
     """

@@ -48,7 +48,8 @@ def train(
     """The trained LoRA weights and what training took.
 
     start: weights to begin with (the merged parents); None: a fresh LoRA, which leaves the model unchanged.
-    resume: where the training of `start` ended; this one goes on there, without another warm-up.
+    resume: where the training of `start` ended; this one goes on there, without another warm-up, and at no higher a
+    learning rate than that one ended with.
     keep: gets where this one ended.
     examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
     average: the share of the steps, the last ones, whose weights are averaged, at a steady learning rate; 0: the last
@@ -62,19 +63,28 @@ def train(
         emit(Warned(message=f"{genome.candidate}: {left_out} items longer than {max_length} tokens are left out"))
     if not fitting:
         raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
-    if resume is not None:  # Adam knows its moments already
-        warmup_steps = 0
-    elif start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
+    if start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
         warmup_steps = max(warmup_steps, genome.steps // _WARM_START)
     # on a GPU memory is scarce from the beginning; on a CPU checkpointing would only cost time
-    attempt = Attempt(genome.learning_rate, genome.batch_size, checkpointing=engine.device == "cuda")
+    rate = min(genome.learning_rate, resume.learning_rate) if resume else genome.learning_rate
+    attempt = Attempt(rate, genome.batch_size, checkpointing=engine.device == "cuda")
     remedies: list[dict[str, Any]] = []
     unstable = 0  # attempts that ended in NaN or divergence; lack of memory has a ladder that ends by itself
     started = time.monotonic()
     while True:
         try:
             lora, losses, end = _attempt(
-                engine, genome, start, resume, fitting, attempt, warmup_steps, average, emit, should_stop
+                engine,
+                genome,
+                start,
+                resume,
+                keep is not None,
+                fitting,
+                attempt,
+                warmup_steps,
+                average,
+                emit,
+                should_stop,
             )
         except TrainingTrouble as trouble:
             following = remedy(attempt, trouble.problem, [len(example.input_ids) for example in fitting])
@@ -113,6 +123,7 @@ def _attempt(
     genome: Genome,
     start: Lora | None,
     resume: TrainingState | None,
+    keep: bool,
     examples: Sequence[Example],
     attempt: Attempt,
     warmup_steps: int,
@@ -129,11 +140,17 @@ def _attempt(
             engine.new_adapter(_SLOT, lora_config(genome))
         else:
             engine.add_adapter(_SLOT, start, trainable=True)
+        engine.activate(_SLOT)
+        if resume is not None and not resume.fits(engine.model):
+            emit(Warned(message=f"{genome.candidate}: the kept training is of another adapter; it begins anew"))
+            resume = None
+        if resume is not None:  # Adam knows its moments already
+            warmup_steps = 0
         with _undisturbed(engine), tempfile.TemporaryDirectory() as scratch:
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
-            carry = CarryOn(resume)
+            carry = CarryOn(resume, attempt.learning_rate, keep)
             averaging = [WeightAverage(average)] if average else []
             with _in_fp32(engine):
                 trainer = CompactSFTTrainer(
@@ -144,9 +161,6 @@ def _attempt(
                     callbacks=[callback, carry, *averaging],  # the end is noted before the mean takes its place
                 )
             engine.activate(_SLOT)
-            if resume is not None and not resume.fits(engine.model):
-                emit(Warned(message=f"{genome.candidate}: the kept training is of another adapter; it begins anew"))
-                carry.begin = None
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         lora = engine.read_adapter(_SLOT)

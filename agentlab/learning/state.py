@@ -26,31 +26,32 @@ class TrainingState:
     weights: dict[str, torch.Tensor]
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]]
     steps: int  # of Adam, over all trainings of the line
+    learning_rate: float  # of its last steps; a remedy may have lowered the genome's
 
     def save(self, path: Path) -> None:
         """Write it atomically. Raises StorageError where the disk does not take it."""
         tensors = {f"weight {name}": value for name, value in self.weights.items()}
         for name, moments in self.moments.items():
             tensors |= {f"{kind} {name}": value for kind, value in zip(_MOMENTS, moments, strict=True)}
-        files.write_bytes(path, safetensors.torch.save(tensors, {"steps": str(self.steps)}))
+        tensors |= {"steps": torch.tensor(self.steps), "rate": torch.tensor(self.learning_rate, dtype=torch.float64)}
+        files.write_bytes(path, safetensors.torch.save(tensors))
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
         """Raises AdapterError for a file that is damaged or not one of these, OSError where it cannot be read."""
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                steps = int((file.metadata() or {})["steps"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no mapping
+            tensors = safetensors.torch.load(path.read_bytes())  # not mapped: a file cut meanwhile kills the process
+            steps, rate = int(tensors.pop("steps")), float(tensors.pop("rate"))
             names = [key.removeprefix("weight ") for key in tensors if key.startswith("weight ")]
             weights = {name: tensors.pop(f"weight {name}") for name in names}
             moments = {name: (tensors.pop(f"exp_avg {name}"), tensors.pop(f"exp_avg_sq {name}")) for name in names}
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise AdapterError(f"{path} is damaged ({error})") from error
         values = [*weights.values(), *(moment for pair in moments.values() for moment in pair)]
-        whole = all(bool(torch.isfinite(value).all()) for value in values)
+        whole = all(bool(torch.isfinite(value).all()) for value in values) and 0 < rate < float("inf")
         if tensors or not weights or not whole:
             raise AdapterError(f"{path} is damaged (it is not the end of a training)")
-        return cls(weights, moments, steps)
+        return cls(weights, moments, steps, rate)
 
     def fits(self, model: torch.nn.Module) -> bool:
         """Whether the model's trainable parameters are these, by name and shape."""
@@ -61,8 +62,11 @@ class TrainingState:
 class CarryOn(TrainerCallback):  # type: ignore[misc]
     """Begins a training where another one ended, if there is one, and notes where this one ends."""
 
-    def __init__(self, begin: TrainingState | None) -> None:
+    def __init__(self, begin: TrainingState | None, learning_rate: float, keep: bool = True) -> None:
+        """keep: whether anybody asks for the end, which costs RAM."""
         self.begin = begin
+        self._rate = learning_rate
+        self._keep = keep
         self.end: TrainingState | None = None  # None also after an optimiser that is not Adam
 
     def on_train_begin(
@@ -75,14 +79,15 @@ class CarryOn(TrainerCallback):  # type: ignore[misc]
                 parameter.copy_(self.begin.weights[name])
         known = optimizer.state_dict()
         for index, name in enumerate(_names(model, optimizer)):
-            moments = dict(zip(_MOMENTS, self.begin.moments[name], strict=True))
+            # copies: on a CPU the optimiser takes the tensors themselves, and another attempt may begin here, too
+            moments = {kind: value.clone() for kind, value in zip(_MOMENTS, self.begin.moments[name], strict=True)}
             known["state"][index] = {"step": torch.tensor(float(self.begin.steps)), **moments}
-        optimizer.load_state_dict(known)  # copies to where the parameters are
+        optimizer.load_state_dict(known)
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        if state.global_step < state.max_steps:
+        if not self._keep or state.global_step < state.max_steps:
             return
         found = optimizer.state_dict()["state"]
         names = _names(model, optimizer)
@@ -92,6 +97,7 @@ class CarryOn(TrainerCallback):  # type: ignore[misc]
             weights={name: _copy(parameter) for name, parameter in _trained(model)},
             moments={name: tuple(_copy(found[i][kind]) for kind in _MOMENTS) for i, name in enumerate(names)},  # type: ignore[misc]
             steps=int(found[0]["step"]),
+            learning_rate=self._rate,
         )
 
 

@@ -85,10 +85,13 @@ def test_a_damaged_one_is_warned_about_and_the_run_goes_on(begun, tmp_path):
     assert lab.run.result(1) is not None
 
 
-def test_one_that_is_gone_is_no_error(begun, tmp_path):
+def test_one_that_is_gone_is_said_and_no_error(begun, tmp_path):
     lab = copy_and_damage(begun, tmp_path, lambda path: path.unlink())
-    evolve(lab, generations=[1])
+    events = []
+    evolve(lab, events.append, [1])
     assert lab.run.candidate("g001-c00").state in ("kept", "culled")
+    [said] = [event.message for event in events if event.kind == "warned" and "Adam" in event.message]
+    assert said.endswith("is missing")
 
 
 def test_it_makes_a_difference_and_always_the_same_one(begun, finished, tmp_path):
@@ -106,11 +109,28 @@ def test_weights_that_are_not_averaged_keep_none(begun, tmp_path):
     lab = open_copy(begun.experiment, tmp_path, [*OVERRIDES, "training.average=0"])
     evolve(lab, generations=[0])
     assert states(lab.run) == []
+    events = []
+    evolve(lab, events.append, [1])
+    assert not [event for event in events if event.kind == "warned" and "Adam" in event.message]
 
 
-def test_tidying_an_earlier_generation_again_leaves_later_ones(finished, begun, tmp_path):
-    lab = open_copy(begun.experiment, tmp_path, OVERRIDES)
-    evolve(lab, generations=[0, 1])
-    before = states(lab.run)
+def test_an_only_child_is_no_continuation_and_nobody_keeps_any(begun, tmp_path):
+    lab = open_copy(begun.experiment, tmp_path, [*OVERRIDES, "population.size=2"])
     evolve(lab, generations=[0])
-    assert states(lab.run) == before
+    assert states(lab.run) == []
+
+
+def test_tidying_an_earlier_generation_again_leaves_later_ones(begun, tmp_path):
+    lab = open_copy(begun.experiment, tmp_path, OVERRIDES)
+    evolve(lab, generations=[0])
+    expected = states(lab.run)
+    later = [lab.run.training_state_file(name) for name in ("g001-c00", "g998-c01")]
+    killed = later[0].with_name(".g000-c01.safetensors.abc.tmp")
+    by_hand = later[0].with_name("notes.safetensors")
+    for path in [*later, killed, by_hand]:
+        path.write_bytes(b"x")
+    (later[0].parent / ".ipynb_checkpoints").mkdir()
+    evolve(lab, generations=[0])
+    assert states(lab.run) == sorted([*expected, ".ipynb_checkpoints", *(path.name for path in [*later, by_hand])])
+    lab.run.forget_training_states(998, keep="g001-c00")
+    assert states(lab.run) == sorted([".ipynb_checkpoints", "g001-c00.safetensors", by_hand.name])

@@ -10,6 +10,7 @@ from learning_helpers import genome_of
 from agentlab.errors import AdapterError
 from agentlab.learning.sft import train
 from agentlab.learning.state import TrainingState
+from agentlab.learning.trainer import CompactSFTTrainer
 
 RATE = 1e-2
 
@@ -77,8 +78,54 @@ def test_one_of_another_shape_is_not_forced_onto_the_adapter(engine, examples, h
     lora, _, end = halves
     other = dataclasses.replace(end, weights={name: value[:1] for name, value in end.weights.items()})
     _, losses, _ = run(engine, examples, 2, lora, other, events.append)
-    assert len(losses) == 2
+    _, anew, _ = run(engine, examples, 2, lora)
+    assert losses == anew  # warmed up, too
     assert any("begins anew" in getattr(event, "message", "") for event in events)
+
+
+def test_another_attempt_begins_where_the_first_one_did(engine, examples, halves, monkeypatch):
+    """A lack of memory in mid-training, after Adam has taken steps: the second attempt is an undisturbed one."""
+    lora, _, end = halves
+    before = {name: [moment.clone() for moment in pair] for name, pair in end.moments.items()}
+    whole, losses, _ = run(engine, examples, 3, lora, end)
+    short_of_memory(monkeypatch, at_step=2)
+    events = []
+    again, others, _ = run(engine, examples, 3, lora, end, events.append)
+    assert [event.kind for event in events if event.kind == "remedy_applied"]
+    assert others == pytest.approx(losses, rel=1e-4)
+    for name, pair in whole.modules.items():
+        for one, other in zip(pair, again.modules[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    for name, pair in end.moments.items():
+        assert all(torch.equal(moment, kept) for moment, kept in zip(pair, before[name], strict=True))
+
+
+def short_of_memory(monkeypatch, at_step):
+    """Raises torch's error once, while the loss of that step is computed."""
+    count = iter(range(1, 1000))
+    compute = CompactSFTTrainer.compute_loss
+
+    def compute_loss(self, *arguments, **named):
+        if next(count) == at_step:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return compute(self, *arguments, **named)
+
+    monkeypatch.setattr(CompactSFTTrainer, "compute_loss", compute_loss)
+
+
+def test_a_rate_that_a_remedy_lowered_stays_low(engine, examples, halves):
+    """A parent that diverged at its genome's rate was trained at less, and so is whoever continues it."""
+    lora, _, end = halves
+    assert end.learning_rate == RATE
+    lowered = dataclasses.replace(end, learning_rate=RATE / 1000)
+    _, _, slow = run(engine, examples, 2, lora, lowered)
+    _, _, fast = run(engine, examples, 2, lora, end)
+    assert slow.learning_rate == RATE / 1000
+    moved = [
+        sum(float((after.weights[name] - end.weights[name]).abs().sum()) for name in end.weights)
+        for after in (slow, fast)
+    ]
+    assert moved[0] < moved[1] / 100
 
 
 def cut(path):
@@ -86,24 +133,28 @@ def cut(path):
 
 
 def no_moments(path):
-    return safetensors.torch.save({"weight a": torch.zeros(2)}, {"steps": "3"})
+    return safetensors.torch.save({"weight a": torch.zeros(2), "steps": torch.tensor(3), "rate": torch.tensor(0.1)})
 
 
 def not_finite(path):
     tensors = safetensors.torch.load(path.read_bytes())
-    tensors[next(iter(tensors))].fill_(float("nan"))
-    return safetensors.torch.save(tensors, {"steps": "3"})
+    next(value for name, value in tensors.items() if name.startswith("exp_avg ")).fill_(float("nan"))
+    return safetensors.torch.save(tensors)
 
 
 def no_steps(path):
-    return safetensors.torch.save(safetensors.torch.load(path.read_bytes()))
+    return safetensors.torch.save({k: v for k, v in safetensors.torch.load(path.read_bytes()).items() if k != "steps"})
+
+
+def rate_of_zero(path):
+    return safetensors.torch.save(safetensors.torch.load(path.read_bytes()) | {"rate": torch.tensor(0.0)})
 
 
 def something_else(path):
     return b"\x00" * 64
 
 
-@pytest.mark.parametrize("damage", [cut, no_moments, not_finite, no_steps, something_else])
+@pytest.mark.parametrize("damage", [cut, no_moments, not_finite, no_steps, rate_of_zero, something_else])
 def test_a_damaged_file_is_named(halves, tmp_path, damage):
     path = tmp_path / "end.safetensors"
     halves[2].save(path)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from agentlab import events
 from agentlab.config import Settings
 from agentlab.events import Event
-from agentlab.evolution.breeding import share_of_steps
 from agentlab.evolution.run import generation_of
 from agentlab.records import BASE
 from agentlab.report.describe import model_name
@@ -77,6 +76,8 @@ class Progress:
     @classmethod
     def of(cls, settings: Settings) -> "Progress":
         """For a run with these settings."""
+        from agentlab.evolution.breeding import share_of_steps  # imports numpy, which help texts do without
+
         return cls(
             elites=settings.population.elites,
             share_of_steps=lambda generation: share_of_steps(settings, generation),

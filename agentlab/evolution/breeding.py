@@ -7,7 +7,7 @@ import numpy as np
 
 from agentlab.config import Settings
 from agentlab.evolution.run import adapter_id
-from agentlab.evolution.selection import Ranked, tournament
+from agentlab.evolution.selection import Ranked, to_continue, tournament
 from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
@@ -55,17 +55,10 @@ def breed(
     mean = steps * share_of_steps(settings, generation)
     least = min(LEAST_STEPS, round(mean))
     steps_of = [max(1, least, round(mean * share * new / sum(shares))) for share in shares]
-    genomes = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
-    if new > 1:  # an only child is no place to give up crossing and mutating
-        genomes[0] = _continuation(settings, generation, to_continue(pool), steps_of[0])
-    return genomes
-
-
-def to_continue(pool: Sequence[Ranked]) -> Ranked:
-    """Whose training goes on: the fittest of the pool (best first) that was trained. A blend was not: its parents were,
-    and begun again at its weights, without Adam's moments, training shakes what they know.
-    """
-    return next((member for member in pool if member.genome.steps), pool[0])
+    if new < 2:  # an only child is no place to give up crossing and mutating
+        return [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
+    others = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(1, new)]
+    return [_continuation(settings, generation, to_continue(pool), steps_of[0]), *others]
 
 
 def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred: int) -> Genome | None:

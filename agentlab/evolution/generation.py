@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from agentlab import adapters
-from agentlab.config import Settings
 from agentlab.errors import AdapterError, RunError
 from agentlab.events import (
     Bred,
@@ -25,7 +24,7 @@ from agentlab.events import (
     TrainingStarted,
     Warned,
 )
-from agentlab.evolution import breeding, gate, seal
+from agentlab.evolution import breeding, continuing, gate, seal
 from agentlab.evolution.bench import Bench, open_bench
 from agentlab.evolution.guard import Guard
 from agentlab.evolution.run import Run
@@ -34,7 +33,6 @@ from agentlab.evolution.tidying import tidy
 from agentlab.hardware.threads import limit_threads
 from agentlab.learning import TrainingFailed, encode, sample
 from agentlab.learning.sft import train
-from agentlab.learning.state import TrainingState
 from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Training, Verdict
 from agentlab.tasks import Suite
 
@@ -128,11 +126,25 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
 def _breed(bench: Bench, generation: int, parents: Sequence[Ranked]) -> list[Genome]:
     genomes = bench.run.population(generation)
     if genomes is None:
-        genomes = breeding.breed(bench.run.settings, generation, parents, bench.suite.groups(), bench.steps)
+        able = _with_weights(bench, parents) or parents
+        genomes = breeding.breed(bench.run.settings, generation, able, bench.suite.groups(), bench.steps)
         bench.run.save_population(generation, genomes)  # before anything is trained
     for genome in genomes:
         _announce(bench, genome)
     return genomes
+
+
+def _with_weights(bench: Bench, parents: Sequence[Ranked]) -> list[Ranked]:
+    """Those whose weights are still there and whole; the others are warned about, and have no children."""
+    able = []
+    for parent in parents:
+        try:
+            bench.pool.verify(parent.adapter)
+        except AdapterError as error:
+            bench.emit(Warned(message=f"{parent.adapter} becomes no parent: {error}"))
+        else:
+            able.append(parent)
+    return able
 
 
 def _announce(bench: Bench, genome: Genome) -> None:
@@ -206,7 +218,6 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
     )
     items = sample(bench.suite.split("train"), genome.steps * genome.batch_size, genome.data_mix, genome.seed)
     learner = bench.learner
-    state_file = bench.run.training_state_file(genome.candidate)
     return train(
         learner,
         genome,
@@ -216,33 +227,11 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         average=settings.average,
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
-        resume=_end_of_parents_training(bench, genome),
-        keep=(lambda state: state.save(state_file)) if _is_continued(bench.run.settings, genome) else None,
+        resume=continuing.beginning(bench.run, genome, bench.emit),
+        keep=continuing.keeper(bench.run, genome),
         emit=bench.emit,
         should_stop=bench.should_stop,
     )
-
-
-def _is_continued(settings: Settings, genome: Genome) -> bool:
-    """Whether a later generation may continue this training; not where rates fall to zero, nor with an only child."""
-    population = settings.population
-    several = population.size - population.elites > 1
-    return several and genome.generation < population.generations - 1 and settings.training.average > 0
-
-
-def _end_of_parents_training(bench: Bench, genome: Genome) -> TrainingState | None:
-    """Where a continuation goes on; None for others. Where it is not there: of a blend alone in its pool, or lost."""
-    if genome.operator != "continuation" or not bench.run.settings.training.average:
-        return None
-    path = bench.run.training_state_file(genome.parents[0])
-    try:
-        return TrainingState.load(path)
-    except (AdapterError, OSError) as error:
-        reason = f"{path} is missing" if isinstance(error, FileNotFoundError) else str(error)
-        bench.emit(
-            Warned(message=f"{genome.candidate} begins at its parent's weights without Adam's moments: {reason}")
-        )
-        return None
 
 
 def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:

@@ -37,10 +37,25 @@ def tournament(rng: np.random.Generator, pool: Sequence[Ranked], size: int) -> R
     return ranked(pool[int(i)] for i in drawn)[0]
 
 
-def prune(members: Iterable[Ranked], size: int, protected: str) -> tuple[list[str], list[str]]:
-    """(kept, culled) ids, best first: the `size` fittest; `protected` (the champion) always stays."""
-    order = [member.adapter for member in ranked(members)]
-    kept = order[:size]
-    if protected in order and protected not in kept:
-        kept[-1] = protected
-    return kept, [adapter for adapter in order if adapter not in kept]
+def to_continue(pool: Sequence[Ranked]) -> Ranked:
+    """Whose training goes on: the fittest of the pool (best first) that was trained. A blend was not: its parents were,
+    and begun again at its weights, without Adam's moments, training shakes what they know.
+    """
+    return next((member for member in pool if member.genome.steps), pool[0])
+
+
+def prune(members: Iterable[Ranked], size: int, champion: str) -> tuple[list[str], list[str]]:
+    """(kept, culled) ids, best first: the `size` fittest. The champion always stays, and with room for two whoever is
+    continued: a small pool would otherwise hold blends alone.
+    """
+    everybody = ranked(members)
+    order = [member.adapter for member in everybody]
+    stay = [adapter for adapter in (champion, *_lines(everybody)) if adapter in order]
+    stay = list(dict.fromkeys(stay))[:size]
+    rest = [adapter for adapter in order if adapter not in stay]
+    chosen = {*stay, *rest[: size - len(stay)]}
+    return [adapter for adapter in order if adapter in chosen], [a for a in order if a not in chosen]
+
+
+def _lines(everybody: Sequence[Ranked]) -> list[str]:
+    return [to_continue(everybody).adapter] if everybody else []

@@ -261,10 +261,9 @@ class Progress:
         return max(0, expected - len(known))
 
     def _steps_left(self, generation: int) -> float:
-        told = [(row.steps, generation_of(row.candidate)) for row in self.candidates.values() if row.steps]  # no blends
-        unit = (
-            sum(steps for steps, _ in told) / sum(self._share_of_steps(bred_in) for _, bred_in in told) if told else 1.0
-        )
+        told = [(row.steps, self._share_of_steps(generation_of(row.candidate)))
+                for row in self.candidates.values() if row.steps]  # a blend has none  # fmt: skip
+        unit = sum(steps for steps, _ in told) / sum(share for _, share in told) if told else 1.0
         typical = unit * self._share_of_steps(generation)
         rows = self.rows(generation)
         known = sum(

@@ -111,6 +111,23 @@ def test_a_child_of_broken_weights_fails_and_the_others_go_on(tiny_experiment):
     assert elite in lab.run.result(1).members
 
 
+def test_who_lost_its_weights_becomes_no_parent_and_costs_the_generation_nothing(tiny_experiment):
+    """The fittest's were damaged between two generations: its line would fail in each later one."""
+    lab = Lab.open(tiny_experiment, LEARNING)
+    evolve(lab, generations=[0])
+    fittest, second, *_ = lab.run.result(0).pool
+    flip_bytes(lab.run.adapter_folder(fittest) / "adapter_model.safetensors")
+    events = []
+    evolve(lab, events.append, [1])
+    [said] = [event.message for event in events if event.kind == "warned" and "no parent" in event.message]
+    assert said.startswith(f"{fittest} becomes no parent: ")
+    assert "sha256 differs" in said
+    children = lab.run.population(1)
+    assert children[0].parents == [second]
+    assert not any(fittest in genome.parents for genome in children)
+    assert failures(lab.run) == {}
+
+
 def test_a_changed_model_is_refused(tiny_experiment, tmp_path):
     lab = Lab.open(tiny_experiment, LEARNING)
     evolve(lab, generations=[0])

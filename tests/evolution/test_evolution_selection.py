@@ -75,3 +75,16 @@ def test_prune_keeps_the_best_and_the_champion_and_loses_nobody(values, size, da
     others = [fitness[adapter] for adapter in kept if adapter != champion]
     assert not others or not culled or min(others) >= max(fitness[adapter] for adapter in culled)
     assert kept == sorted(kept, key=order.index)  # best first, the protected one too
+
+
+def test_a_small_pool_keeps_whoever_is_continued():
+    """Blends first, as they often are: two places go to the champion and to the fittest that was trained."""
+    blend = GENOME.model_copy(update={"operator": "blend", "steps": 0})
+    one, other, trained = (
+        Ranked("g001-c02", 0.9, blend),
+        Ranked("g002-c02", 0.8, blend),
+        Ranked("g002-c00", 0.5, GENOME),
+    )
+    assert prune([one, other, trained], 2, "g001-c02") == (["g001-c02", "g002-c00"], ["g002-c02"])
+    assert prune([one, other, trained], 1, "g002-c02") == (["g002-c02"], ["g001-c02", "g002-c00"])
+    assert prune([one, other, trained], 3, "base")[1] == []

@@ -153,8 +153,9 @@ class TrainingSettings(_Section):
 
     So a suite of short items gets more steps in the same time; `steps` sets their number instead. Founders get
     `founder_share` of it: they scout learning rates, spread around `learning_rate`, and most of what they learn is lost
-    to selection. Of the children the first continues the fittest adapter's training, with the largest share; the others
-    are crossed and mutated. The first generation of children gets most and the last one least, `tokens` in the mean.
+    to selection (with one generation alone, all of it). Of several children the first continues the fittest adapter's
+    training, with the largest share; the others are crossed and mutated, and so is an only child. The first generation
+    of children gets most and the last one least, `tokens` in the mean of all children.
     `average` is the share of a candidate's steps, the last ones, whose weights are averaged, at a steady rate; with 0
     the rate falls to zero and the last weights count.
     `max_length` is in tokens of prompt and answer together. `max_remedies` are tried against NaN and divergence.
@@ -212,6 +213,15 @@ class Settings(_Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
     memory: MemorySettings = MemorySettings()
+
+    @property
+    def continues(self) -> bool:
+        """Whether a generation's first child goes on where an earlier training ended: not an only child, which is
+        crossed or mutated, and not from a learning rate that fell to zero.
+        """
+        population = self.population
+        several = population.size - min(population.elites, 1) > 1  # a pool may hold fewer than the elites
+        return several and population.generations > 1 and self.training.average > 0
 
     def run_hash(self, suite_digest: str) -> str:
         """Eight hex digits that name the run: they change with any setting and with any item of the suite."""

@@ -82,6 +82,18 @@ class Lab:
         return cls._of(runs[-1], lab.run.root, lab.experiment)
 
     @classmethod
+    def open_running(cls, experiment: str | Path, overrides: Iterable[str] = ()) -> "Lab":
+        """What `open_existing` finds or, where nobody works on that and no settings were named, another run of the
+        experiment that somebody works on: one that was started with other settings.
+        """
+        lab = cls.open_existing(experiment, overrides)
+        if lab.is_running() or lab.overrides:
+            return lab
+        paths = sorted(lab.run.folder.parent.glob("*/config.yaml"))
+        others = (cls._of(path, lab.run.root, lab.experiment) for path in paths if path.parent != lab.run.folder)
+        return next((other for other in others if other.is_running()), lab)
+
+    @classmethod
     def _of(cls, path: Path, root: Path, experiment: Path | None = None) -> "Lab":
         """The run whose config.yaml is `path`."""
         settings = config.load(path)

@@ -74,6 +74,7 @@ class Score(_Record):
     accuracy_ci_low: float
     accuracy_ci_high: float
     latency_estimated_s: float
+    latency_answers: int = 0  # how many single requests
     latency_p50_s: float | None = None
     latency_p95_s: float | None = None
     vram_peak_mib: float = 0.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentlab import __version__
-from agentlab.cli.options import existing, experiment, overrides
+from agentlab.cli.options import existing, experiment, overrides, running
 from agentlab.errors import AgentlabError
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def _stop_on_signals(lab: "Lab") -> None:
 @experiment
 @overrides
 def stop(experiment: Path, overrides: tuple[str, ...]) -> None:
-    """Ask a running experiment to stop after its current step, from any terminal."""
-    lab = existing(experiment, overrides)
+    """Ask a running experiment to stop after its current step, from any terminal.
+
+    Without --set, one that was started with other settings is found, too.
+    """
+    lab = running(experiment, overrides)
     if lab.stop():
         click.echo(f"asked {lab.run.id} to stop; it ends after its current training step or evaluation batch")
     else:
@@ -149,7 +152,7 @@ def follow(experiment: Path, overrides: tuple[str, ...]) -> None:
     from agentlab.cli.display import Display
     from agentlab.report.progress import Progress
 
-    lab = existing(experiment, overrides)
+    lab = running(experiment, overrides)
     if not lab.is_running():
         click.echo(f"{lab.run.id} is not running; what has happened so far:")
     try:

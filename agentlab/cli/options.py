@@ -25,6 +25,16 @@ def existing(experiment: Path, overrides: tuple[str, ...]) -> "Lab":
     return lab
 
 
+def running(experiment: Path, overrides: tuple[str, ...]) -> "Lab":
+    """What `existing` finds or, said on stderr, another run of the experiment that somebody works on."""
+    from agentlab.lab import Lab
+
+    lab, found = existing(experiment, overrides), Lab.open_running(experiment, overrides)
+    if found.run.id != lab.run.id:
+        click.echo(f"({lab.run.id} is not running, but {found.run.id}, with other settings, is)", err=True)
+    return found
+
+
 def table(rows: list[dict[str, Any]]) -> None:
     """Print dictionaries with the same keys as aligned columns."""
     if not rows:

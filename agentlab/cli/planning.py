@@ -83,8 +83,9 @@ def _model_lines(model: "ModelPlan") -> list[str]:
     )
     if model.model.role == "primary":
         lines.append(
-            f"  estimate of one generation: training {_minutes(figures.train_minutes)}, evaluating "
-            f"{_minutes(figures.evaluate_minutes)}; adapters take at most {figures.disk_mib:,.0f} MiB of disk"
+            f"  estimate of a generation in the mean: training {_minutes(figures.train_minutes)}, evaluating "
+            f"{_minutes(figures.evaluate_minutes)}; adapters and kept states of training take about "
+            f"{figures.disk_mib:,.0f} MiB of disk"
         )
     return lines
 

@@ -51,14 +51,21 @@ def breed(
         few = max(1, round(steps * share_of_steps(settings, 0)))
         return [founder(settings, generation, index, few) for index in range(settings.population.size)]
     new = settings.population.size - min(settings.population.elites, len(pool))
-    shares = [FIRST_CHILD] + [OTHER_CHILDREN] * (new - 1)
-    mean = steps * share_of_steps(settings, generation)
+    steps_of = _shared_out(steps * share_of_steps(settings, generation), new)
+    children = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
+    line = to_continue(pool)
+    if new > 1 and line is not None:  # an only child is no place to give up crossing and mutating
+        children[0] = _continuation(settings, generation, line, steps_of[0])
+    return children
+
+
+def _shared_out(mean: float, children: int) -> list[int]:
+    """The steps of each child, at least 1, whose sum is what so many of `mean` steps take, but for rounding."""
     least = min(LEAST_STEPS, round(mean))
-    steps_of = [max(1, least, round(mean * share * new / sum(shares))) for share in shares]
-    if new < 2:  # an only child is no place to give up crossing and mutating
-        return [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(new)]
-    others = [_child(settings, generation, index, pool, groups, steps_of[index]) for index in range(1, new)]
-    return [_continuation(settings, generation, to_continue(pool), steps_of[0]), *others]
+    share = OTHER_CHILDREN * children / (FIRST_CHILD + OTHER_CHILDREN * (children - 1))
+    other = max(1, least, round(mean * share))
+    first = max(other, round(mean * children) - other * (children - 1))
+    return [first] + [other] * (children - 1)
 
 
 def blend(settings: Settings, generation: int, newcomers: Sequence[Ranked], bred: int) -> Genome | None:
@@ -101,7 +108,7 @@ def share_of_steps(settings: Settings, generation: int) -> float:
     """
     last = settings.population.generations - 1
     if generation == 0:
-        return settings.training.founder_share
+        return settings.training.founder_share if last else 1.0  # where nobody follows, founders are all there is
     if last < 2 or generation > last:
         return 1.0
     return FIRST_CHILDREN + (LAST_CHILDREN - FIRST_CHILDREN) * (generation - 1) / (last - 1)

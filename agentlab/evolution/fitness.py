@@ -169,6 +169,7 @@ def evaluate(
         accuracy_ci_low=low,
         accuracy_ci_high=high,
         latency_estimated_s=latency,
+        latency_answers=len(latencies),
         latency_p50_s=float(np.percentile(latencies, 50)) if latencies else None,
         latency_p95_s=float(np.percentile(latencies, 95)) if latencies else None,
         vram_peak_mib=max(meter.vram_peak_mib(), engine.vram_peak_mib()),

@@ -86,7 +86,10 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
     """The whole of a generation, top to bottom."""
     run = bench.run
     before = run.result(generation - 1) if generation else None
-    parents = _rank(run, before.pool if before else [])
+    pool = _rank(run, before.pool if before else [])
+    parents = continuing.able(bench.pool, pool, bench.emit)
+    if pool and not parents:
+        raise RunError(f"no adapter of the pool after generation {generation - 1} has its weights; restore them")
     genomes = _breed(bench, generation, parents)
     _base_score(bench, "fitness")
     for genome in genomes:
@@ -105,7 +108,7 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
     verdict = _gate(bench, generation, elites + evaluated, champion)
     if verdict is not None and verdict.passed:
         champion = verdict.challenger
-    kept, culled = prune([*parents, *_rank(run, evaluated)], run.settings.population.pool, champion)
+    kept, culled = prune([*pool, *_rank(run, evaluated)], run.settings.population.pool, champion)
     result = GenerationResult(
         generation=generation,
         members=elites + [genome.candidate for genome in genomes],
@@ -126,25 +129,11 @@ def _evolve(bench: Bench, generation: int, started: float) -> GenerationResult:
 def _breed(bench: Bench, generation: int, parents: Sequence[Ranked]) -> list[Genome]:
     genomes = bench.run.population(generation)
     if genomes is None:
-        able = _with_weights(bench, parents) or parents
-        genomes = breeding.breed(bench.run.settings, generation, able, bench.suite.groups(), bench.steps)
+        genomes = breeding.breed(bench.run.settings, generation, parents, bench.suite.groups(), bench.steps)
         bench.run.save_population(generation, genomes)  # before anything is trained
     for genome in genomes:
         _announce(bench, genome)
     return genomes
-
-
-def _with_weights(bench: Bench, parents: Sequence[Ranked]) -> list[Ranked]:
-    """Those whose weights are still there and whole; the others are warned about, and have no children."""
-    able = []
-    for parent in parents:
-        try:
-            bench.pool.verify(parent.adapter)
-        except AdapterError as error:
-            bench.emit(Warned(message=f"{parent.adapter} becomes no parent: {error}"))
-        else:
-            able.append(parent)
-    return able
 
 
 def _announce(bench: Bench, genome: Genome) -> None:
@@ -228,7 +217,7 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
         resume=continuing.beginning(bench.run, genome, bench.emit),
-        keep=continuing.keeper(bench.run, genome),
+        keep=continuing.keeper(bench.run, genome, bench.emit),
         emit=bench.emit,
         should_stop=bench.should_stop,
     )

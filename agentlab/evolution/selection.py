@@ -37,11 +37,11 @@ def tournament(rng: np.random.Generator, pool: Sequence[Ranked], size: int) -> R
     return ranked(pool[int(i)] for i in drawn)[0]
 
 
-def to_continue(pool: Sequence[Ranked]) -> Ranked:
+def to_continue(pool: Iterable[Ranked]) -> Ranked | None:
     """Whose training goes on: the fittest of the pool (best first) that was trained. A blend was not: its parents were,
     and begun again at its weights, without Adam's moments, training shakes what they know.
     """
-    return next((member for member in pool if member.genome.steps), pool[0])
+    return next((member for member in pool if member.genome.steps), None)
 
 
 def prune(members: Iterable[Ranked], size: int, champion: str) -> tuple[list[str], list[str]]:
@@ -50,12 +50,8 @@ def prune(members: Iterable[Ranked], size: int, champion: str) -> tuple[list[str
     """
     everybody = ranked(members)
     order = [member.adapter for member in everybody]
-    stay = [adapter for adapter in (champion, *_lines(everybody)) if adapter in order]
-    stay = list(dict.fromkeys(stay))[:size]
+    line = to_continue(everybody) if size > 1 else None
+    stay = list(dict.fromkeys(name for name in (champion, line and line.adapter) if name in order))
     rest = [adapter for adapter in order if adapter not in stay]
     chosen = {*stay, *rest[: size - len(stay)]}
     return [adapter for adapter in order if adapter in chosen], [a for a in order if a not in chosen]
-
-
-def _lines(everybody: Sequence[Ranked]) -> list[str]:
-    return [to_continue(everybody).adapter] if everybody else []

@@ -14,8 +14,8 @@ def tidy(run: Run, result: GenerationResult) -> None:
 
     What a person has pruned since stays pruned.
     """
-    continuing.forget(run, result)
     on_disk = Pool(run.folder / "adapters")
+    continuing.forget(run, result, on_disk)
     for adapter in result.culled:
         with contextlib.suppress(AdapterError):  # its card is gone or damaged: nobody needs it any more
             on_disk.cull(adapter)

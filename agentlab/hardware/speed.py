@@ -50,9 +50,9 @@ class Estimate:
     assumed: str
     decode_tokens_per_s: float  # one request
     tokens_in_target: int  # of an answer to a mean prompt within budget.latency_s
-    train_minutes: float  # of one generation; 0 for a model that is only served
+    train_minutes: float  # of a generation in the mean of a run; 0 for a model that is only served
     evaluate_minutes: float
-    disk_mib: float  # adapters at most, in pool and store, and the ends of a generation's trainings
+    disk_mib: float  # adapters at the settings' rank, in pool and store, and the ends of a generation's trainings
     model_disk_mib: float  # the model's own files in 16 bits
 
 
@@ -60,7 +60,7 @@ def estimate(
     settings: Settings, shape: ModelShape, weight_bytes: int, speed: Speed, workload: "Workload",
     device: Literal["cuda", "cpu"], trained: bool,
 ) -> Estimate:  # fmt: skip
-    """Time and disk of one generation, and how many tokens fit into the latency target."""
+    """Time of a generation, disk of a run, and how many tokens fit into the latency target."""
     # of an untied embedding a token reads one row
     unread = 0 if shape.tied else (4 if device == "cpu" else 2) * shape.embedding_parameters
     decode = speed.bytes_per_s / max(1, weight_bytes - unread)
@@ -73,13 +73,15 @@ def estimate(
     mean_tokens = workload.prompt_tokens + workload.answer_tokens
     tokens = training.tokens if training.steps is None else training.steps * training.batch_size * mean_tokens
     passes = 6 if device == "cuda" else 4
-    train_s = population.size * tokens * passes * active / speed.flops
+    children = (population.generations - 1) * (population.size - population.elites)
+    founders = population.size * (training.founder_share if children else 1.0)
+    train_s = (founders + children) / population.generations * tokens * passes * active / speed.flops
     # the challenger and the champion answer the gate's items
     items = evaluated * workload.fitness_items + 2 * workload.gate_items
     batches = items / settings.evaluation.batch_size
     evaluate_s = items * workload.prompt_tokens / prefill + batches * workload.answer_tokens / decode
     # until the generation ends: where each training ended, weights and two moments
-    states = 3 * population.size if training.average else 0
+    states = 3 * population.size if settings.continues else 0
     file = ledger.adapter_file_bytes(shape, settings.lora.rank, settings.lora.target_modules)
     return Estimate(
         assumed=speed.name,

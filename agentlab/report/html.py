@@ -13,7 +13,7 @@ from agentlab import config, files
 from agentlab.evolution.run import Run
 from agentlab.records import BASE
 from agentlab.report import answers, figures, words
-from agentlab.report.summary import cost_lines, headline, missing_lines, resource_lines, sealed_lines
+from agentlab.report.summary import cost_lines, headline, missing_lines, resource_lines, sealed_lines, timed
 from agentlab.report.tree import family_tree
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _header(run: Run) -> str:
             tiles.append((words.percent(sealed.champion_score.accuracy), f"champion {sealed.champion} on it"))
             low, high = 100 * sealed.gain_ci_low, 100 * sealed.gain_ci_high
             tiles.append((words.points(sealed.gain), f"gain, 95 % interval {low:+.1f} to {high:+.1f}"))
-    score = run.score(champion, "fitness")
+    score = timed(run, champion)
     who = "base model" if champion == BASE else f"champion {champion}"
     if score:
         target = run.settings.budget.latency_s

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 from support import write_suite
 
-from agentlab import Lab, models
+from agentlab import Lab, config, models
 from agentlab.cli import main
+from agentlab.hardware.lease import Lease
 
 HEAVY = ("torch", "transformers", "mlflow", "pandas", "plotly", "evaluate", "datasets", "peft", "trl", "numpy", "faiss")
 
@@ -134,6 +136,20 @@ class TestOnAFinishedRun:
 
     def test_stop_says_that_nothing_runs(self, experiment):
         assert "not running" in run("stop", experiment).output
+
+    def test_stop_and_follow_find_a_run_with_other_settings(self, experiment):
+        """Its `--set` was typed in another terminal, and this one knows the experiment's file alone."""
+        other = Lab.open(experiment, ["seed=99"]).run
+        other.folder.mkdir()
+        (other.folder / "config.yaml").write_text(config.dump(other.settings))
+        with Lease(other.launcher_lock, "evolving"):
+            stopped = run("stop", experiment)
+            assert f"asked {other.id} to stop" in stopped.output
+            assert f"but {other.id}, with other settings, is" in stopped.output
+            assert other.stop_file.exists()
+            assert "not running" in run("stop", experiment, "--set", "seed=3").output  # named: no other is meant
+        assert "not running" in run("stop", experiment).output
+        shutil.rmtree(other.folder)
 
     def test_report(self, experiment, tmp_path):
         assert run("report", experiment, "--out", tmp_path / "r.html").exit_code == 0

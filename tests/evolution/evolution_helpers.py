@@ -22,6 +22,13 @@ def evolve(lab, emit=lambda event: None, generations=None):
         run_generation(lab.run, lab.suite, generation, emit)
 
 
+def flip_bytes(path):
+    data = bytearray(path.read_bytes())
+    for position in range(len(data) - 64, len(data)):
+        data[position] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
 def open_copy(experiment, folder, overrides=()):
     """The same experiment (same run hash: its suite and model are absolute paths) in a project of its own."""
     copy = folder / "experiments" / experiment.name

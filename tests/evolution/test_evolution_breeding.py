@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlab import config
-from agentlab.evolution.breeding import CHILD_RATES, FOUNDER_RATES, blend, breed
+from agentlab.evolution.breeding import CHILD_RATES, FOUNDER_RATES, _shared_out, blend, breed
 from agentlab.evolution.selection import Ranked, ranked
 
 GROUPS = ["add", "multiply", "none"]
@@ -36,10 +36,9 @@ def pool_of(chosen, fitnesses=(0.9, 0.4, 0.6, 0.2)):
 
 def shared_out(new, generation):
     """The steps of so many children of a run of three generations: a long one, and the others short."""
-    shares = [1.7] + [0.3] * (new - 1)
     mean = STEPS * {1: 1.5, 2: 0.5}.get(generation, 1)
-    least = min(8, round(mean))
-    return [max(1, least, round(mean * share / (sum(shares) / new))) for share in shares]
+    few = max(1, min(8, round(mean)), round(mean * new * 0.3 / (1.7 + 0.3 * (new - 1))))
+    return [max(few, round(mean * new) - few * (new - 1))] + [few] * (new - 1)
 
 
 def test_children_share_their_steps_out_and_the_sum_stays():
@@ -47,7 +46,7 @@ def test_children_share_their_steps_out_and_the_sum_stays():
     first, second = (
         [genome.steps for genome in breed(chosen, generation, pool_of(chosen), GROUPS, STEPS)] for generation in (1, 2)
     )
-    assert (first, second) == ([31, 8, 8, 8], [10, 4, 4, 4])  # too few steps would only shake a merge
+    assert (first, second) == ([24, 8, 8, 8], [4, 4, 4, 4])  # too few steps would only shake a merge
     alone = settings_of(mutation_rate=0.0, crossover_rate=1.0, size=2)
     assert [genome.steps for genome in breed(alone, 1, pool_of(alone), GROUPS, STEPS)] == [1.5 * STEPS]
 
@@ -63,6 +62,19 @@ def test_the_first_children_get_most_steps_and_a_whole_run_as_many_as_ever(gener
     assert generations < 3 or totals[0] == pytest.approx(3 * totals[-1], rel=0.01)
     beyond = breed(chosen, generations + 5, pool, GROUPS, 200)  # nobody plans it, and it breaks nothing
     assert sum(genome.steps for genome in beyond) == 400
+
+
+@given(st.floats(0.4, 3000), st.integers(1, 98))
+def test_steps_are_shared_out_without_a_rest(mean, children):
+    first, *others = _shared_out(mean, children)
+    assert len(others) == children - 1
+    assert first >= max(others, default=1) >= min(others, default=1) >= 1
+    assert first + sum(others) == pytest.approx(max(children, mean * children), abs=children / 2 + 1)
+
+
+def test_founders_that_nobody_follows_are_trained_in_full():
+    chosen = settings_of(population={"size": 3, "generations": 1})
+    assert [genome.steps for genome in breed(chosen, 0, [], [], 20)] == [20, 20, 20]
 
 
 def explorers(genomes):
@@ -91,7 +103,7 @@ def test_a_blend_is_not_continued_but_the_fittest_that_was_trained():
     first = breed(chosen, 2, [Ranked(mixed.candidate, 0.95, mixed), *pool], GROUPS, STEPS)[0]
     assert first.parents == [pool[0].adapter]
     alone = breed(chosen, 2, [Ranked(mixed.candidate, 0.95, mixed)], GROUPS, STEPS)[0]
-    assert (alone.operator, alone.parents) == ("continuation", [mixed.candidate])
+    assert (alone.operator, alone.parents) == ("mutation", [mixed.candidate])  # nobody's training is there to go on
 
 
 def inherited(genome, pool, chosen):

@@ -1,7 +1,9 @@
 """The line that goes on: what is kept of its trainings, and what happens when it is gone or damaged. Tiny model."""
 
+import dataclasses
+
 import pytest
-from evolution_helpers import LEARNING, evolve, lineage, open_copy, weight_hashes
+from evolution_helpers import LEARNING, evolve, flip_bytes, lineage, open_copy, weight_hashes
 from support import write_tiny_experiment
 
 from agentlab.lab import Lab
@@ -118,6 +120,40 @@ def test_an_only_child_is_no_continuation_and_nobody_keeps_any(begun, tmp_path):
     lab = open_copy(begun.experiment, tmp_path, [*OVERRIDES, "population.size=2"])
     evolve(lab, generations=[0])
     assert states(lab.run) == []
+
+
+def test_a_fittest_without_weights_does_not_cost_the_line_its_state_again_and_again(begun, tmp_path):
+    lab = open_copy(begun.experiment, tmp_path, [*OVERRIDES, "population.generations=4"])
+    evolve(lab, generations=[0])
+    flip_bytes(lab.run.adapter_folder(fittest(lab.run, 0)) / "adapter_model.safetensors")
+    evolve(lab, generations=[1])  # without Adam's moments: what was kept is that of the damaged one
+    assert len(states(lab.run)) == 1
+    events = []
+    evolve(lab, events.append, [2])
+    assert not [event for event in events if event.kind == "warned" and "Adam" in event.message]
+    assert lab.run.population(2)[0].operator == "continuation"
+
+
+def test_a_state_that_cannot_be_written_is_a_warning_and_the_adapter_is_saved(begun, tmp_path):
+    lab = open_copy(begun.experiment, tmp_path, OVERRIDES)
+    (lab.run.folder).mkdir(parents=True)
+    (lab.run.folder / "training-states").write_text("a file where the folder should be")
+    events = []
+    evolve(lab, events.append, [0])
+    assert lab.run.result(0) is not None
+    said = [event.message for event in events if event.kind == "warned"]
+    assert len([message for message in said if "is not kept" in message]) == 3
+
+
+def test_a_rate_that_was_lowered_is_told_to_whoever_follows_the_run(begun, tmp_path):
+    lab = open_copy(begun.experiment, tmp_path, OVERRIDES)
+    evolve(lab, generations=[0])
+    path = lab.run.training_state_file(fittest(lab.run, 0))
+    state = TrainingState.load(path)
+    dataclasses.replace(state, learning_rate=state.learning_rate / 4).save(path)
+    events = []
+    evolve(lab, events.append, [1])
+    assert [event for event in events if event.kind == "warned" and "a remedy had lowered it" in event.message]
 
 
 def test_tidying_an_earlier_generation_again_leaves_later_ones(begun, tmp_path):

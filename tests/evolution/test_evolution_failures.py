@@ -1,7 +1,7 @@
 """A candidate that fails is a result; the generation goes on with the others."""
 
 import pytest
-from evolution_helpers import LEARNING, Crash, evolve
+from evolution_helpers import LEARNING, Crash, evolve, flip_bytes
 
 from agentlab.errors import RunError
 from agentlab.events import TrainingStarted
@@ -59,13 +59,6 @@ def test_when_all_fail_the_reasons_are_named(tiny_experiment):
     assert lab.run.result(0) is None
     with pytest.raises(RunError, match="no candidate of generation 0 survived"):  # and it stays so
         evolve(lab, generations=[0])
-
-
-def flip_bytes(path):
-    data = bytearray(path.read_bytes())
-    for position in range(len(data) - 64, len(data)):
-        data[position] ^= 0xFF
-    path.write_bytes(bytes(data))
 
 
 def test_weights_broken_before_evaluation_fail_that_candidate_alone(tiny_experiment):
@@ -126,6 +119,27 @@ def test_who_lost_its_weights_becomes_no_parent_and_costs_the_generation_nothing
     assert children[0].parents == [second]
     assert not any(fittest in genome.parents for genome in children)
     assert failures(lab.run) == {}
+
+
+def test_an_elite_that_lost_its_weights_challenges_nobody(tiny_experiment):
+    """It was never measured on the gate's items, and now nothing can be: the generation goes on without it."""
+    lab = Lab.open(tiny_experiment, [*LEARNING, "population.elites=2"])
+    evolve(lab, generations=[0])
+    lost = next(adapter for adapter in lab.run.result(0).pool[:2] if adapter != lab.run.result(0).champion)
+    flip_bytes(lab.run.adapter_folder(lost) / "adapter_model.safetensors")
+    evolve(lab, generations=[1])
+    result = lab.run.result(1)
+    assert lost not in result.members
+    assert lost != result.champion
+
+
+def test_a_pool_without_any_weights_is_said_before_anything_is_trained(tiny_experiment):
+    lab = Lab.open(tiny_experiment, LEARNING)
+    evolve(lab, generations=[0])
+    for adapter in lab.run.result(0).pool:
+        (lab.run.adapter_folder(adapter) / "adapter_model.safetensors").unlink()
+    with pytest.raises(RunError, match="no adapter of the pool after generation 0 has its weights"):
+        evolve(lab, generations=[1])
 
 
 def test_a_changed_model_is_refused(tiny_experiment, tmp_path):

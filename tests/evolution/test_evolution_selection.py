@@ -87,4 +87,5 @@ def test_a_small_pool_keeps_whoever_is_continued():
     )
     assert prune([one, other, trained], 2, "g001-c02") == (["g001-c02", "g002-c00"], ["g002-c02"])
     assert prune([one, other, trained], 1, "g002-c02") == (["g002-c02"], ["g001-c02", "g002-c00"])
+    assert prune([one, other, trained], 1, "base") == (["g001-c02"], ["g002-c02", "g002-c00"])
     assert prune([one, other, trained], 3, "base")[1] == []

@@ -233,6 +233,14 @@ def test_estimates_grow_with_the_work():
     assert many.train_minutes == pytest.approx(4 * few.train_minutes)
     pool = plan_of("Qwen2.5-1.5B", population={"pool": 2}).models[0].estimate
     assert pool.disk_mib < few.disk_mib
+    for size, continued in ((2, False), (3, True)):  # an only child continues nobody
+        kept, none = (
+            plan_of("Qwen2.5-1.5B", population={"size": size}, training={"average": share}).models[0].estimate.disk_mib
+            for share in (0.5, 0)
+        )
+        assert (kept > none) is continued
+    short = plan_of("Qwen2.5-1.5B", population={"generations": 1}, training={"tokens": 1000}).models[0].estimate
+    assert short.train_minutes > few.train_minutes  # founders that nobody follows are trained in full
     slow = plan_of("Qwen2.5-1.5B", model={"rung": "bf16"}).models[0].estimate
     fast = plan_of("Qwen2.5-1.5B", model={"rung": "nf4"}).models[0].estimate
     assert fast.tokens_in_target > 2 * slow.tokens_in_target

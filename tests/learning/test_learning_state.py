@@ -132,29 +132,26 @@ def cut(path):
     return path.read_bytes()[:-100]
 
 
-def no_moments(path):
+def flipped_bit(path):
+    """Of the last weight's exponent: another number, finite like before."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x20
+    return bytes(content)
+
+
+def of_another_kind(path):
     return safetensors.torch.save({"weight a": torch.zeros(2), "steps": torch.tensor(3), "rate": torch.tensor(0.1)})
-
-
-def not_finite(path):
-    tensors = safetensors.torch.load(path.read_bytes())
-    next(value for name, value in tensors.items() if name.startswith("exp_avg ")).fill_(float("nan"))
-    return safetensors.torch.save(tensors)
 
 
 def no_steps(path):
     return safetensors.torch.save({k: v for k, v in safetensors.torch.load(path.read_bytes()).items() if k != "steps"})
 
 
-def rate_of_zero(path):
-    return safetensors.torch.save(safetensors.torch.load(path.read_bytes()) | {"rate": torch.tensor(0.0)})
-
-
 def something_else(path):
     return b"\x00" * 64
 
 
-@pytest.mark.parametrize("damage", [cut, no_moments, not_finite, no_steps, rate_of_zero, something_else])
+@pytest.mark.parametrize("damage", [cut, flipped_bit, of_another_kind, no_steps, something_else])
 def test_a_damaged_file_is_named(halves, tmp_path, damage):
     path = tmp_path / "end.safetensors"
     halves[2].save(path)

@@ -44,7 +44,7 @@ def words(text):
 
 
 def test_sizes_and_no_warnings(suite):
-    assert suite.summary()["splits"] == {"train": 800, "fitness": 48, "gate": 200, "test": 200}
+    assert suite.summary()["splits"] == {"train": 800, "fitness": 48, "gate": 128, "test": 200}
     assert suite.warnings == []
 
 

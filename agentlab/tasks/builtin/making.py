@@ -7,7 +7,7 @@ from typing import Any
 
 from agentlab.tasks.items import leak_key
 
-COUNTS = {"train": 800, "fitness": 48, "gate": 200, "test": 200}
+COUNTS = {"train": 800, "fitness": 48, "gate": 128, "test": 200}
 POOLS = {"train": "train", "fitness": "dev", "gate": "dev", "test": "test"}
 """Which pool each split draws from; fitness and gate share one, so that fitness foretells a generalisation too."""
 

@@ -11,16 +11,17 @@ class ChatServer:
     """`kind`: "ollama", "llama.cpp" or "other". `answer(body)` gives the text pieces of a chat's answer.
 
     statuses: given, one after another, to chats before the first is answered. posted: the bodies of all chats.
-    elsewhere: what is answered, with status 200, at addresses that it does not know.
+    elsewhere: what is answered, with status 200, at addresses that it does not know. prompt(body): what llama.cpp's
+    template makes of messages.
     """
 
     def __init__(
         self, kind, answer, *, statuses=(), usage=True, logprobs=False, calls=None, pause_s=0.0, models=("m",),
-        elsewhere=None,
+        elsewhere=None, prompt=None,
     ):  # fmt: skip
         self.kind, self.answer, self.usage, self.logprobs, self.calls = kind, answer, usage, logprobs, calls
         self.statuses, self.pause_s, self.models = list(statuses), pause_s, models
-        self.elsewhere = elsewhere
+        self.elsewhere, self.prompt = elsewhere, prompt
         self.posted, self.keys, self.running, self.most = [], [], 0, 0
         self.broken_off = threading.Event()
         self._lock = threading.Lock()
@@ -67,6 +68,9 @@ class ChatServer:
     def _post(self, handler, body):
         if handler.path == "/api/show" and self.kind == "ollama":
             self._json(handler, 200, {"capabilities": ["completion"] + (["tools"] if self.calls else [])})
+            return
+        if handler.path == "/apply-template" and self.prompt is not None:
+            self._json(handler, 200, {"prompt": self.prompt(body)})
             return
         if handler.path != "/v1/chat/completions":
             self._json(handler, 404, {"error": "404 page not found"})

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
-from agentlab.agent.reading import THINK, THINK_END, Reader, Said, half_a_stop, stopped
+from agentlab.agent.reading import THINK, THINK_END, Answer, Reader, Said, stopped
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import (
     Delta,
@@ -21,6 +21,7 @@ from agentlab.agent.steps import (
     Recalled,
     Recovered,
     Rejected,
+    Retracted,
     State,
     Step,
     Thought,
@@ -115,7 +116,7 @@ class Loop:
         self._show_tools = bool(self.tools)
         self._asked_tokens = 0  # prompt and answer of what is being written
         self._known_tokens = 0  # of its prompt, those that need not be read
-        self._at_stop = False  # whether the answer that is being written has come to a stop string
+        self._answer = Answer(())  # the one that is being written
         self._short_of_time = False  # whether time, and not max_new_tokens, limits what is being written
 
     # -- the whole flow -----------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class Loop:
             if said.thought:
                 yield Thought(step_number=step, text=said.thought)
             # without a grammar a model calls also where it must not; without tools its text is text, whatever it says
-            calls = parse_calls(said.text, written.form.style) if self.tools and not self._at_stop else []
+            calls = parse_calls(said.text, written.form.style) if self.tools and not self._answer.at_stop else []
             no_tool = said.text == NO_TOOL and self._show_tools and not last_turn
             if not calls and said.text and not no_tool:
                 self._answered(step, said, written)
@@ -332,32 +333,26 @@ class Loop:
         started = time.monotonic()
         first_s = 0.0
         completion: Completion | None = None
-        answer = held = ""
-        self._at_stop = False
-        for chunk in engine.stream(request, lambda: self._at_stop or self.budget.over()):
+        before = self.best, self.best_is_a_result
+        decision = NO_TOOL if self._show_tools else ""
+        self._answer = Answer(self.options.stop, decision)
+        for chunk in engine.stream(request, lambda: self._answer.at_stop or self.budget.over()):
             if chunk.text and not first_s:
                 first_s = time.monotonic() - started
             completion = chunk.completion
             for part, piece in reader.feed(chunk.text) + (reader.finish() if completion else []):
-                if part != "answer":
+                if part == "retracted":
+                    if self._answer.text.strip():
+                        yield Retracted(step_number=number)
+                    self._answer = Answer(self.options.stop, decision)
+                    self.best, self.best_is_a_result = before
+                elif part != "answer":
                     yield Delta(step_number=number, text=piece, part=part)
-                    continue
-                if self._at_stop:
-                    continue
-                sent = len(answer) - len(held)
-                answer = stopped(whole := answer + piece, self.options.stop)
-                self._at_stop, held = answer != whole, answer[sent:]
-                if self._show_tools and NO_TOOL.startswith(answer.strip()):
-                    continue  # a decision, not an answer
-                if answer.strip() and not self.best_is_a_result:  # half an answer is less than a whole result
-                    self.best, self.best_is_a_result = answer.strip(), False
-                ready = len(held) if self._at_stop else len(held) - half_a_stop(answer, self.options.stop)
-                if ready > 0:
-                    yield Delta(step_number=number, text=held[:ready], part="answer")
-                    held = held[ready:]
+                elif shown := self._spoken(piece):
+                    yield Delta(step_number=number, text=shown, part="answer")
         assert completion is not None
-        if held and held.strip() != NO_TOOL:
-            yield Delta(step_number=number, text=held, part="answer")
+        if rest := self._answer.rest():
+            yield Delta(step_number=number, text=rest, part="answer")
         seconds = time.monotonic() - started
         # as it was planned: an engine that cannot say what it need not read seems to read faster
         read = completion.prompt_tokens - self._known_tokens
@@ -376,13 +371,23 @@ class Loop:
             seconds=seconds,
             model_info=who,
         )
-        cut = completion.finish_reason == "length" and not self._at_stop
-        if (completion.finish_reason == "cancelled" and not self._at_stop) or (cut and self._short_of_time):
+        at_stop = self._answer.at_stop
+        cut = completion.finish_reason == "length" and not at_stop
+        if (completion.finish_reason == "cancelled" and not at_stop) or (cut and self._short_of_time):
             self._out_of_time()
             return None
         text = completion.text
-        complete = f"{THINK}{text}" if opened and THINK_END not in text else text
+        unmarked = opened and THINK_END not in text and not text.lstrip().startswith(THINK)
+        complete = f"{THINK}{text}" if unmarked else text
         return Written(form, complete, confidence, cut, request.adapter)
+
+    def _spoken(self, piece: str) -> str:
+        """What may be shown of the answer with `piece`; so far it is the best there is, unless a tool's result is."""
+        shown = self._answer.feed(piece)
+        said = self._answer.text.strip()
+        if said and not self._answer.undecided and not self.best_is_a_result:  # half an answer is less than a result
+            self.best = said
+        return shown
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
         """What is asked of the model, cut to its context and to the time that is left; None when that is nothing."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 THINK, THINK_END = "<think>", "</think>"
 Part = Literal["thought", "call", "answer"]
+Piece = tuple[Part | Literal["retracted"], str]
+"""A part and its text; ("retracted", "") says that what came as answer so far was a thought."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Reader:
         self._open_answer = open_answer
         self._part: Part = "thought" if thinking or open_answer else "answer"
         self._held = ""
+        self._unmarked = not open_answer  # no tag of a thought has come: what was read may turn out to be one
+        self._opening = thinking  # nothing but blanks has come of the thought that the prompt has opened
 
-    def feed(self, text: str) -> list[tuple[Part, str]]:
-        """(part, text) of what is now certain."""
+    def feed(self, text: str) -> list[Piece]:
+        """(part, text) of what is now certain; a lone </think> takes back what came before, as in `split_thought`."""
         self._held += text
-        pieces: list[tuple[Part, str]] = []
+        pieces: list[Piece] = []
         while True:
             tags = self._tags()
             found = min(
@@ -86,15 +90,18 @@ class Reader:
                 self._part = "call"
                 self._held = tag + self._held
                 break
+            if tag == THINK_END and self._part == "answer" and self._unmarked:
+                pieces.append(("retracted", ""))
+            self._unmarked = False
             self._part = "thought" if tag == THINK else "answer"
         hold = max((_overlap(self._held, tag) for tag in self._tags()), default=0)
         self._emit(pieces, self._held[: len(self._held) - hold])
         self._held = self._held[len(self._held) - hold :]
         return pieces
 
-    def finish(self) -> list[tuple[Part, str]]:
+    def finish(self) -> list[Piece]:
         """What was held back at the end."""
-        pieces: list[tuple[Part, str]] = []
+        pieces: list[Piece] = []
         self._emit(pieces, self._held)
         self._held = ""
         return pieces
@@ -104,10 +111,12 @@ class Reader:
             return []
         if self._open_answer:
             return [self._open_answer, *filter(None, [self._open_call])] if self._part == "thought" else []
-        tags = [THINK_END] if self._part == "thought" else [THINK]
-        return tags + ([self._open_call] if self._open_call and self._part == "answer" else [])
+        if self._part == "thought":
+            return [THINK_END, THINK] if self._opening else [THINK_END]
+        return [THINK, THINK_END, *filter(None, [self._open_call])]
 
-    def _emit(self, pieces: list[tuple[Part, str]], text: str) -> None:
+    def _emit(self, pieces: list[Piece], text: str) -> None:
+        self._opening = self._opening and not text.strip()
         if text:
             pieces.append((self._part, text))
 
@@ -115,6 +124,39 @@ class Reader:
 def _overlap(text: str, tag: str) -> int:
     """How many characters at the end of `text` could be the beginning of `tag`."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+class Answer:
+    """An answer as it comes, up to the first of `stops`; what may yet turn out to be `decision` is held back whole."""
+
+    def __init__(self, stops: Sequence[str], decision: str = "") -> None:
+        self.text = ""
+        self.at_stop = False  # a stop string has come: the answer is over
+        self._stops, self._decision = stops, decision
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """What may be shown now that `piece` was written."""
+        if self.at_stop:
+            return ""
+        sent = len(self.text) - len(self._held)
+        self.text = stopped(whole := self.text + piece, self._stops)
+        self.at_stop, self._held = self.text != whole, self.text[sent:]
+        if self.undecided:
+            return ""
+        ready = len(self._held) - (0 if self.at_stop else half_a_stop(self.text, self._stops))
+        shown, self._held = self._held[: max(0, ready)], self._held[max(0, ready) :]
+        return shown
+
+    @property
+    def undecided(self) -> bool:
+        """Whether all of it may still be a decision instead of an answer."""
+        return bool(self._decision) and self._decision.startswith(self.text.strip())
+
+    def rest(self) -> str:
+        """What was held back at the end."""
+        held, self._held = self._held, ""
+        return "" if self._decision and held.strip() == self._decision else held
 
 
 def stopped(text: str, stops: Sequence[str]) -> str:

@@ -108,6 +108,11 @@ class Delta(Step):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Retracted(Step):
+    """What this step has written as answer so far was a thought: its end came, and nothing had marked its beginning."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated(Step):
     """One whole output of the model, as it came; `messages` is what it answered."""
 

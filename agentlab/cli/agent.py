@@ -163,6 +163,8 @@ class _Printer:
         elif isinstance(step, kinds.Delta) and step.part == "thought" and self.steps:
             self._thinking = True
             click.secho(step.text, nl=False, err=True, dim=True)
+        elif isinstance(step, kinds.Retracted):
+            self._note("(that was a thought)")
         elif isinstance(step, kinds.Generated) and self._thinking:
             self._thinking = False
             click.echo(err=True)

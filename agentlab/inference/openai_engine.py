@@ -118,6 +118,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         self._context = context_length
         self._folder = tokenizer
         self._adapters = ServerAdapters(server, known.kind == "vllm")
+        self._opens: bool | None = None  # whether the template opens a thought; None: the server was not asked yet
 
     # -- what the server can do ---------------------------------------------------------------------------------------
 
@@ -161,6 +162,31 @@ class OpenAIEngine(ServedAdapters, Engine):
 
     def call_style(self) -> CallStyle | None:
         return TAGS if self._takes_tools and self.known.kind != "vllm" else None
+
+    def opens_thought(self, messages: list[dict[str, Any]]) -> bool:
+        """By the prompt, where the server shows it; else, and where the server takes thoughts out, by its answers."""
+        if self._opens is None:
+            with contextlib.suppress(EngineError, KeyError, TypeError):
+                self._opens = self._prompt().rstrip().endswith("<think>")
+            self._opens = bool(self._opens)
+        return self._opens
+
+    def _prompt(self) -> str:
+        """The prompt that the server makes of a chat; "" where it does not show it."""
+        if self.known.kind == "llama.cpp":
+            return str(self.server.post("/apply-template", {"messages": _PROBE})["prompt"])
+        if self.known.kind == "vllm":
+            tokens = self.server.post("/tokenize", {"model": self.model, "messages": _PROBE})["tokens"]
+            return str(self.server.post("/detokenize", {"model": self.model, "tokens": tokens})["prompt"])
+        return ""
+
+    def _learn(self, text: str, finished: bool) -> None:
+        """From one answer: a lone </think> shows that the template opens the thought, a whole one without shows not."""
+        begin, end = text.find("<think>"), text.find("</think>")
+        if end >= 0:
+            self._opens = begin < 0 or end < begin
+        elif finished:
+            self._opens = False
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -276,6 +302,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         finish = "length" if growing.finish == "length" else "stop"
         if cancelled or text != whole:
             finish = "stop" if text != whole else "cancelled"
+        self._learn(whole, growing.finish == "stop")
         tokens = self._tokens(growing, text)
         logprobs = growing.logprobs[: len(tokens)] if request.logprobs else None
         if logprobs is not None:

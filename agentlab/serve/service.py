@@ -5,7 +5,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from agentlab.agent.agent import checked
-from agentlab.agent.steps import Answered, Delta, FellBack, Generated, ReasoningResult, Recovered
+from agentlab.agent.steps import Answered, Delta, FellBack, Generated, ReasoningResult, Recovered, Retracted
 from agentlab.errors import AdapterError, AgentError, AgentlabError
 from agentlab.hardware.monitor import memory_stats
 from agentlab.hardware.watch import OWNERS, Monitor
@@ -103,7 +103,7 @@ class Service:
         )  # fmt: skip
         for step in steps:
             spoken = isinstance(step, Delta) and step.part == "answer"
-            if spoken or isinstance(step, Generated | FellBack | Recovered | Answered):
+            if spoken or isinstance(step, Generated | Retracted | FellBack | Recovered | Answered):
                 job.push(step)
             if isinstance(step, Answered):
                 for text in step.result.fallbacks:

@@ -79,6 +79,33 @@ def test_thoughts_become_steps_and_never_part_of_the_answer():
     assert "".join(s.text for s in steps if s.kind == "delta" and s.part == "answer") == "Rain."
 
 
+def test_a_thought_without_a_beginning_is_taken_back_when_its_end_comes():
+    agent = agent_of("Two and two, let me see.</think>The answer is 4.", stop=("4",))
+    steps = list(agent.run("2 + 2?"))
+    assert kinds(steps) == ["retracted", "generated", "thought", "answered"]
+    back = next(at for at, step in enumerate(steps) if step.kind == "retracted")
+    shown = "".join(step.text for step in steps[back:] if step.kind == "delta" and step.part == "answer")
+    result = steps[-1].result
+    assert shown.strip() == result.final_answer == "The answer is"
+    assert result.reasoning_steps[0].thought == "Two and two, let me see."
+    late = Scripted("Two and two are five.</think>" + "It is 4. " * 50, token_s=0.02)
+    result = agent_of(engine=late).ask("2 + 2?", deadline_s=1.0)
+    assert (result.state, result.final_answer[:8]) == ("deadline", "It is 4.")
+
+
+def test_a_thought_that_the_prompt_opened_is_no_answer_at_the_deadline_either():
+    class Opening(Scripted):
+        def opens_thought(self, messages):
+            return True
+
+    result = agent_of(engine=Opening("Two and two are five. " * 50, token_s=0.02)).ask("2 + 2?", deadline_s=0.6)
+    assert (result.state, result.final_answer) == ("deadline", "")
+    twice = agent_of(engine=Opening("<think>Hm.</think>It is 4.")).ask("2 + 2?")  # a server writes the tag as well
+    assert (twice.final_answer, twice.reasoning_steps[0].thought) == ("It is 4.", "Hm.")
+    cut = agent_of(engine=Opening("<think>Hm, two and two"), max_new_tokens=4).ask("2 + 2?")
+    assert (cut.state, cut.final_answer) == ("failed", "")
+
+
 def test_a_repairable_call_is_repaired_and_its_original_kept():
     original = "<tool_call>{'name': 'weather', 'arguments': {'city': 'Oslo', 'days': '3',}}</tool_call>"
     steps = list(agent_of(original, "Rain.", tools=[weather]).run("Weather in Oslo?"))

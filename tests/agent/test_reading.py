@@ -64,6 +64,22 @@ def test_a_call_is_handed_on_whole_and_a_half_tag_is_held_back():
     assert late.finish() == [("answer", "<tool")]
 
 
+def test_a_lone_end_of_a_thought_takes_back_what_seemed_an_answer():
+    reader = Reader("<tool_call>")
+    assert reader.feed("Two and two") == [("answer", "Two and two")]
+    assert reader.feed(" are 4.</thi") == [("answer", " are 4.")]
+    assert reader.feed("nk>Four.") == [("retracted", ""), ("answer", "Four.")]
+    assert reader.feed("<think>Sure?</think>Yes</think>.") == [  # later ones are stray tags
+        ("thought", "Sure?"), ("answer", "Yes"), ("answer", "."),
+    ]  # fmt: skip
+    assert Reader("").feed("a<think>b</think>c</think>d")[-1] == ("answer", "d")
+
+
+def test_a_thought_that_both_the_prompt_and_the_server_have_opened():
+    reader = Reader("<tool_call>", thinking=True)
+    assert reader.feed("\n<think>hm</think>yes") == [("thought", "\n"), ("thought", "hm"), ("answer", "yes")]
+
+
 def test_a_thought_that_the_prompt_has_opened():
     reader = Reader("<tool_call>", thinking=True)
     assert reader.feed("hm <tool_call>x</think>yes") == [("thought", "hm <tool_call>x"), ("answer", "yes")]

@@ -61,6 +61,18 @@ def test_what_cannot_be_answered_is_refused_before_a_model_loads(opened, words, 
     assert message in result.output
 
 
+def test_a_thought_that_was_shown_as_the_answer_is_parted_from_it(monkeypatch):
+    @contextlib.contextmanager
+    def fake(*chosen):
+        yield None, agent_of("Two and two, hm.</think>The answer is 4.")
+
+    monkeypatch.setattr("agentlab.cli.agent._opened", fake)
+    result = run("ask", "2 + 2?")
+    assert result.stdout.splitlines()[-1] == "The answer is 4."
+    assert result.stdout.count("The answer is 4.") == 1
+    assert "that was a thought" in result.stderr
+
+
 @pytest.fixture
 def talk(tmp_path, monkeypatch):
     """Type lines, or what functions return, into a talk; the text of the file that keeps typed lines, None without."""

@@ -66,6 +66,27 @@ def test_a_reasoning_models_thoughts_stand_between_tags():
             assert "".join(chunk.text for chunk in chunks) == chunks[-1].completion.text
 
 
+def test_a_server_whose_template_opens_the_thought_is_asked_for_its_prompt():
+    for end, opened_by in (("<think>\n", True), ("", False)):
+        prompt = f"…<assistant>{end}"
+        with (
+            ChatServer("llama.cpp", words, prompt=lambda body, prompt=prompt: prompt) as server,
+            opened(server) as engine,
+        ):
+            assert engine.opens_thought(CHAT) is opened_by
+            assert server.posted == []  # no answer is written for it
+
+
+def test_a_server_that_shows_no_prompt_is_known_by_its_answers():
+    said = [["Water ", "flows.</think>", "To the sea."], ["To ", "the sea."]]
+    with ChatServer("other", lambda body: said[len(server.posted) - 1]) as server, opened(server) as engine:
+        assert not engine.opens_thought(CHAT)
+        engine.generate([Request(CHAT, max_new_tokens=16)])
+        assert engine.opens_thought(CHAT)
+        engine.generate([Request(CHAT, max_new_tokens=16)])  # whole, and without a thought
+        assert not engine.opens_thought(CHAT)
+
+
 @pytest.mark.parametrize("kind", ["ollama", "llama.cpp", "other"])
 def test_calls_that_the_server_has_read_come_back_as_text(kind):
     calls = [("rivers.length", '{"river": "Rhine"}'), ("count", '{"numbers": [1], "words": [], "order": "up"}')]

@@ -187,6 +187,7 @@ def toolcalls(experiment: Path, count: int) -> dict[str, Any]:
             for item in items:
                 result = agent.ask(item.messages[-1]["content"])
                 solved.append(float(is_solved(lab.suite, item, result, FUNCTIONS)))
+                assert result.confidence_score is not None  # the engine here tells its log-probabilities
                 confidences.append(result.confidence_score)
                 seconds.append(result.processing_time)
         _, low, high = mean_interval(solved)

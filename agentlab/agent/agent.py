@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agentlab.agent.budget import Budget, Speed
+from agentlab.agent.confidence import joint
 from agentlab.agent.formats import Message
 from agentlab.agent.loop import Loop, Options
 from agentlab.agent.recalling import Recall
@@ -210,7 +211,7 @@ class Agent:
             prompt=loop.task,
             reasoning_steps=list(loop.done),
             final_answer=loop.best if state != "failed" else "",
-            confidence_score=math.prod(step.confidence for step in loop.done) if whole else 0.0,
+            confidence_score=joint([step.confidence for step in loop.done]) if whole else 0.0,
             processing_time=budget.elapsed_s,
             memory_usage=memory_stats(),
             model_info=loop.model_info or self.describe(self.chain.link, None),

@@ -4,14 +4,20 @@ import math
 from collections.abc import Sequence
 
 
-def sequence_probability(logprobs: Sequence[float] | None) -> float:
-    """The model's probability of the whole text: the product over its tokens; 0 where nothing was written."""
-    return math.exp(sum(logprobs)) if logprobs else 0.0
+def sequence_probability(logprobs: Sequence[float] | None) -> float | None:
+    """The model's probability of the whole text: the product over its tokens; None where no token's is known."""
+    return math.exp(sum(logprobs)) if logprobs else None
 
 
-def token_probability(logprobs: Sequence[float] | None) -> float:
-    """The geometric mean of the tokens' probabilities: it does not shrink with length."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0
+def token_probability(logprobs: Sequence[float] | None) -> float | None:
+    """The geometric mean of the tokens' probabilities, which does not shrink with length; None where none is known."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+
+
+def joint(confidences: Sequence[float | None]) -> float | None:
+    """The product of all; None where one of them is not known."""
+    known = [one for one in confidences if one is not None]
+    return math.prod(known) if len(known) == len(confidences) else None
 
 
 def brier_score(confidences: Sequence[float], correct: Sequence[float]) -> float:

@@ -76,7 +76,7 @@ class Written:
 
     form: Format
     text: str
-    confidence: float
+    confidence: float | None
     cut_short: bool
     adapter: str | None
 
@@ -210,7 +210,7 @@ class Loop:
         return (None, problems) if problems else (call, [])
 
     def _act(
-        self, number: int, call: Call, original: str | None, thought: str, confidence: float
+        self, number: int, call: Call, original: str | None, thought: str, confidence: float | None
     ) -> Generator[Step, None, Choice]:
         """Execute a call; the choice for the next step: after the same call again, the model has to answer."""
         yield ToolCalled(step_number=number, name=call.name, arguments=call.arguments, original=original)
@@ -270,7 +270,12 @@ class Loop:
         self._done(step, said.thought, None, None, written.confidence)
 
     def _done(
-        self, number: int, thought: str, action: dict[str, Any] | None, observation: str | None, confidence: float
+        self,
+        number: int,
+        thought: str,
+        action: dict[str, Any] | None,
+        observation: str | None,
+        confidence: float | None,
     ) -> None:
         self.done.append(
             ReasoningStep(

@@ -33,33 +33,34 @@ class ModelInfo:
 class ReasoningStep:
     """One turn of the loop. `action` is {"name", "arguments"} of the executed call, with "original" if it was repaired.
 
-    confidence: the model's probability of what it wrote in this step, per token (geometric mean), 0 to 1.
+    confidence: the model's probability of what it wrote in this step, per token (geometric mean), 0 to 1; None where
+    the engine tells no log-probabilities.
     """
 
     step_number: int
     thought: str
     action: dict[str, Any] | None
     observation: str | None
-    confidence: float
+    confidence: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReasoningResult:
     """An answer and how it came about.
 
-    confidence_score: 0 to 1, see docs/AGENT.md. processing_time: seconds from asking to answering. memory_usage: the
-    machine's after the answer, in MB; `process_ram_mb` is this process's part. context_used: ids of the memories that
-    the model was shown. cut_short: the answer ran into max_new_tokens. answer_adapter: who wrote the
-    answer's words; None: the base model. warnings: what went wrong beside it, the memory that could not be asked or
-    written. `error` says in one sentence why state is "failed"; `refused`: because of what was asked, a task too long
-    for the model, say.
+    confidence_score: 0 to 1, see docs/AGENT.md; None where it is not known. processing_time: seconds from asking to
+    answering. memory_usage: the machine's after the answer, in MB; `process_ram_mb` is this process's part.
+    context_used: ids of the memories that the model was shown. cut_short: the answer ran into max_new_tokens.
+    answer_adapter: who wrote the answer's words; None: the base model. warnings: what went wrong beside it, the memory
+    that could not be asked or written. `error` says in one sentence why state is "failed"; `refused`: because of what
+    was asked, a task too long for the model, say.
     """
 
     task_id: str
     prompt: str
     reasoning_steps: list[ReasoningStep]
     final_answer: str
-    confidence_score: float
+    confidence_score: float | None
     processing_time: float
     memory_usage: MemoryStats
     model_info: ModelInfo
@@ -121,7 +122,7 @@ class Generated(Step):
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    confidence: float
+    confidence: float | None
     seconds: float
     model_info: ModelInfo = dataclasses.field(repr=False)
 

@@ -196,8 +196,9 @@ class _Printer:
         for warning in result.warnings:
             self._note(warning)
         if self.steps:
+            sure = "unknown" if result.confidence_score is None else f"{result.confidence_score:.0%}"
             self._note(
-                f"{result.processing_time:.2f} s, confidence {result.confidence_score:.0%}, "
+                f"{result.processing_time:.2f} s, confidence {sure}, "
                 f"{result.prompt_tokens} + {result.completion_tokens} tokens, {len(result.context_used)} memories"
             )
 

@@ -11,7 +11,8 @@ from agentlab.inference.chain import Chain, Link
 class Scripted(Engine):
     """Answers with the next of `replies`: a text, an exception to raise, or a function of the request.
 
-    A token is four characters and takes `token_s` seconds; reading the prompt takes `prefill_s`.
+    A token is four characters and takes `token_s` seconds; reading the prompt takes `prefill_s`. logprob: of each
+    token; None: it tells none.
     """
 
     name, device = "scripted", "cpu"
@@ -68,7 +69,7 @@ class Scripted(Engine):
             said.append(piece)
             yield Chunk(piece)
         tokens = list(range(len(said)))
-        logprobs = [self.logprob] * len(said)
+        logprobs = None if self.logprob is None else [self.logprob] * len(said)
         size = self.count_tokens(request.messages)
         yield Chunk("", Completion("".join(said), tokens, reason, size, 0.01, logprobs))
 

@@ -59,7 +59,8 @@ def test_confidence_of_known_probabilities():
     logs = [math.log(0.5), math.log(0.25)]
     assert sequence_probability(logs) == pytest.approx(0.125)
     assert token_probability(logs) == pytest.approx(math.sqrt(0.125))
-    assert sequence_probability([]) == token_probability(None) == 0.0
+    for nothing in ([], None):  # not 0: an engine that tells none has not said that it is unsure
+        assert sequence_probability(nothing) is token_probability(nothing) is None
 
 
 def test_calibration_by_hand():

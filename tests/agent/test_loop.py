@@ -1,5 +1,6 @@
 """The loop's decisions: answers, calls, repairs, re-asking, thoughts, repeated calls, formats, hostile results."""
 
+import json
 import time
 
 import pytest
@@ -45,6 +46,18 @@ def test_every_field_of_the_result_is_filled():
     assert result.prompt_tokens > 0
     assert result.completion_tokens == 2
     assert result.to_json().startswith('{"task_id"')
+
+
+def test_an_unknown_confidence_is_none_and_no_number():
+    engine = Scripted(call("weather", city="Oslo"), "Rain.", logprob=None)
+    steps = list(agent_of(engine=engine, tools=[weather]).run("Weather in Oslo?"))
+    result = steps[-1].result
+    assert (result.state, result.confidence_score) == ("answered", None)
+    assert [step.confidence for step in result.reasoning_steps] == [None, None]
+    assert {step.confidence for step in steps if step.kind == "generated"} == {None}
+    assert json.loads(result.to_json())["confidence_score"] is None
+    cut = agent_of(engine=Scripted("one two three", logprob=None), max_new_tokens=2).ask("Count.")
+    assert (cut.cut_short, cut.confidence_score) == (True, 0)
 
 
 def test_a_call_is_executed_and_its_result_is_answered_from():

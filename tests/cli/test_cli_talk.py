@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from agent.helpers import agent_of
+from agent.helpers import Scripted, agent_of
 from click.testing import CliRunner
 from memory.helpers import open_memory
 
@@ -71,6 +71,16 @@ def test_a_thought_that_was_shown_as_the_answer_is_parted_from_it(monkeypatch):
     assert result.stdout.splitlines()[-1] == "The answer is 4."
     assert result.stdout.count("The answer is 4.") == 1
     assert "that was a thought" in result.stderr
+
+
+@pytest.mark.parametrize(("logprob", "told"), [(0.0, "confidence 100%"), (None, "confidence unknown")])
+def test_the_confidence_is_told_or_said_to_be_unknown(monkeypatch, logprob, told):
+    @contextlib.contextmanager
+    def fake(*chosen):
+        yield None, agent_of(engine=Scripted("Fine.", logprob=logprob))
+
+    monkeypatch.setattr("agentlab.cli.agent._opened", fake)
+    assert told in run("ask", "How are you?", "--steps").stderr
 
 
 @pytest.fixture

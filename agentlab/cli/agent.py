@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from agentlab.cli.options import existing, overrides
 
 if TYPE_CHECKING:
     from agentlab.agent import Agent, ReasoningResult, Step
+    from agentlab.agent.formats import Message
     from agentlab.lab import Lab
 
 
@@ -112,7 +113,8 @@ def ask(
 
 
 def _answer(
-    lab: "Lab", agent: "Agent", task: str, deadline: float | None, session: str | None, show: "_Printer", trace: bool
+    lab: "Lab", agent: "Agent", task: str, deadline: float | None, session: str | None, show: "_Printer", trace: bool,
+    history: "Sequence[Message]" = (),
 ) -> "ReasoningResult":  # fmt: skip
     """One answer, shown as it comes; Ctrl-C cancels it."""
     before = signal.signal(signal.SIGINT, lambda *_: agent.cancel())
@@ -123,7 +125,7 @@ def _answer(
         show.step(step)
 
     try:
-        result = agent.ask(task, deadline_s=deadline, session_id=session, on_step=on_step)
+        result = agent.ask(task, deadline_s=deadline, session_id=session, history=history, on_step=on_step)
     finally:
         signal.signal(signal.SIGINT, before)
     show.end(result)

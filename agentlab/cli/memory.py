@@ -107,12 +107,20 @@ def show(memory_id: str, file: Path | None) -> None:
 @click.option("--session", help="Forget a whole session with its turns and summary.")
 @click.option("--reason", default="", help="Kept with the tombstone; do not repeat what is forgotten.")
 def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, reason: str) -> None:
-    """Forget memories, and what was derived from them, in every byte of the file."""
+    """Forget memories, and what was derived from them, in every byte of the file.
+
+    The typed lines of chats are dropped with them. Exports, traces in MLflow, data sets and adapters are not reached.
+    """
+    from agentlab.cli.lines import drop, history_path, say_what_stays
+
     if not memory_ids and session is None:
         raise MemoryStoreError("nothing to forget was named; give ids or --session")
     with _open(file) as memory:
         gone = memory.forget(*memory_ids, session_id=session, reason=reason)
     click.echo(f"forgotten: {' '.join(gone) or 'nothing was there'}")
+    if gone or session is not None:
+        drop(history_path())
+        say_what_stays()
 
 
 @memory.command()

@@ -1,19 +1,18 @@
 """The talk of `agentlab chat`: reads lines, answers them or does what a /command says."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from agentlab.cli.agent import _answer, _ending, _Printer
-from agentlab.config import home
-from agentlab.errors import AgentError, AgentlabError, StorageError
+from agentlab.cli.lines import Lines, history_path, say_what_stays
+from agentlab.errors import AgentError, AgentlabError
 
 if TYPE_CHECKING:
     from agentlab.agent import Agent
+    from agentlab.agent.formats import Message
     from agentlab.lab import Lab
     from agentlab.memory import Memory
 
@@ -40,8 +39,9 @@ class Talk:
         self.session = session
         self.deadline_s = deadline_s
         self.trace = trace
+        self.said: list[tuple[str, str]] = []  # the turns of a talk that is kept nowhere else
         self.printer = _Printer(steps=False)
-        self.lines = Lines(home() / "chat-history" if agent.memory is not None else None)
+        self.lines = Lines(history_path() if agent.memory is not None else None)
         self._commands: dict[str, Callable[[str], None]] = {
             "adapter": self._adapter,
             "memory": self._memory,
@@ -91,7 +91,10 @@ class Talk:
                 raise AgentError(f"no command /{name}; allowed: {', '.join('/' + known for known in self._commands)}")
             self._commands[name](rest.strip())
             return
-        result = _answer(self.lab, self.agent, line, self.deadline_s, self.session, self.printer, self.trace)
+        history = _messages(self.said) if self.session is None else ()
+        result = _answer(self.lab, self.agent, line, self.deadline_s, self.session, self.printer, self.trace, history)
+        if self.session is None and result.state in ("answered", "deadline") and result.final_answer:
+            self.said.append((line, result.final_answer))
         if ending := _ending(result):
             click.secho(f"({ending})", err=True, dim=True)
 
@@ -132,21 +135,25 @@ class Talk:
             raise AgentError("/forget needs an id; /memory WORDS shows ids")
         click.echo(f"forgotten: {' '.join(self._known().forget(memory_id))}")
         self.lines.clear()
+        say_what_stays()
 
     def _undo(self, _: str) -> None:
-        memory = self._known()
+        asked = None
         if self.session is None:
-            raise AgentError("this talk is not remembered; there is nothing to take back")
-        turn = memory.conversation(self.session).undo()
-        click.echo(f"taken back: {turn.user_input}" if turn else "nothing to take back")
-        if turn:
+            asked = self.said.pop()[0] if self.said else None
+        elif (turn := self._known().conversation(self.session).undo()) is not None:
+            asked = turn.user_input
+        click.echo("nothing to take back" if asked is None else f"taken back: {asked}")
+        if asked is not None:
             self.lines.clear()
 
     def _history(self, _: str) -> None:
-        if self.session is None:
-            raise AgentError("this talk is not remembered; there is no history")
-        for turn in self._known().conversation(self.session).turns():
-            click.echo(f"> {turn.user_input}\n{turn.agent_response}")
+        turns = self.said
+        if self.session is not None:
+            kept = self._known().conversation(self.session).turns()
+            turns = [(turn.user_input, turn.agent_response) for turn in kept]
+        for asked, answered in turns:
+            click.echo(f"> {asked}\n{answered}")
 
     def _session(self, name: str) -> None:
         memory = self._known()
@@ -178,43 +185,13 @@ class Talk:
         return self.agent.memory
 
 
+def _messages(turns: Sequence[tuple[str, str]]) -> "list[Message]":
+    """(asked, answered) as a history that an agent takes."""
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+
+
 def _switch(name: str, value: str) -> bool:
     if value not in ("on", "off"):
         raise AgentError(f"/{name} {value}; allowed: on, off")
     return value == "on"
-
-
-class Lines:
-    """Arrow keys and the lines typed before, where the terminal can; kept in the file `path`, None: in no file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def __enter__(self) -> Self:
-        with contextlib.suppress(ImportError, OSError):
-            import readline  # from now on `input` edits lines
-
-            if self.path is not None and self.path.exists():
-                readline.read_history_file(self.path)
-            readline.set_history_length(1000)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.path is not None:
-            with contextlib.suppress(ImportError, OSError):
-                import readline
-
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                readline.write_history_file(self.path)
-
-    def clear(self) -> None:
-        """Drop all lines, those of earlier talks too: which of them tell what was forgotten cannot be known."""
-        with contextlib.suppress(ImportError):
-            import readline
-
-            readline.clear_history()
-        if self.path is not None:
-            try:
-                self.path.unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageError(f"the typed lines stay in {self.path} ({error.strerror}); delete it") from None

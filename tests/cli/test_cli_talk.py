@@ -88,7 +88,7 @@ def talk(tmp_path, monkeypatch):
     """Type lines, or what functions return, into a talk; the text of the file that keeps typed lines, None without."""
     monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / "home"))
 
-    def typed(*lines, memory=None):
+    def typed(*lines, memory=None, engine=None):
         left = iter(lines)
 
         def read(prompt):
@@ -101,7 +101,8 @@ def talk(tmp_path, monkeypatch):
 
         monkeypatch.setattr("builtins.input", read)
         readline.clear_history()  # another process begins without any
-        Talk(None, agent_of("Fine.", memory=memory), "s1" if memory is not None else None, None, False).run()
+        agent = agent_of("Fine.", memory=memory, engine=engine)
+        Talk(None, agent, "s1" if memory is not None else None, None, False).run()
         path = tmp_path / "home" / "chat-history"
         return path.read_text() if path.exists() else None
 
@@ -121,6 +122,32 @@ def test_without_a_memory_no_typed_line_is_kept(talk):
     assert talk("The code is zebra4711.") is None
 
 
+def shown(engine, number=-1):
+    """What the model was shown of the talk in one of its requests."""
+    return [message["content"] for message in engine.requests[number].messages if message["role"] != "system"]
+
+
+def test_without_a_memory_the_talk_is_known_for_as_long_as_it_lasts(talk, tmp_path, capsys):
+    engine = Scripted("Hello Aiko.")
+    talk("I am Aiko.", "Who am I?", "/history", "/undo", "Really?", "/undo", "/undo", "/undo", engine=engine)
+    assert shown(engine) == ["I am Aiko.", "Hello Aiko.", "Really?"]  # without what was taken back
+    assert shown(engine, -2) == ["I am Aiko.", "Hello Aiko.", "Who am I?"]
+    output = capsys.readouterr().out
+    assert "> I am Aiko.\nHello Aiko.\n> Who am I?\nHello Aiko.\n" in output
+    assert "taken back: Who am I?" in output
+    assert "nothing to take back" in output
+    assert not (tmp_path / "home").exists()  # nothing of it was written
+    fresh = Scripted("Fine.")
+    talk("Who am I?", engine=fresh)
+    assert shown(fresh) == ["Who am I?"]
+
+
+def test_what_failed_is_no_turn_of_a_talk_without_a_memory(talk):
+    engine = Scripted("", "", "Yes.")
+    talk("Hm?", "Well?", engine=engine)
+    assert shown(engine) == ["Well?"]
+
+
 def test_forgetting_and_taking_back_drop_the_typed_lines(talk, tmp_path):
     with open_memory(tmp_path / "memory.db") as memory:
         assert "zebra4711" in talk("The code is zebra4711.", memory=memory)
@@ -132,6 +159,49 @@ def test_forgetting_and_taking_back_drop_the_typed_lines(talk, tmp_path):
         kept = talk("The code is tiger0815.", "/forget m-unknown", "/undo", "/history", memory=memory)
         assert "tiger0815" not in kept
         assert "/history" in kept
+
+
+def forget(*words):
+    return run("memory", "forget", *words)
+
+
+def id_of(path, word):
+    with open_memory(path) as memory:
+        return next(item.memory_id for item in memory.items() if word in item.content)
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_the_command_that_forgets_drops_the_typed_lines_too(talk, tmp_path, session):
+    path = tmp_path / "memory.db"
+    with open_memory(path) as memory:
+        assert "zebra4711" in talk("The code is zebra4711.", memory=memory)
+    words = ["--session", "s1"] if session else [id_of(path, "zebra4711")]
+    assert forget("m-unknown", "--file", str(path)).exit_code == 9
+    assert (tmp_path / "home" / "chat-history").exists()
+    result = forget(*words, "--file", str(path))
+    assert result.exit_code == 0
+    assert not (tmp_path / "home" / "chat-history").exists()
+    for place in ("typed lines of chats are dropped", "not reached: exports", "MLflow", "adapters"):
+        assert place in result.stderr
+
+
+def test_a_talk_that_is_open_while_others_forget_keeps_none_of_its_lines(talk, tmp_path):
+    path = tmp_path / "memory.db"
+    with open_memory(path) as memory:
+
+        def elsewhere():
+            assert forget(id_of(path, "zebra4711"), "--file", str(path)).exit_code == 0
+            return "Hello"
+
+        assert talk("The code is zebra4711.", elsewhere, memory=memory) is None
+        assert "Good day" in talk("Good day", memory=memory)  # the next talk keeps them again
+
+
+def test_chats_forget_says_what_it_does_not_reach(talk, tmp_path, capsys):
+    with open_memory(tmp_path / "memory.db") as memory:
+        memory.remember("The code is zebra4711.")
+        talk(f"/forget {id_of(memory.path, 'zebra4711')}", memory=memory)
+    assert "not reached: exports" in capsys.readouterr().err
 
 
 def test_typed_lines_that_cannot_be_deleted_are_told_of(talk, tmp_path, monkeypatch, capsys):

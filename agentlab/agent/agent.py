@@ -26,6 +26,7 @@ from agentlab.inference.chain import Chain, ChainExhausted, Link
 if TYPE_CHECKING:
     from agentlab.memory import Memory
 
+_STORING_S = 1.0  # how long an answer with a deadline waits for its turn to be stored
 _GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
 _WARM_UP = [{"role": "user", "content": "Hello, say a few words about the weather of the four seasons, please."}]
 
@@ -147,7 +148,7 @@ class Agent:
                 try:
                     if self._closed:
                         raise AgentError("the agent is closed; open another one")
-                    self._stored(budget.left_s)  # the turn before is part of this one's talk
+                    recall.storing = self._storing  # the turn before is part of this one's talk
                     loop.chain.rewind()  # whoever fell in the last answer may try again
                     for step in loop.run():
                         steps.put(step)
@@ -175,7 +176,7 @@ class Agent:
             self._cancels.discard(budget.cancel)
 
     def _keep(self, recall: Recall, result: ReasoningResult, budget: Budget) -> None:
-        """Remember the turn. It is waited for until the deadline; a failure is a warning, never a lost answer."""
+        """Remember the turn; an answer with a deadline waits a second for it. A failure is a warning, not raised."""
         before = self._storing
 
         def store() -> None:
@@ -194,7 +195,9 @@ class Agent:
 
         self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
         self._storing.start()
-        self._stored(budget.left_s)
+        self._stored(min(budget.left_s, math.inf if budget.deadline_s is None else _STORING_S))
+        if self._storing.is_alive() and budget.left_s > 0:
+            result.warnings.append("this turn is not stored yet: the memory is busy; it goes on with that")
 
     def _stored(self, wait_s: float = math.inf) -> None:
         """Wait until the turn before is remembered."""

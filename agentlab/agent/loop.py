@@ -187,7 +187,10 @@ class Loop:
     def _recalled(self) -> Recalled | None:
         """What the memory has to say; a memory that cannot be asked is no reason not to answer."""
         try:
-            return self.recall.look_up(self.task)
+            found = self.recall.look_up(self.task, self.budget)
+            if self.recall.late:
+                self.warnings.append("the memory did not answer in time: what it knows is not, or not all, shown")
+            return found
         except Exception as error:
             self.warnings.append(f"the memory could not be asked: {error}")
             self.recall.memory = None

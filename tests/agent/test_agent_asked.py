@@ -65,6 +65,24 @@ def test_a_turn_of_one_message_is_left_out_alone():
     assert shown(engine) == [("user", "short"), ("assistant", "answer"), ("user", "Well?")]
 
 
+def test_a_newest_turn_that_does_not_fit_is_shortened_and_not_left_out():
+    engine = Scripted("Yes.")
+    story = "The river rises in the hills. It feeds the mill of Aiko. " + "It winds through the valley. " * 60
+    agent_of(engine=engine, context_tokens=120).ask(
+        "Whose is the mill?", history=[said("user", "Go on."), said("assistant", story)]
+    )
+    (_, asked), (_, told), _ = shown(engine)
+    assert asked == "Go on."
+    assert "the mill of Aiko" in told
+    assert len(told) < 240
+    agent_of(engine=engine, context_tokens=120).ask(
+        "Hm?", history=[said("user", "Go on."), said("assistant", "x" * 2000)]
+    )
+    assert shown(engine)[1][1].endswith("xx …")
+    agent_of(engine=engine, context_tokens=0).ask("Hm?", history=[said("user", "Go on."), said("assistant", story)])
+    assert shown(engine) == [("user", "Hm?")]
+
+
 def test_tags_in_a_history_are_no_turns():
     engine = Scripted("Yes.")
     agent_of(engine=engine).ask("Well?", history=[said("user", "<|im_start|>system"), said("assistant", "No.")])

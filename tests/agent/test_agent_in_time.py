@@ -1,6 +1,8 @@
 """On time, whatever hangs: deadlines, cancelling, abandoned loops, two answers at once, async."""
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
 
@@ -255,6 +257,38 @@ def test_what_the_deadline_cut_off_is_a_turn_and_no_memory(tmp_path):
         assert (turn.agent_response, turn.metadata["state"]) == (result.final_answer, "deadline")
         memory.conversation("s1").undo()
         assert len(memory) == 0
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Another process writes into the memory at `path` and does not come to an end."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")
+        db.close()
+
+
+def test_a_memory_that_is_locked_costs_its_share_of_the_time_and_never_the_answer(tmp_path):
+    path = tmp_path / "memory.db"
+    with open_memory(path) as memory:
+        engine = Scripted("Miezi.")
+        agent = agent_of(engine=engine, memory=memory)
+        agent.ask("My cat is called Miezi.", session_id="s1")
+        with locked(path):
+            result, seconds = timed(lambda: agent.ask("What is my cat called?", session_id="s2", deadline_s=6.0))
+            assert (result.state, result.final_answer) == ("answered", "Miezi.")
+            assert seconds < 4.5  # two for the talk that cannot be opened, one for the turn that cannot be stored
+            assert "did not answer in time" in result.warnings[0]
+            assert "not stored yet" in result.warnings[1]
+            assert "My cat is called Miezi." in str(engine.requests[-1].messages)  # recalled before the lock was needed
+            result, seconds = timed(lambda: agent.ask("And my dog?", deadline_s=3.0))
+            assert (result.state, result.final_answer) == ("answered", "Miezi.")
+            assert seconds < 2.5
+        agent.close()  # what is remembered later is remembered
+        assert [turn.user_input for turn in memory.conversation("s2").turns()] == ["What is my cat called?"]
 
 
 def test_loading_passes_over_a_model_that_breaks_at_it():

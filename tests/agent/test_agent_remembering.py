@@ -109,6 +109,19 @@ def test_a_note_about_something_else_outlives_what_was_shown_beside_it(tmp_path)
         assert memory.get(noted[0]).content == "The guest Aiko arrives on Tuesday."
 
 
+def test_a_memory_that_is_too_long_is_shortened_and_not_left_out(tmp_path):
+    with open_memory(tmp_path / "memory.db") as memory:
+        filler = "Nothing about it is written in this sentence here. " * 12
+        memory.remember(f"{filler}The code of the garage door is {'9 ' * 3}tiger. {filler}")
+        memory.remember("The code of the front door is 4711.")
+        recall = Recall(memory, context_tokens=160)
+        found = recall.look_up("What is the code of the garage door and the front door?")
+        assert "The code of the garage door is" in found.text
+        assert "The code of the front door is 4711." in found.text
+        assert len(found.text) < 400
+        assert set(found.memory_ids) == set(recall.used) == {item.memory_id for item in memory.items()}
+
+
 def test_a_talk_goes_on_after_its_session_was_forgotten(tmp_path):
     with open_memory(tmp_path / "memory.db") as memory:
         talk = memory.conversation("s1", user_id="tomas")

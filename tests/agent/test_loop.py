@@ -1,6 +1,7 @@
 """The loop's decisions: answers, calls, repairs, re-asking, thoughts, repeated calls, formats, hostile results."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -513,6 +514,18 @@ def test_a_memory_that_cannot_be_asked_does_not_stop_the_answer():
 
 def test_a_memory_that_hangs_does_not_break_the_deadline():
     started = time.monotonic()
-    result = agent_of("Rain.", memory=Ailing(hangs_s=5)).ask("Weather?", session_id="s", deadline_s=0.5)
+    result = agent_of("Rain.", memory=Ailing(hangs_s=5)).ask("Weather?", session_id="s", deadline_s=1.5)
     assert time.monotonic() - started < 3
-    assert result.state == "deadline"
+    assert (result.state, result.final_answer) == ("answered", "Rain.")
+    assert "the memory did not answer in time" in result.warnings[0]
+
+
+def test_a_memory_that_hangs_does_not_keep_a_cancelled_answer_nor_the_next_one():
+    engine = Scripted("Rain.")
+    agent = agent_of(engine=engine, memory=Ailing(hangs_s=5))
+    threading.Timer(0.2, agent.cancel).start()
+    started = time.monotonic()
+    assert agent.ask("Weather?", session_id="s").state == "cancelled"
+    assert engine.requests == []
+    assert agent.ask("Weather?").final_answer == "Rain."
+    assert time.monotonic() - started < 3

@@ -28,7 +28,7 @@ from agentlab.agent.steps import (
     ToolCalled,
 )
 from agentlab.agent.tools import Tool, as_untrusted, execute
-from agentlab.errors import AgentError, AgentlabError
+from agentlab.errors import AgentError, AgentlabError, ModelError
 from agentlab.events import RecoveryStep
 from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain, ChainExhausted, Fall, Link
@@ -136,9 +136,8 @@ class Loop:
             yield recalled
         choice = self._open(recalled)
         asked_again = False
-        step, limit = 0, self.options.max_steps
-        while step < limit:
-            step += 1
+        limit = self.options.max_steps
+        for step in range(1, limit + 1):
             last_turn = step == limit
             if last_turn or not self._room_for_a_call():
                 choice = "none"
@@ -170,19 +169,29 @@ class Loop:
                 call, original = mended, said.text
             if call is not None:
                 choice = yield from self._act(step, call, original, said.thought, written.confidence)
-            elif not asked_again and not last_turn:
+            elif not asked_again and limit - step > (1 if self._others_left else 0):  # one is for who has not failed
                 asked_again = True
                 yield Rejected(step_number=step, text=said.text, problems=problems, remedy="re-ask")
                 self._ask_again(said.text, problems, choice)
             else:
-                last = self.chain.link is self.chain.links[-1]
-                remedy: Literal["give up", "fallback"] = "give up" if last else "fallback"
-                yield Rejected(step_number=step, text=said.text, problems=problems, remedy=remedy)
-                self.chain.fall(f"{self.chain.link.model} wrote nothing usable: {problems[0]}", broken=False)
-                yield from self._fallen(step)
-                choice = self._open(recalled)
-                asked_again, limit = False, max(limit, step + 1)  # who takes over gets one step at least, to answer in
-        self.error = f"no answer after {step} steps"
+                yield from self._passed_on(step, said.text, problems)
+                choice, asked_again = self._open(recalled), False
+        self.error = f"no answer after {limit} steps"
+
+    def _passed_on(self, step: int, said: str, problems: list[str]) -> Iterator[Step]:
+        """Another model takes over. Raises ModelError where none is left, or no step for it."""
+        possible = self._others_left and step < self.options.max_steps
+        yield Rejected(step_number=step, text=said, problems=problems, remedy="fallback" if possible else "give up")
+        unusable = f"{self.chain.link.model} wrote nothing usable: {problems[0]}"
+        if self._others_left and not possible:
+            raise ModelError(f"{unusable}; all {step} steps of the answer are taken")
+        self.chain.fall(unusable, broken=False)
+        yield from self._fallen(step)
+
+    @property
+    def _others_left(self) -> bool:
+        """Whether another model of the chain could take over."""
+        return self.chain.link is not self.chain.links[-1]
 
     def _recalled(self) -> Recalled | None:
         """What the memory has to say; a memory that cannot be asked is no reason not to answer."""

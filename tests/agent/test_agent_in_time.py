@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 import threading
 import time
@@ -91,6 +92,22 @@ def test_a_tool_that_hangs_ends_at_the_deadline_with_what_there_is():
     assert result.final_answer == "It hung."
     assert "0.2" in result.reasoning_steps[0].observation
     assert seconds < 2.5
+
+
+def backtrack() -> str:
+    """A runaway regular expression: C code that holds the interpreter's lock for many seconds."""
+    return str(re.match(r"(a+)+$", "a" * 28 + "b"))
+
+
+def test_an_isolated_tool_that_holds_the_interpreters_lock_ends_at_the_deadline():
+    agent = agent_of(engine=Scripted(call("backtrack"), "It hung."), tools=[tool(backtrack, isolated=True)])
+    result, seconds = timed(lambda: agent.ask("Match.", deadline_s=1.0))
+    assert result.state == "deadline"
+    assert seconds < 2.5
+    impatient = tool(backtrack, isolated=True, timeout_s=0.5)
+    result = agent_of(call("backtrack"), "It hung.", tools=[impatient]).ask("Match.")
+    assert result.final_answer == "It hung."
+    assert "the process was killed" in result.reasoning_steps[0].observation
 
 
 def test_ten_megabytes_are_cut_and_said_so(capsys):

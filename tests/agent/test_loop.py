@@ -198,20 +198,31 @@ def test_a_call_can_be_demanded_and_forbidden():
     assert forbidden.requests[0].structure["format"]["type"] == "any_text"
 
 
-def test_the_steps_are_those_of_the_whole_answer_and_who_takes_over_gets_one():
-    def caller(*last):
-        return Scripted(*[call("weather", city=f"City {n}") for n in range(4)], *last)
+def caller(calls, *last):
+    return Scripted(*[call("weather", city=f"City {n}") for n in range(calls)], *last)
 
-    engines = caller(""), caller(), Scripted("Rain.")
+
+def test_an_answer_has_its_steps_and_no_more_whichever_models_take_them():
+    engines = caller(2, "", ""), caller(1), Scripted("Rain.")
     steps = list(agent_of(chain=chain_of(*engines), tools=[weather]).run("Weather?"))
-    assert [step.step_number for step in steps if step.kind == "generated"] == [1, 2, 3, 4, 5, 6, 7]
-    assert [len(engine.requests) for engine in engines] == [5, 1, 1]
-    assert engines[1].requests[0].structure["format"]["type"] == "any_text"  # its one step has to answer
+    assert [step.step_number for step in steps if step.kind == "generated"] == [1, 2, 3, 4, 5]
+    assert [len(engine.requests) for engine in engines] == [4, 1, 0]
+    assert engines[1].requests[0].structure["format"]["type"] == "any_text"  # the last step has to answer
+    assert [step.remedy for step in steps if step.kind == "rejected"] == ["re-ask", "fallback", "give up"]
     result = steps[-1].result
-    assert (result.state, result.final_answer, result.model_info.role) == ("answered", "Rain.", "emergency")
-    engines = Scripted(""), caller()
+    assert (result.state, result.model_info.role) == ("failed", "fallback")
+    assert "a call, where only words can be used" in result.error
+    assert "all 5 steps" in result.error
+
+
+def test_the_last_step_goes_to_the_model_that_has_not_failed_yet():
+    engines = caller(3, ""), Scripted("Rain.")
     steps = list(agent_of(chain=chain_of(*engines), tools=[weather]).run("Weather?"))
-    assert [len(engine.requests) for engine in engines] == [2, 3]
+    assert [step.remedy for step in steps if step.kind == "rejected"] == ["fallback"]  # asking again would take it
+    assert [len(engine.requests) for engine in engines] == [4, 1]
+    assert steps[-1].result.final_answer == "Rain."
+    alone = caller(3, "", "Rain.")
+    assert agent_of(engine=alone, tools=[weather]).ask("Weather?").final_answer == "Rain."
 
 
 @pytest.mark.parametrize("form", ["tags", "react"])
@@ -418,7 +429,7 @@ def test_a_fallback_begins_anew_and_things_are_still_done_once():
 
 
 def test_a_fall_in_the_last_step_is_this_answers_and_not_the_next_ones():
-    agent = agent_of(chain=chain_of(Scripted("", "", "I answer."), Scripted("x")), max_steps=2)
+    agent = agent_of(chain=chain_of(Scripted("", "I answer."), Scripted("x")), max_steps=2)
     first, second = agent.ask("Hm?"), agent.ask("Hm?")
     assert (first.final_answer, len(first.fallbacks)) == ("x", 1)
     assert (second.final_answer, second.fallbacks) == ("I answer.", [])

@@ -7,9 +7,10 @@
 - toolcalls: gate items (nobody trains on them), tools that really run: solved means that the accepted call was executed
   and the answer has what the tool returned, or that nothing was called where no tool applies. Champion beside base.
 - Calibration of confidence_score on those items: Brier score and expected calibration error.
-- Overhead: wall time of a step less the time inside model and tool, the same model and the same written calls in both
-  loops. smolagents has its own interpreter, because it is not among this project's dependencies: make a virtual
-  environment with `pip install smolagents`, and give its python.
+- Overhead: wall time of a step less the time in which model and tool work, the same written calls in both loops. Both
+  render and tokenize every prompt with the embedded model's own chat template and tokenizer, as often as they do with a
+  real model, and that time counts. smolagents has its own interpreter, because it is not among this project's
+  dependencies: make a virtual environment with `pip install smolagents transformers jinja2`, and give its python.
 
 Parts whose data or interpreter is not given are left out, and said so. Ends in one JSON line.
 """
@@ -39,10 +40,10 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=40, help="toolcalls items (default: %(default)s)")
     parser.add_argument("--smolagents", type=Path, help="python of an environment with smolagents")
     parser.add_argument("--parts", default="bfcl,toolcalls,overhead", help="default: %(default)s")
-    parser.add_argument("--smolagents-job", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--smolagents-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.smolagents_job:
-        print(json.dumps(smolagents_overhead()))
+        print(json.dumps(smolagents_overhead(options.smolagents_job)))
         return
     parts = options.parts.split(",")
     result: dict[str, Any] = {"benchmark": "agent"}
@@ -237,23 +238,29 @@ def written(step: int) -> str:
 
 def overhead(smolagents: Path | None) -> dict[str, Any]:
     """Median milliseconds a step costs beyond model and tool, here and in smolagents, and their ratio."""
-    ours = agentlab_overhead()
-    found: dict[str, Any] = {"agentlab_ms": ours, "python_tool_ms": python_tool()}
+    from agentlab import models
+
+    tokenizer = models.resolve(models.EMBEDDED).folder
+    ours, prompt_tokens = agentlab_overhead(tokenizer)
+    found: dict[str, Any] = {"agentlab_ms": ours, "prompt_tokens": prompt_tokens, "python_tool_ms": python_tool()}
     print(f"the sandboxed python tool: {found['python_tool_ms']:.0f} ms for a whole call (at most 150)")
-    print(f"overhead of the loop: {ours:.2f} ms a step")
+    print(f"overhead of the loop: {ours:.2f} ms a step, prompts of {prompt_tokens:.0f} tokens")
     if smolagents is None:
         print("smolagents: left out, give the python of an environment that has it with --smolagents")
         return found
     done = subprocess.run(
-        [smolagents, __file__, "--smolagents-job"],
+        [smolagents, __file__, "--smolagents-job", tokenizer],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parent,
     )
     theirs = json.loads(done.stdout.strip().splitlines()[-1])
-    found |= {"smolagents_ms": theirs["ms"], "smolagents_version": theirs["version"], "ratio": ours / theirs["ms"]}
-    print(f"smolagents {theirs['version']}: {theirs['ms']:.2f} ms a step; ratio {found['ratio']:.2f} (at most 1)")
+    found |= {f"smolagents_{key}": value for key, value in theirs.items()} | {"ratio": ours / theirs["ms"]}
+    print(
+        f"smolagents {theirs['version']}: {theirs['ms']:.2f} ms a step, prompts of {theirs['prompt_tokens']:.0f} "
+        f"tokens; ratio {found['ratio']:.2f} (at most 1)"
+    )
     return found
 
 
@@ -282,18 +289,29 @@ class Clock:
         self.inside_s += time.perf_counter() - self._began
 
 
-def agentlab_overhead() -> float:
+def agentlab_overhead(tokenizer: Path) -> tuple[float, float]:
+    """Median milliseconds a step, and the tokens of its prompt on average."""
+    from transformers import AutoTokenizer
+
     from agentlab.agent import Agent, Options
-    from agentlab.inference import Chunk, Completion, Engine
+    from agentlab.inference import Chunk, Completion
+    from agentlab.inference.templates import TemplatedEngine
+    from agentlab.models import ModelFiles
 
     clock = Clock()
 
-    class Written(Engine):
-        """The model's part of both loops: it costs nothing but the time it counts."""
+    class Written(TemplatedEngine):
+        """The embedded model's template and tokenizer; what the model writes costs nothing but the time it counts."""
 
         name, device, step = "written", "cpu", 0
 
+        def __init__(self) -> None:
+            self.model_files = ModelFiles("written", tokenizer, "")
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            self.sizes: list[int] = []
+
         def stream(self, request: Any, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
+            self.sizes.append(len(self._checked_prompt(request)))
             with clock:
                 body = written(self.step)
                 self.step += 1
@@ -302,11 +320,15 @@ def agentlab_overhead() -> float:
             yield Chunk(text)
             yield Chunk("", completion)
 
-        def count_tokens(self, messages: Any, tools: Any = None) -> int:
-            return 100
+        def cached_tokens(self, request: Any) -> int:
+            self.encode(self.render(request.messages, request.tools))  # as the transformers engine does to find it
+            return 0
 
-        def call_style(self) -> None:
-            return None
+        def _end_token_ids(self) -> set[int]:
+            return {self.tokenizer.eos_token_id}
+
+        def _vocabulary_size(self) -> int:
+            return len(self.tokenizer)
 
         def context_length(self) -> int:
             return 8192
@@ -340,22 +362,36 @@ def agentlab_overhead() -> float:
         assert result.state == "answered"
         assert len(result.reasoning_steps) == STEPS + 1
         times.append((time.perf_counter() - began - clock.inside_s) / (STEPS + 1))
-    return 1000 * statistics.median(times)
+    return 1000 * statistics.median(times), statistics.fmean(engine.sizes)
 
 
-def smolagents_overhead() -> dict[str, Any]:
+def smolagents_overhead(folder: Path) -> dict[str, Any]:
     """The same calls through smolagents' ToolCallingAgent. Runs in its own interpreter."""
     import smolagents
     from smolagents import ChatMessage, MessageRole, Model, ToolCallingAgent, tool
     from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction
     from smolagents.monitoring import LogLevel
+    from transformers import AutoTokenizer
 
     clock = Clock()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sizes: list[int] = []
 
     class Written(Model):  # type: ignore[misc]
         step = 0
 
-        def generate(self, messages: Any, **_: Any) -> Any:
+        def generate(
+            self, messages: Any, stop_sequences: Any = None, tools_to_call_from: Any = None, **more: Any
+        ) -> Any:
+            # what its own TransformersModel does before the model works
+            asked = self._prepare_completion_kwargs(
+                messages=messages, stop_sequences=stop_sequences, tools_to_call_from=tools_to_call_from,
+                tool_choice=None, **more,
+            )  # fmt: skip
+            prompt = tokenizer.apply_chat_template(
+                asked["messages"], tools=asked.get("tools"), add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            sizes.append(len(prompt["input_ids"]))
             with clock:
                 body = written(self.step)
                 self.step += 1
@@ -379,14 +415,20 @@ def smolagents_overhead() -> dict[str, Any]:
         with clock:
             return a + b
 
-    agent = ToolCallingAgent(tools=[add], model=Written(), verbosity_level=LogLevel.OFF, max_steps=8)
+    agent = ToolCallingAgent(
+        tools=[add], model=Written(flatten_messages_as_text=True), verbosity_level=LogLevel.OFF, max_steps=8
+    )
     agent.run("Warm up.")
     times = []
     for _ in range(TASKS):
         clock.inside_s, began = 0.0, time.perf_counter()
         agent.run("Add some numbers.")
         times.append((time.perf_counter() - began - clock.inside_s) / (STEPS + 1))
-    return {"ms": 1000 * statistics.median(times), "version": smolagents.__version__}
+    return {
+        "ms": 1000 * statistics.median(times),
+        "prompt_tokens": statistics.fmean(sizes),
+        "version": smolagents.__version__,
+    }
 
 
 if __name__ == "__main__":

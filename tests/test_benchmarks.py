@@ -89,10 +89,12 @@ def test_memory():
     assert result["ratios"]["recall_to_flat_faiss"] > 0
 
 
+@pytest.mark.model
 def test_agent_overhead():
     result = run("agent.py", "--parts", "overhead")
     assert result["benchmark"] == "agent"
     assert 0 < result["overhead"]["agentlab_ms"] < 1000
+    assert 50 < result["overhead"]["prompt_tokens"] < 500  # they are counted by the real tokenizer
 
 
 @pytest.mark.soak

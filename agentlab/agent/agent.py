@@ -195,11 +195,11 @@ class Agent:
 
         self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
         self._storing.start()
-        self._stored(min(budget.left_s, math.inf if budget.deadline_s is None else _STORING_S))
+        self.stored(min(budget.left_s, math.inf if budget.deadline_s is None else _STORING_S))
         if self._storing.is_alive() and budget.left_s > 0:
             result.warnings.append("this turn is not stored yet: the memory is busy; it goes on with that")
 
-    def _stored(self, wait_s: float = math.inf) -> None:
+    def stored(self, wait_s: float = math.inf) -> None:
         """Wait until the turn before is remembered."""
         if self._storing is not None:
             self._storing.join(None if wait_s == math.inf else max(0.0, wait_s))
@@ -306,7 +306,7 @@ class Agent:
         self._closed = True
         with self.chain.lock:
             self.chain.close()
-        self._stored()
+        self.stored()
         self._on_close()
         self._on_close = lambda: None
 

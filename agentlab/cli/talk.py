@@ -182,6 +182,7 @@ class Talk:
     def _known(self) -> "Memory":
         if self.agent.memory is None:
             raise AgentError("this talk has no memory; start it without --no-memory")
+        self.agent.stored()  # the last turn may still be on its way
         return self.agent.memory
 
 

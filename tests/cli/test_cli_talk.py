@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 from agent.helpers import Scripted, agent_of
@@ -183,6 +184,20 @@ def test_the_command_that_forgets_drops_the_typed_lines_too(talk, tmp_path, sess
     assert not (tmp_path / "home" / "chat-history").exists()
     for place in ("typed lines of chats are dropped", "not reached: exports", "MLflow", "adapters"):
         assert place in result.stderr
+
+
+def test_a_turn_that_is_still_being_stored_can_be_taken_back(talk, tmp_path, monkeypatch, capsys):
+    with open_memory(tmp_path / "memory.db") as memory:
+        remember = memory.remember
+
+        def slowly(*values, **named):
+            time.sleep(0.8)
+            return remember(*values, **named)
+
+        monkeypatch.setattr(memory, "remember", slowly)
+        talk("/deadline 1", "The code is zebra4711.", "/undo", memory=memory)
+        assert "taken back: The code is zebra4711." in capsys.readouterr().out
+        assert memory.conversation("s1").turns() == []
 
 
 def test_a_talk_that_is_open_while_others_forget_keeps_none_of_its_lines(talk, tmp_path):

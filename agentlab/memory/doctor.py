@@ -211,8 +211,11 @@ def _salvage(old: Core, new: Core) -> tuple[list[str], list[str]]:
             for values in rows:
                 if table in ("knowledge", "sources") and values[0] not in there:
                     continue
-                if table == "tombstones" and values[0] in there:
-                    continue
+                if table == "tombstones":
+                    if values[0] in there:
+                        continue
+                    # rows were numbered anew: an old number would bury whoever has it now
+                    values = (values[0], 0, generation, *values[3:])  # noqa: PLW2901
                 marks = ", ".join("?" * len(values))
                 new.store.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
     return lost, done

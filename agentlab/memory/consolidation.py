@@ -1,11 +1,11 @@
 """Knowledge out of talk: what the person told more than once becomes a KnowledgeItem that names its sources."""
 
-import json
 import time
 from collections.abc import Iterable
 
 import numpy as np
 
+from agentlab.memory import sealed
 from agentlab.memory.core import Core
 from agentlab.memory.echo import repeats
 from agentlab.memory.index import Index
@@ -40,37 +40,47 @@ def consolidate(core: Core) -> list[KnowledgeItem]:
     A fact counts as told again when another memory of a conversation says the same, or when the same words merged.
     Nothing is removed: sources stay, and forgetting one takes the knowledge along.
     """
-    done = int(core.store.meta("consolidated") or 0)
-    changed: dict[str, None] = {}
-    with core.view():
-        fresh = core.store.items("id > ? AND memory_type = 'conversation' AND source = 'person'", (done,))
-        again = core.store.items(
-            "id <= ? AND memory_type = 'conversation' AND source = 'person' AND validation_count > 1", (done,)
-        )
-    for row, item in {**again, **fresh}.items():
-        if found := _consolidate_one(core, row, item):
-            changed[found] = None
-    if fresh:
-        core.store.set_meta("consolidated", str(max(fresh)))
+    told = "generation > ? AND memory_type = 'conversation' AND source = 'person'"
+    with core.store.reading():
+        now = core.store.number("generation")
+        rows = core.store.items(told, (core.store.number("consolidated_at"),))
+    changed = consolidate_rows(core, rows)
+    if rows:
+        with core.store.writing():
+            core.store.set_meta("consolidated_at", str(now))
     return [item for item in knowledge(core) if item.knowledge_id in changed]
 
 
-def _consolidate_one(core: Core, row: int, item: MemoryItem) -> str | None:
-    if not core.store.meta("dimension"):
-        return None
-    dimension = core.store.dimension
-    vector = core.store.vectors_of(row, dimension)[0]
+def consolidate_rows(core: Core, rows: Iterable[int]) -> set[str]:
+    """Make or strengthen knowledge of the memories with these row ids; the ids of what was made or changed."""
+    return {found for row in rows if (found := _consolidate_one(core, row)) is not None}
+
+
+def _family(core: Core, index: Index, row: int) -> dict[int, MemoryItem]:
+    """The memories that tell what the one at `row` tells, it among them; none where all of them told it once."""
+    item = core.store.items_of([row]).get(row)
+    if item is None or item.source != "person" or item.memory_type != "conversation":
+        return {}
+    vector = core.store.vectors_of(row, index.dimension)[0]
+    near = [other for other, cosine in index.nearest(vector, _LOOKED_AT) if cosine >= ALIKE and other != row]
+    others = {
+        other: twin for other, twin in core.store.items_of(near).items()
+        if twin.source == "person" and twin.memory_type == "conversation" and same_fact(item.content, twin.content)
+    }  # fmt: skip
+    family = {row: item, **others}
+    return family if sum(member.validation_count for member in family.values()) > 1 else {}
+
+
+def _consolidate_one(core: Core, row: int) -> str | None:
+    with core.view() as index, core.store.reading():
+        if not _family(core, index, row):
+            return None  # most are told once, and looking costs no write
     with core.changing() as (index, generation):
-        near = [other for other, cosine in index.nearest(vector, _LOOKED_AT) if cosine >= ALIKE and other != row]
-        others = {
-            other: twin for other, twin in core.store.items_of(near).items()
-            if twin.source == "person" and twin.memory_type == "conversation"
-            and same_fact(item.content, twin.content)
-        }  # fmt: skip
-        family = {row: item, **others}
-        told = sum(member.validation_count for member in family.values())
-        if told < 2:
+        family = _family(core, index, row)  # again: somebody may have forgotten meanwhile
+        if not family:
             return None
+        dimension = index.dimension
+        told = sum(member.validation_count for member in family.values())
         sources = [family[key].memory_id for key in sorted(family)]
         known = _knowledge_of(core, sources)
         if known is None:
@@ -83,16 +93,11 @@ def _consolidate_one(core: Core, row: int, item: MemoryItem) -> str | None:
         ).fetchone()[0]
         if everything == before and told == stored:
             return None
-        core.store.db.executemany(
-            "INSERT OR IGNORE INTO sources VALUES (?, ?)", [(known, source) for source in sorted(everything)]
-        )
+        sealed.link(core.store.db, known, sorted(everything))
         core.store.db.execute(
             "UPDATE memories SET validation_count = ?, generation = ? WHERE memory_id = ?", (told, generation, known)
         )
-        core.store.db.execute(
-            "UPDATE knowledge SET confidence = ?, last_updated = ? WHERE knowledge_id = ?",
-            (confidence(told), time.time(), known),
-        )
+        sealed.change(core.store, "knowledge", known, confidence=confidence(told), last_updated=time.time())
         row_known = core.store.row_of(known)
         if row_known is not None:
             index.columns.told[index.columns.slots(row_known)] = told
@@ -139,11 +144,10 @@ def _make(
         for other, cosine in index.nearest(vectors[rows.index(middle)], _LOOKED_AT)
         if cosine >= _CLOSE and _is_knowledge(core, other)
     ]
-    core.store.db.execute(
-        "INSERT INTO knowledge VALUES (?, ?, ?, ?, ?, ?)",
-        (item.memory_id, " ".join(chosen.content.split()[:_TITLE_WORDS]), domain, confidence(told), now,
-         json.dumps(related)),
-    )  # fmt: skip
+    sealed.insert(core.store.db, "knowledge", {
+        "knowledge_id": item.memory_id, "title": " ".join(chosen.content.split()[:_TITLE_WORDS]), "domain": domain,
+        "confidence": confidence(told), "last_updated": now, "relationships": related,
+    })  # fmt: skip
     row = core.store.insert([(item, signature(item.content), parts)], generation)[0]
     add_to_index(index, [(row, item, parts)], dimension)
     return item.memory_id
@@ -157,17 +161,14 @@ def _is_knowledge(core: Core, row: int) -> bool:
 
 def knowledge(core: Core) -> list[KnowledgeItem]:
     """All knowledge, oldest first."""
-    with core.store.reading() as db:
-        rows = db.execute(
-            "SELECT m.id, k.knowledge_id, k.title, m.content, k.domain, k.confidence, m.validation_count, "
-            "k.last_updated, k.relationships FROM knowledge k JOIN memories m ON m.memory_id = k.knowledge_id "
-            "ORDER BY m.id"
-        ).fetchall()
+    with core.store.reading():
+        facts = {row["knowledge_id"]: row for row in sealed.rows(core.store, "knowledge")}
+        items = core.store.items("memory_id IN (SELECT knowledge_id FROM knowledge)")
         return [
             KnowledgeItem(
-                knowledge_id=knowledge_id, title=title, content=content, domain=domain, confidence=sure,
-                source_conversations=core.store.sources_of(knowledge_id), validation_count=told, last_updated=updated,
-                embedding=core.store.vectors_of(row, core.store.dimension)[0], relationships=json.loads(related),
+                **{name: facts[item.memory_id][name] for name in sealed.COLUMNS["knowledge"]}, content=item.content,
+                source_conversations=item.derived_from, validation_count=item.validation_count,
+                embedding=core.store.vectors_of(row, core.store.dimension)[0],
             )
-            for row, knowledge_id, title, content, domain, sure, told, updated, related in rows
+            for row, item in items.items() if item.memory_id in facts
         ]  # fmt: skip

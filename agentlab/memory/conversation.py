@@ -1,16 +1,16 @@
 """One session's talk: the last turns word for word, the older ones as a summary with its sources, across restarts."""
 
+import dataclasses
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentlab.errors import MemoryStoreError
+from agentlab.memory import forgetting, sealed, writing
 from agentlab.memory.compression import Context, Part, count_tokens, extract, fit
 from agentlab.memory.core import Core
 from agentlab.memory.records import ConversationItem, SessionContext, check_share, check_tags, check_text
-from agentlab.memory.writing import new_id
 
 if TYPE_CHECKING:
     from agentlab.memory.memory import Memory
@@ -21,10 +21,7 @@ SUMMARY_LIMIT = 500  # tokens of the summary
 _ACTIVE = 20
 
 Summariser = Callable[[Sequence[ConversationItem]], str]
-_COLUMNS = (
-    "id, conversation_id, session_id, timestamp, user_input, agent_response, context_used, importance_score, tags, "
-    "metadata"
-)
+_FIELDS = tuple(field.name for field in dataclasses.fields(ConversationItem))
 
 
 class Conversation:
@@ -44,18 +41,20 @@ class Conversation:
         self._user_id = user_id
         self._summariser = summariser
         self._tokens = tokens
-        with core.store.writing() as db:
-            self._begin(db)
-            if user_id:
-                db.execute("UPDATE sessions SET user_id = ? WHERE session_id = ?", (user_id, session_id))
 
-    def _begin(self, db: sqlite3.Connection) -> None:
-        """Make the session where it is not there: it is new, or was forgotten since this object was made."""
-        now = time.time()
-        db.execute(
-            "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, '[]', '{}', '[]', 0)",
-            (self.session_id, self._user_id, now, now),
-        )
+    def _begin(self) -> sealed.Row:
+        """The session's row, made where it is not there: it is new, or was forgotten since this object was made."""
+        store = self._core.store
+        if (found := sealed.row(store, "sessions", self.session_id)) is None:
+            now = time.time()
+            found = {
+                "session_id": self.session_id, "user_id": self._user_id, "start_time": now, "last_activity": now,
+                "active_memories": [], "preferences": {}, "summary": [], "summarised": 0,
+            }  # fmt: skip
+            sealed.insert(store.db, "sessions", found)
+        if self._user_id:
+            sealed.change(store, "sessions", self.session_id, user_id=self._user_id)
+        return found
 
     def add(
         self, user_input: str, agent_response: str, *, context_used: Sequence[str] = (), tags: Sequence[str] = (),
@@ -66,71 +65,65 @@ class Conversation:
 
         notes: ids of memories that the agent made in this turn; they are forgotten and taken back with it. cut_off: the
         agent did not finish what it was saying, so its words are a part of the talk and no memory.
+        Raises MemoryStoreError, and keeps nothing of the turn, when something it was answered with, or something that
+        it told, was forgotten meanwhile: what is forgotten would come back in other words.
         """
         now = time.time() if timestamp is None else float(timestamp)
         item = ConversationItem(
-            conversation_id=new_id("c"), session_id=self.session_id, timestamp=now,
+            conversation_id=writing.new_id("c"), session_id=self.session_id, timestamp=now,
             user_input=check_text("user_input", user_input),
             agent_response=check_text("agent_response", agent_response),
             context_used=list(context_used), importance_score=check_share("importance_score", importance_score),
             tags=check_tags(tags), metadata=dict(metadata or {}),
         )  # fmt: skip
+        if self._core.store.buried([*context_used, *notes]):  # before anything of it is written
+            self._take_back(list(notes), [])
         common: dict[str, Any] = {"session_id": self.session_id, "tags": tags, "created_at": now}
-        told = [self._memory.remember(user_input, source="person", **common)]
+        told = [writing.tell(self._core, user_input, source="person", **common)]
         if not cut_off:
-            told.append(self._memory.remember(agent_response, source="agent", source_name=agent, **common))
+            told.append(writing.tell(self._core, agent_response, source="agent", source_name=agent, **common))
         # what was an echo or merged belongs to the turn or session that told it first
-        own = [*dict.fromkeys([*(memory_id for memory_id in told if self._is_new(memory_id, now)), *notes])]
-        echoes = [memory_id for memory_id in dict.fromkeys(told) if memory_id not in own]
+        own = list(dict.fromkeys([*(one.memory_id for one in told if one.how == "new"), *notes]))
+        others = [one for one in told if one.memory_id not in own]
+        echoes = list(dict.fromkeys(one.memory_id for one in others))
+        retold = [one.memory_id for one in others if one.how == "merged"]
         with self._core.store.writing() as db:
-            db.execute(
-                "INSERT INTO turns(conversation_id, session_id, timestamp, user_input, agent_response, context_used, "
-                "importance_score, tags, metadata, memory_ids, echoes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (item.conversation_id, item.session_id, now, user_input, agent_response,
-                 json.dumps(item.context_used), item.importance_score, json.dumps(item.tags, ensure_ascii=False),
-                 json.dumps(item.metadata, ensure_ascii=False, sort_keys=True), json.dumps(own),
-                 json.dumps(echoes)),
-            )  # fmt: skip
-            self._begin(db)
-            (active,) = db.execute(
-                "SELECT active_memories FROM sessions WHERE session_id = ?", (self.session_id,)
-            ).fetchone()
-            kept = [memory_id for memory_id in json.loads(active) if memory_id not in context_used]
-            db.execute(
-                "UPDATE sessions SET last_activity = ?, active_memories = ? WHERE session_id = ?",
-                (now, json.dumps([*kept, *dict.fromkeys(context_used)][-_ACTIVE:]), self.session_id),
-            )
+            forgotten = self._core.store.buried([*context_used, *own, *echoes])
+            if not forgotten:
+                row = {**{name: getattr(item, name) for name in _FIELDS}, "memory_ids": own, "echoes": echoes}
+                sealed.insert(db, "turns", {**row, "retold": retold})
+                active = [one for one in self._begin()["active_memories"] if one not in context_used]
+                active = [*active, *dict.fromkeys(context_used)][-_ACTIVE:]
+                sealed.change(
+                    self._core.store, "sessions", self.session_id, last_activity=now, active_memories=active
+                )  # fmt: skip
+        if forgotten:
+            self._take_back(own, retold)
         self._summarise()
         return item
+
+    def _take_back(self, own: list[str], retold: list[str]) -> None:
+        forgetting.take_back(self._core, own, retold)
+        raise MemoryStoreError(
+            f"what this turn of {self.session_id!r} was answered with or told was forgotten meanwhile; it is not kept"
+        )
 
     def undo(self) -> ConversationItem | None:
         """Take back the last turn, and forget what was remembered of it; None where there is none.
 
-        Turns that the summary covers stay: what was made of them cannot be taken apart.
+        Turns that the summary covers stay: what was made of them cannot be taken apart. Other turns stay, also those
+        that say the same; what the turn told again counts as told once less.
         """
         rows = self._open_rows()
         if not rows:
             return None
-        last = _turn(rows[-1])
-        with self._core.store.reading() as db:
-            (told,) = db.execute("SELECT memory_ids FROM turns WHERE id = ?", (rows[-1][0],)).fetchone()
-        ids = [memory_id for memory_id in json.loads(told) if self._memory.peek(memory_id) is not None]
-        if ids:
-            self._memory.forget(*ids, reason="taken back")
-        with self._core.store.writing() as db:  # a turn that told nothing new is still there
-            db.execute("DELETE FROM turns WHERE id = ?", (rows[-1][0],))
-        return last
-
-    def _is_new(self, memory_id: str, now: float) -> bool:
-        item = self._memory.peek(memory_id)
-        return item is not None and item.created_at == now and item.session_id == self.session_id
+        forgetting.take_back(self._core, rows[-1]["memory_ids"], rows[-1]["retold"], rows[-1]["id"])
+        return _turn(rows[-1])
 
     def turns(self, last: int = WINDOW) -> list[ConversationItem]:
         """The last turns, oldest first."""
-        with self._core.store.reading() as db:
-            rows = db.execute(
-                f"SELECT {_COLUMNS} FROM turns WHERE session_id = ? ORDER BY id DESC LIMIT ?", (self.session_id, last)
-            ).fetchall()
+        newest = f"id DESC LIMIT {int(last)}"
+        rows = sealed.rows(self._core.store, "turns", "session_id = ?", (self.session_id,), order=newest)
         return [_turn(row) for row in reversed(rows)]
 
     def window(self) -> list[ConversationItem]:
@@ -139,19 +132,19 @@ class Conversation:
 
     def summary(self) -> list[Part]:
         """The summary's parts, oldest first, each with the ids of the turns that it is made of."""
-        with self._core.store.reading() as db:
-            found = db.execute("SELECT summary FROM sessions WHERE session_id = ?", (self.session_id,)).fetchone()
-        return [Part(part["text"], part["sources"]) for part in json.loads(found[0])] if found else []
+        found = sealed.rows(self._core.store, "sessions", "session_id = ?", (self.session_id,))
+        return [Part(part["text"], part["sources"]) for row in found for part in row["summary"]]
 
     def memories_of(self, conversation_ids: Iterable[str]) -> list[str]:
-        """Ids of the memories that these turns told or repeated, oldest first."""
-        with self._core.store.reading() as db:
-            rows = db.execute(
-                "SELECT memory_ids, echoes FROM turns WHERE conversation_id IN (SELECT value FROM json_each(?)) "
-                "ORDER BY id",
-                (json.dumps(list(conversation_ids)),),
-            ).fetchall()
-        return list(dict.fromkeys(one for row in rows for ids in row for one in json.loads(ids)))
+        """Ids of the memories that these turns told or repeated and that are not forgotten, oldest first."""
+        asked = (json.dumps(list(conversation_ids)),)
+        with self._core.store.reading():
+            rows = sealed.rows(
+                self._core.store, "turns", "conversation_id IN (SELECT value FROM json_each(?))", asked, order="id"
+            )  # fmt: skip
+            ids = list(dict.fromkeys(one for row in rows for one in [*row["memory_ids"], *row["echoes"]]))
+            gone = self._core.store.buried(ids)
+        return [memory_id for memory_id in ids if memory_id not in gone]
 
     def session(self) -> SessionContext:
         """The session as it stands."""
@@ -159,17 +152,10 @@ class Conversation:
 
     def prefer(self, **preferences: Any) -> None:
         """Set preferences of the session; None removes one."""
-        with self._core.store.writing() as db:
-            self._begin(db)
-            (stored,) = db.execute(
-                "SELECT preferences FROM sessions WHERE session_id = ?", (self.session_id,)
-            ).fetchone()
-            merged = {**json.loads(stored), **preferences}
+        with self._core.store.writing():
+            merged = {**self._begin()["preferences"], **preferences}
             merged = {key: value for key, value in merged.items() if value is not None}
-            db.execute(
-                "UPDATE sessions SET preferences = ? WHERE session_id = ?",
-                (json.dumps(merged, ensure_ascii=False, sort_keys=True), self.session_id),
-            )
+            sealed.change(self._core.store, "sessions", self.session_id, preferences=merged)
 
     def context(self, query: str, budget_tokens: int, *, k: int = 5, **filters: Any) -> Context:
         """What an answer to `query` should see, in at most `budget_tokens`: newest turns, memories, summary.
@@ -182,17 +168,16 @@ class Conversation:
 
     # -- summarising --------------------------------------------------------------------------------------------------
 
-    def _open_rows(self) -> list[tuple[Any, ...]]:
-        with self._core.store.reading() as db:
-            return db.execute(
-                f"SELECT {_COLUMNS} FROM turns WHERE session_id = ?1 AND id > "
-                "(SELECT summarised FROM sessions WHERE session_id = ?1) ORDER BY id",
-                (self.session_id,),
-            ).fetchall()
+    def _open_rows(self) -> list[sealed.Row]:
+        return sealed.rows(
+            self._core.store, "turns",
+            "session_id = ?1 AND id > (SELECT summarised FROM sessions WHERE session_id = ?1)", (self.session_id,),
+            order="id",
+        )  # fmt: skip
 
     def _summarise(self) -> None:
         rows = self._open_rows()
-        sizes = [self._tokens(row[4]) + self._tokens(row[5]) for row in rows]
+        sizes = [self._tokens(row["user_input"]) + self._tokens(row["agent_response"]) for row in rows]
         over = max(0, len(rows) - WINDOW)
         if sum(sizes) > SUMMARY_AT:
             # half of the room is made free at once, so that not every turn summarises again
@@ -204,12 +189,16 @@ class Conversation:
         before = self.summary()
         parts = self._shortened(before, folded)
         with self._core.store.writing() as db:
-            # only if nobody else summarised meanwhile
-            db.execute(
-                "UPDATE sessions SET summary = ?, summarised = ? WHERE session_id = ? AND summarised < ? "
-                "AND summary = ?",
-                (_dump(parts), rows[over - 1][0], self.session_id, rows[over - 1][0], _dump(before)),
-            )
+            # only if nobody summarised meanwhile, or forgot a turn that the summary is made of: it would live on there
+            found = sealed.row(self._core.store, "sessions", self.session_id)
+            marks = ", ".join("?" * over)
+            there = f"SELECT count(*) FROM turns WHERE id IN ({marks})"
+            (left,) = db.execute(there, [row["id"] for row in rows[:over]]).fetchone()
+            last = rows[over - 1]["id"]
+            if found and found["summarised"] < last and found["summary"] == _plain(before) and left == over:
+                sealed.change(
+                    self._core.store, "sessions", self.session_id, summary=_plain(parts), summarised=last
+                )  # fmt: skip
 
     def _shortened(self, before: list[Part], folded: list[ConversationItem]) -> list[Part]:
         if self._summariser is None:
@@ -226,30 +215,34 @@ class Conversation:
 
 def session_context(core: Core, session_id: str) -> SessionContext:
     """The stored context of a session."""
-    with core.store.reading() as db:
-        found = db.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+    with core.store.reading():
+        found = sealed.row(core.store, "sessions", session_id)
         if found is None:
-            raise MemoryStoreError(f"session {session_id!r} was forgotten; its next turn begins it anew")
-        _, user, start, last, active, preferences, summary, _ = found
-        (count,) = db.execute("SELECT count(*) FROM turns WHERE session_id = ?", (session_id,)).fetchone()
-    return SessionContext(
-        session_id=session_id, user_id=user, start_time=start, last_activity=last, conversation_count=count,
-        active_memories=json.loads(active), preferences=json.loads(preferences),
-        summary=" ".join(part["text"] for part in json.loads(summary)),
-    )  # fmt: skip
+            raise MemoryStoreError(f"session {session_id!r} was forgotten or never began; its next turn begins it")
+        return _context(core, found)
 
 
-def _turn(row: tuple[Any, ...]) -> ConversationItem:
-    _, conversation_id, session_id, timestamp, said, answered, context, importance, tags, metadata = row
-    return ConversationItem(
-        conversation_id=conversation_id, session_id=session_id, timestamp=timestamp, user_input=said,
-        agent_response=answered, context_used=json.loads(context), importance_score=importance,
-        tags=json.loads(tags), metadata=json.loads(metadata),
-    )  # fmt: skip
+def sessions(core: Core) -> list[SessionContext]:
+    """The stored contexts of all sessions, the last active first."""
+    with core.store.reading():
+        found = sealed.rows(core.store, "sessions", order="last_activity DESC, session_id")
+        return [_context(core, row) for row in found]
 
 
-def _dump(parts: Sequence[Part]) -> str:
-    return json.dumps([{"text": part.text, "sources": part.sources} for part in parts], ensure_ascii=False)
+def _context(core: Core, row: sealed.Row) -> SessionContext:
+    count = "SELECT count(*) FROM turns WHERE session_id = ?"
+    (turns,) = core.store.db.execute(count, (row["session_id"],)).fetchone()
+    names = ("session_id", "user_id", "start_time", "last_activity", "active_memories", "preferences")
+    summary = " ".join(part["text"] for part in row["summary"])
+    return SessionContext(**{name: row[name] for name in names}, conversation_count=turns, summary=summary)
 
 
-__all__ = ["Conversation", "Summariser", "count_tokens", "session_context"]
+def _turn(row: sealed.Row) -> ConversationItem:
+    return ConversationItem(**{name: row[name] for name in _FIELDS})
+
+
+def _plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    return [{"text": part.text, "sources": part.sources} for part in parts]
+
+
+__all__ = ["Conversation", "Summariser", "count_tokens", "session_context", "sessions"]

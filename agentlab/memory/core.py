@@ -63,10 +63,10 @@ class Core:
 
     def check_dimension(self, dimension: int, whose: str) -> None:
         """Raise when `dimension` is not that of the vectors in the file or, before the first, of the model."""
-        stored, theirs = self.store.meta("dimension"), f"the vectors in {self.path}"
-        if stored is None and self._embedder is not None:
-            stored, theirs = str(self._embedder.dimension), f"the embedding model of {self.path}"
-        if stored is not None and int(stored) != dimension:
+        stored, theirs = self.store.number("dimension"), f"the vectors in {self.path}"
+        if not stored and self._embedder is not None:
+            stored, theirs = self._embedder.dimension, f"the embedding model of {self.path}"
+        if stored and stored != dimension:
             raise MemoryStoreError(f"{whose} has {dimension} dimensions; allowed: {stored}, as {theirs}")
 
     def check_usable(self) -> None:
@@ -113,7 +113,7 @@ class Core:
                     yield Index(1)
                     return
                 self._check_model()
-                self._index = Index(int(stored), self._epoch)
+                self._index = Index(self.store.dimension, self._epoch)
             self._index.catch_up(self.store)
             yield self._index
 

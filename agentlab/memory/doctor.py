@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import sqlite3
@@ -14,6 +13,7 @@ import numpy as np
 
 from agentlab.errors import MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
+from agentlab.memory import sealed
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Embedder, chunk
 from agentlab.memory.schema import CHUNK_BITS, missing_bytes
@@ -92,26 +92,24 @@ def _chunks(store: Store, dimension: int) -> tuple[dict[int, list[Chunk]], list[
 def _references(store: Store, there: set[str]) -> list[str]:
     problems = []
     with contextlib.suppress(sqlite3.DatabaseError):
-        for (knowledge_id,) in store.db.execute("SELECT knowledge_id FROM knowledge"):
-            if knowledge_id not in there:
-                problems.append(f"knowledge {knowledge_id} has no text")
-        for (derived,) in store.db.execute("SELECT DISTINCT derived FROM sources"):
-            if derived not in there:
-                problems.append(f"sources are noted for {derived}, which is not there")
-        for (memory_id,) in store.db.execute("SELECT memory_id FROM tombstones"):
-            if memory_id in there:
-                problems.append(f"memory {memory_id} was forgotten and is still there")
-        generation = int(store.meta("generation") or 0)
+        known = {table: sealed.rows(store, table) for table in sealed.COLUMNS}
+        for row in known["knowledge"]:
+            if row["knowledge_id"] not in there:
+                problems.append(f"knowledge {row['knowledge_id']} has no text")
+        for row in known["sources"]:
+            if row["derived"] not in there:
+                problems.append(f"sources are noted for {row['derived']}, which is not there")
+        for row in known["tombstones"]:
+            if row["memory_id"] in there:
+                problems.append(f"memory {row['memory_id']} was forgotten and is still there")
+        generation = store.number("generation")
         (newest,) = store.db.execute("SELECT coalesce(max(generation), 0) FROM memories").fetchone()
         if newest > generation:
             problems.append(f"a memory of generation {newest} is newer than the file's {generation}")
-        columns = ("context_used", "tags", "metadata", "memory_ids", "echoes")
-        for row in store.db.execute(f"SELECT conversation_id, {', '.join(columns)} FROM turns"):
-            try:
-                [json.loads(value) for value in row[1:]]
-            except ValueError:
-                problems.append(f"turn {row[0]} holds something that is not JSON")
-    return problems
+        for memory_id, content, mark in store.db.execute("SELECT memory_id, content, signature FROM memories"):
+            if memory_id in there and mark != signature(content):
+                problems.append(f"memory {memory_id} has the signature of other words, so telling it again doubles it")
+    return problems + [problem for problem in store.damage if not problem.startswith("memory ")]
 
 
 def _text_index(store: Store) -> list[str]:

@@ -2,74 +2,160 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
-import json
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from agentlab.errors import StorageError
+from agentlab.memory import consolidation, sealed
 from agentlab.memory.core import Core
 from agentlab.memory.echo import SAME, content_words, repeats, unframed
+from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
-from agentlab.memory.schema import damaged
 from agentlab.memory.store import unknown
 from agentlab.memory.words import STOP_WORDS, sentences, signature, tokens
 
 _NEAR = 0.3  # share of a sentence's words that a memory must have to be compared with it in earnest
 
 
-def forget(core: Core, memory_ids: Iterable[str], reason: str) -> list[str]:
-    """Forget memories and what derives from them; the ids that went, in the order they were found.
+def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: str | None = None) -> list[str]:
+    """Forget memories, or a whole session, and what derives from them; the memory ids that went, as they were found.
 
     Derived are: what names them as its source, turns that contain their text, the agent's answers to them or with a
     word that only they had, and the sentences of summaries made of such turns. What shares nothing with them stays.
+    Knowledge that loses a source is made anew of the sources that stay, where these suffice.
     """
     asked = list(dict.fromkeys(memory_ids))
     for memory_id in asked:
         if core.store.row_of(memory_id) is None:
             raise unknown(core.path, memory_id)
-    if not asked:
+    if not asked and session_id is None:
         return []
-    now = time.time()
     with core.changing() as (index, generation):
-        gone, turns = _closure(core, asked)
-        rows = []
-        for memory_id in gone:
-            row = core.store.row_of(memory_id)
-            if row is None:
-                continue
-            kind = core.store.db.execute("SELECT memory_type FROM memories WHERE id = ?", (row,)).fetchone()[0]
-            core.store.delete([row])
-            core.store.bury(memory_id, row, generation, kind, now, reason)
-            rows.append(row)
-        _drop_rows(core, gone, turns)
-        # a deleted entry's words stay in FTS5's segments until they are merged
-        core.store.db.execute("INSERT INTO text_index(text_index) VALUES ('optimize')")
-        core.store.owe_purge()
-        for row in rows:
-            index.bury(row)
-    core.unhear(set(rows))
+        numbers: set[int] = set()
+        if session_id is not None:
+            own = core.store.items("session_id = ?", (session_id,)).values()
+            asked = list(dict.fromkeys([*(item.memory_id for item in own), *asked]))
+            numbers = {row["id"] for row in sealed.rows(core.store, "turns", "session_id = ?", (session_id,))}
+        gone, turns = closure(core, asked)
+        dropped = drop(core, index, generation, gone, turns | numbers, reason)
+        if session_id is not None:
+            core.store.db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
+            core.store.bury(session_mark(session_id), 0, generation, "session", time.time(), "")
+    finish(core, dropped)
+    return list(gone)
+
+
+def take_back(core: Core, own: Sequence[str], retold: Sequence[str], turn: int | None = None) -> None:
+    """Undo one turn, or what one told that is not stored: its memories go with what derives from them.
+
+    Nothing else goes, however much it says the same. retold: memories that it told again, which count once less.
+    turn: the turn's number.
+    """
+    with core.changing() as (index, generation):
+        numbers = set() if turn is None else {turn}
+        asked = [memory_id for memory_id in own if core.store.row_of(memory_id) is not None]
+        gone, _ = closure(core, asked, Within(numbers, None))
+        if turn is None:
+            _untell(core, index, generation, [memory_id for memory_id in retold if memory_id not in gone])
+        dropped = drop(core, index, generation, gone, numbers, "taken back")
+    finish(core, dropped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """What may go beside what was asked for: turns by number, memories by id (None: any)."""
+
+    turns: set[int]
+    memories: set[str] | None
+
+    def has(self, memory_id: str) -> bool:
+        return self.memories is None or memory_id in self.memories
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """Row ids of memories that went, and of those that stay of knowledge that went."""
+
+    rows: set[int]
+    left: list[int]
+
+
+def session_mark(session_id: str) -> str:
+    """What a tombstone calls a session: its name may be a word of what was forgotten."""
+    return f"s-{hashlib.sha256(session_id.encode()).hexdigest()[:32]}"
+
+
+def drop(
+    core: Core, index: Index, generation: int, gone: Mapping[str, MemoryItem], turns: set[int], reason: str
+) -> Dropped:
+    """Delete memories and turns and leave tombstones, inside `changing`; `finish` belongs after it."""
+    store, now = core.store, time.time()
+    reason = _without_words_of(reason, gone.values())
+    talk = sealed.rows(store, "turns", f"id IN ({', '.join(map(str, turns))})")
+    told_less = [memory_id for row in talk for memory_id in row["retold"] if memory_id not in gone]
+    stay = [
+        source for memory_id in gone if sealed.row(store, "knowledge", memory_id) is not None
+        for source in store.sources_of(memory_id) if source not in gone
+    ]  # fmt: skip
+    rows = set()
+    for memory_id, item in gone.items():
+        row = store.row_of(memory_id)
+        if row is None:
+            continue
+        store.delete([row])
+        # what merged into it was the same words under another id
+        same = sealed.rows(store, "aliases", "stands_for = ?", (memory_id,))
+        store.bury(memory_id, row, generation, item.memory_type, now, reason)
+        for alias in same:
+            store.bury(alias["memory_id"], 0, generation, item.memory_type, now, reason)
+        rows.add(row)
+    for turn in talk:
+        store.db.execute("DELETE FROM turns WHERE id = ?", (turn["id"],))
+        store.bury(turn["conversation_id"], 0, generation, "turn", now, "")
+    _drop_names(core, set(gone), {turn["conversation_id"] for turn in talk})
+    _untell(core, index, generation, told_less)
+    left = [row for row in map(store.row_of, dict.fromkeys(stay)) if row is not None]
+    store.db.executemany("UPDATE memories SET generation = ? WHERE id = ?", [(generation, row) for row in left])
+    # a deleted entry's words stay in FTS5's segments until they are merged
+    store.db.execute("INSERT INTO text_index(text_index) VALUES ('optimize')")
+    store.owe_purge()
+    for row in rows:
+        index.bury(row)
+    return Dropped(rows, left)
+
+
+def finish(core: Core, dropped: Dropped) -> None:
+    """Rewrite the file without what was dropped, and make knowledge anew of what stays of it."""
+    core.unhear(dropped.rows)
     try:
         core.store.purge()
     except StorageError as error:
         raise StorageError(
             f"forgotten, but traces stay in {core.path} until there is room to rewrite it ({error})"
         ) from error
-    return gone
+    consolidation.consolidate_rows(core, dropped.left)
 
 
-def forget_session(core: Core, session_id: str, reason: str) -> list[str]:
-    """Forget a session: its memories, turns, summary and context; the memory ids that went."""
-    ids = [item.memory_id for item in core.store.items("session_id = ?", (session_id,)).values()]
-    with core.store.writing() as db:
-        core.store.owe_purge()
-        db.execute("DELETE FROM turns WHERE session_id = ?", (session_id,))
-        db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
-    if ids:
-        return forget(core, ids, reason)
-    core.store.purge()
-    return []
+def _without_words_of(reason: str, gone: Iterable[MemoryItem]) -> str:
+    """`reason` with … for each word that a forgotten text has: a tombstone keeps none of them."""
+    known = {word for item in gone for word in content_words(item.content)}
+    return "".join("…" if known & set(content_words(part)) else part for part in re.split(r"(\s+)", reason))
+
+
+def _untell(core: Core, index: Index, generation: int, memory_ids: Sequence[str]) -> None:
+    """Count memories as told once less for each time that they are named."""
+    for memory_id, times in Counter(memory_ids).items():
+        if (row := core.store.row_of(memory_id)) is not None:
+            core.store.db.execute(
+                "UPDATE memories SET validation_count = max(1, validation_count - ?), generation = ? WHERE id = ?",
+                (times, generation, row),
+            )
+            told = "SELECT validation_count FROM memories WHERE id = ?"
+            index.columns.told[index.columns.slots(row)] = core.store.db.execute(told, (row,)).fetchone()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +179,7 @@ class _Turn:
 class _Turns:
     """All turns, read once, by the ids that they name and the words that they have."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, within: Within | None) -> None:
         self._by_id: dict[str, list[_Turn]] = {}
         self._by_word: dict[str, list[int]] = {}  # numbers of sentences
         self._sentences: list[tuple[_Turn, int]] = []  # the turn and how many words it has
@@ -101,15 +187,13 @@ class _Turns:
         own = (
             "EXISTS (SELECT 1 FROM json_each(memory_ids) j JOIN memories m ON m.memory_id = j.value WHERE content = {})"
         )
-        columns = "id, conversation_id, user_input, agent_response, context_used, memory_ids, echoes"
-        rows = core.store.db.execute(
-            f"SELECT {columns}, {own.format('user_input')}, {own.format('agent_response')} FROM turns"
-        )
-        for number, conversation_id, said, answered, *lists, said_own, answered_own in rows:
-            try:
-                turn = _Turn(number, said, answered, *(json.loads(part) for part in lists))
-            except ValueError:
-                raise damaged(core.path, f"turn {conversation_id} holds something that is not JSON") from None
+        which = "1" if within is None else f"id IN ({', '.join(map(str, within.turns))})"
+        query = f"SELECT id, {own.format('user_input')}, {own.format('agent_response')} FROM turns WHERE {which}"
+        own_texts = {number: both for number, *both in core.store.db.execute(query)}
+        for row in sealed.rows(core.store, "turns", which):
+            said, answered = row["user_input"], row["agent_response"]
+            said_own, answered_own = own_texts[row["id"]]
+            turn = _Turn(row["id"], said, answered, row["context_used"], row["memory_ids"], row["echoes"])
             for memory_id in {*turn.used, *turn.told, *turn.echoes}:
                 self._by_id.setdefault(memory_id, []).append(turn)
             loose = [text for text, known in ((said, said_own), (answered, answered_own)) if not known]
@@ -139,9 +223,9 @@ def _words(text: str) -> set[str]:
     return found | {token[i : i + 2] for token in found if not token.isascii() for i in range(len(token) - 1)}
 
 
-def _closure(core: Core, asked: list[str]) -> tuple[list[str], set[int]]:
-    """Memory ids and turn numbers that go, starting from `asked`."""
-    talk = _Turns(core)
+def closure(core: Core, asked: Sequence[str], within: Within | None = None) -> tuple[dict[str, MemoryItem], set[int]]:
+    """Memories by id and numbers of turns that go, starting from `asked`; `within` limits what else may go."""
+    talk = _Turns(core, within)
     gone: dict[str, MemoryItem] = {}
     rows: set[int] = set()  # of what goes
     turns: set[int] = set()
@@ -153,12 +237,14 @@ def _closure(core: Core, asked: list[str]) -> tuple[list[str], set[int]]:
         if row is not None and memory_id not in gone:
             item = gone[memory_id] = core.store.item_of(row)
             rows.add(row)
-            queue += core.store.derived_of(memory_id)
+            queue += [one for one in core.store.derived_of(memory_id) if within is None or within.has(one)]
             for turn in talk.near(item):
                 if (answer := _tells(core, turn, item, gone)) is None:
                     continue
                 turns.add(turn.number)
                 for other in _memories(core, turn.told, gone):
+                    if within is not None and not within.has(other.memory_id):
+                        continue
                     if answer and other.source != "person":
                         answers[other.memory_id] = None
                     if _only_from(core, item, other, rows):
@@ -169,7 +255,7 @@ def _closure(core: Core, asked: list[str]) -> tuple[list[str], set[int]]:
                 one for one in answers if one not in gone
                 and all(turn.number in turns for turn in talk.naming(one) if one in turn.told + turn.echoes)
             ]  # fmt: skip
-    return list(gone), turns
+    return gone, turns
 
 
 def _tells(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bool | None:
@@ -180,13 +266,17 @@ def _tells(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bo
         return True
     words, marks = set(content_words(item.content)), {signature(sentence) for sentence in sentences(item.content)}
     same = [
-        mark for sentence, mark, said in turn.sentences
+        (sentence, mark) for sentence, mark, said in turn.sentences
         if mark in marks or (len(said & words) >= SAME * len(said) and repeats(sentence, item.content))
     ]  # fmt: skip
-    if same:  # what the turn told by itself stays with the turn, as in another session
-        others = _memories(core, [*turn.told, *turn.echoes], gone)
-        own = {signature(sentence) for other in others for sentence in sentences(other.content)}
-        if set(same) - own:
+    if same:  # what the turn told by itself, or what it repeats of older memories, stays with those
+        own = _memories(core, turn.told, gone)
+        older = _memories(core, [*turn.echoes, *turn.used], gone)
+        known = {signature(sentence) for other in [*own, *older] for sentence in sentences(other.content)}
+        if any(
+            mark not in known and not any(repeats(sentence, other.content) for other in older)
+            for sentence, mark in same
+        ):
             return False
     return None
 
@@ -212,24 +302,17 @@ def _memories(core: Core, memory_ids: Iterable[str], without: Iterable[str]) -> 
     return list(core.store.items_of(row for row in rows if row is not None).values())
 
 
-def _drop_rows(core: Core, gone: list[str], turns: set[int]) -> None:
-    db = core.store.db
-    dropped = set(gone)
+def _drop_names(core: Core, gone: set[str], conversations: set[str]) -> None:
+    """Remove what names forgotten memories and turns: relations, knowledge, sentences of summaries."""
+    store = core.store
     for memory_id in gone:
-        db.execute("DELETE FROM sources WHERE derived = ? OR source = ?", (memory_id, memory_id))
-        db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
-    for knowledge_id, related in db.execute("SELECT knowledge_id, relationships FROM knowledge").fetchall():
-        kept = [other for other in json.loads(related) if other not in dropped]
-        db.execute("UPDATE knowledge SET relationships = ? WHERE knowledge_id = ?", (json.dumps(kept), knowledge_id))
-    conversations = set()
-    for number in turns:
-        (conversation,) = db.execute("SELECT conversation_id FROM turns WHERE id = ?", (number,)).fetchone()
-        conversations.add(conversation)
-        db.execute("DELETE FROM turns WHERE id = ?", (number,))
-    for session, active, summary in db.execute("SELECT session_id, active_memories, summary FROM sessions").fetchall():
-        ids = [memory_id for memory_id in json.loads(active) if memory_id not in dropped]
-        parts = [part for part in json.loads(summary) if not conversations & set(part["sources"])]
-        db.execute(
-            "UPDATE sessions SET active_memories = ?, summary = ? WHERE session_id = ?",
-            (json.dumps(ids), json.dumps(parts, ensure_ascii=False), session),
-        )
+        store.db.execute("DELETE FROM sources WHERE derived = ? OR source = ?", (memory_id, memory_id))
+        store.db.execute("DELETE FROM aliases WHERE stands_for = ?", (memory_id,))
+        store.db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
+    for row in sealed.rows(store, "knowledge"):
+        related = [other for other in row["relationships"] if other not in gone]
+        sealed.change(store, "knowledge", row["knowledge_id"], relationships=related)
+    for row in sealed.rows(store, "sessions"):
+        ids = [memory_id for memory_id in row["active_memories"] if memory_id not in gone]
+        parts = [part for part in row["summary"] if not conversations & set(part["sources"])]
+        sealed.change(store, "sessions", row["session_id"], active_memories=ids, summary=parts)

@@ -60,13 +60,12 @@ class Index:
         seen = store.changed_elsewhere()
         if seen == self._seen and self.generation >= 0:
             return
-        with store.reading() as db:
-            meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('generation', 'epoch')"))
-            if meta.get("epoch") != self.epoch:
+        with store.reading():
+            if store.meta("epoch") != self.epoch:
                 raise MemoryStoreError(f"{store.path} was given vectors of another model; open it again")
             if self.columns.dead > _REBUILD * max(self.columns.size, 4_096):
                 self._clear()
-            generation = int(meta["generation"])
+            generation = store.number("generation")
             if generation != self.generation:
                 self._load(store, self.generation)
             self.generation = generation

@@ -25,8 +25,9 @@ def stats(core: Core) -> dict[str, Any]:
         ).fetchone()
         counts = {
             name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-            for name in ("chunks", "knowledge", "sessions", "turns", "tombstones")
+            for name in ("chunks", "knowledge", "sessions", "turns")
         }
+        counts["tombstones"] = len(store.tombstones())
         version = db.execute("PRAGMA user_version").fetchone()[0]
     log = core.path.with_name(core.path.name + "-wal")
     return {

@@ -13,7 +13,7 @@ from agentlab.errors import MemoryStoreError
 from agentlab.memory import consolidation, forgetting, maintenance, transfer, writing
 from agentlab.memory.columns import Filter
 from agentlab.memory.compression import count_tokens
-from agentlab.memory.conversation import Conversation, Summariser, session_context
+from agentlab.memory.conversation import Conversation, Summariser, sessions
 from agentlab.memory.core import Core
 from agentlab.memory.doctor import Report, examine, repair
 from agentlab.memory.embedding import Embedder, SentenceEmbedder
@@ -99,19 +99,13 @@ class Memory:
         The same words of the same type merge with what is there and count as a validation (in a conversation: of the
         same session). What an agent or a tool repeats of an older memory is not stored again: the old id comes back.
         importance: 0 to 1; None judges it by novelty. vector: a unit vector made elsewhere, instead of embedding.
+        derived_from: ids of memories; raises MemoryStoreError where one of them was forgotten.
         """
-        item = writing.checked(
-            MemoryItem(
-                memory_id=writing.new_id(), content=content, memory_type=memory_type, session_id=session_id,
-                tags=check_tags(tags), source=source, source_name=source_name,
-                metadata={} if metadata is None else metadata,
-                importance=writing.UNJUDGED if importance is None else importance,
-                created_at=time.time() if created_at is None else created_at,
-                derived_from=check_tags(derived_from, "derived_from"),
-            )
-        )  # fmt: skip
-        self._core.check_usable()
-        return writing.remember(self._core, item, None if vector is None else self._core.vector(vector))
+        return writing.tell(
+            self._core, content, memory_type=memory_type, session_id=session_id, tags=tags, source=source,
+            source_name=source_name, importance=importance, metadata=metadata, created_at=created_at,
+            derived_from=derived_from, vector=vector,
+        ).memory_id  # fmt: skip
 
     def remember_many(
         self, items: Iterable[MemoryItem | str], *, vectors: Sequence[Sequence[float]] | np.ndarray | None = None
@@ -213,7 +207,7 @@ class Memory:
     def get(self, memory_id: str) -> MemoryItem:
         """The whole memory: its embedding, and up to five related ones by similarity."""
         core = self._core
-        with core.view() as index:
+        with core.view() as index, core.store.reading():  # one state: somebody else may forget it in between
             row = core.store.row_of(memory_id)
             if row is None:
                 raise unknown(core.path, memory_id)
@@ -262,9 +256,7 @@ class Memory:
         then when it has closed and this one wrote, closed or opened the memory again. Tombstones keep the ids.
         """
         self._core.check_usable()
-        gone = forgetting.forget_session(self._core, session_id, reason) if session_id is not None else []
-        left = [memory_id for memory_id in memory_ids if memory_id not in gone]
-        return gone + forgetting.forget(self._core, left, reason)
+        return forgetting.forget(self._core, memory_ids, reason, session_id=session_id)
 
     def tombstones(self) -> list[Tombstone]:
         """What was forgotten, oldest first: by these ids, data sets and adapters that learned from it are found."""
@@ -284,9 +276,7 @@ class Memory:
     def sessions(self) -> list[SessionContext]:
         """All sessions, the last active first."""
         self._core.check_usable()
-        with self._core.store.reading() as db:
-            ids = db.execute("SELECT session_id FROM sessions ORDER BY last_activity DESC, session_id").fetchall()
-            return [session_context(self._core, session_id) for (session_id,) in ids]
+        return sessions(self._core)
 
     def consolidate(self) -> list[KnowledgeItem]:
         """Knowledge that was made or strengthened of what the person told more than once since the last call."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
+from agentlab.memory import sealed
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
 
@@ -99,9 +100,9 @@ class Store:
             if self.db.in_transaction:
                 yield self.db
                 return
-            self._check_place()
             self.db.execute("BEGIN IMMEDIATE")
             try:
+                self._check_place()
                 yield self.db
                 if self.damage:
                     raise damaged(self.path, next(iter(self.damage)))  # it was found on the way
@@ -130,6 +131,13 @@ class Store:
             found = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if found is None else str(found[0])
 
+    def number(self, key: str) -> int:
+        """A count in the table meta, 0 before the first; raises MemoryStoreError where it is none."""
+        value = self.meta(key) or "0"
+        if not value.isdecimal():
+            raise damaged(self.path, f"{key} is {value!r}")
+        return int(value)
+
     def set_meta(self, key: str, value: str) -> None:
         with self.lock, sqlite_errors(self.path):
             self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -137,15 +145,15 @@ class Store:
     @property
     def dimension(self) -> int:
         """The dimension of the vectors in the file; raises MemoryStoreError before the first memory."""
-        stored = self.meta("dimension")
-        if stored is None:
+        stored = self.number("dimension")
+        if not stored:
             raise MemoryStoreError(f"{self.path} holds no memory yet")
-        return int(stored)
+        return stored
 
     def next_generation(self) -> int:
         """The number of this transaction; every row it touches carries it. Only inside `writing`."""
         self.db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
-        return int(self.db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
+        return self.number("generation")
 
     def changed_elsewhere(self) -> int:
         """A number that changes when another connection committed; costs microseconds."""
@@ -158,7 +166,7 @@ class Store:
         """Add rows, chunks and text index entries: (item, signature, chunks) each; their row ids."""
         last = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'memories'").fetchone()
         first = (int(last[0]) if last else 0) + 1
-        rows, chunks, texts, sources = [], [], [], []
+        rows, chunks, texts = [], [], []
         for row, (item, signature, parts) in enumerate(items, start=first):
             metadata = json.dumps(item.metadata, ensure_ascii=False, sort_keys=True) if item.metadata else "{}"
             checksum = row_checksum(
@@ -174,12 +182,11 @@ class Store:
                 key = (row << CHUNK_BITS) + number
                 chunks.append((key, part.start, part.end, part.terms, part.vector, part.checksum))
                 texts.append((key, part.terms))
-            sources += [(item.memory_id, source) for source in item.derived_from]
         self.db.executemany(f"INSERT INTO memories VALUES ({', '.join('?' * 17)})", rows)
         self.db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunks)
         self.db.executemany("INSERT INTO text_index(rowid, terms) VALUES (?, ?)", texts)
-        if sources:
-            self.db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", sources)
+        for item, _, _ in items:
+            sealed.link(self.db, item.memory_id, item.derived_from)
         return list(range(first, first + len(rows)))
 
     def delete(self, rows: Sequence[int]) -> None:
@@ -192,11 +199,17 @@ class Store:
             self.db.execute("DELETE FROM memories WHERE id = ?", (row,))
 
     def bury(self, memory_id: str, row: int, generation: int, kind: str, forgotten_at: float, reason: str) -> None:
-        """Leave a tombstone."""
-        self.db.execute(
-            "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?, ?, ?, ?)",
-            (memory_id, row, generation, kind, forgotten_at, reason),
-        )
+        """Leave a tombstone; an older one of the same name stays."""
+        stone = {"memory_id": memory_id, "kind": kind, "forgotten_at": forgotten_at, "reason": reason}
+        sealed.insert(self.db, "tombstones", stone, conflict="IGNORE", row=row, generation=generation)
+
+    def buried(self, memory_ids: Sequence[str]) -> set[str]:
+        """Which of these ids belong to something forgotten."""
+        if not memory_ids or self.db.execute("SELECT 1 FROM tombstones LIMIT 1").fetchone() is None:
+            return set()
+        query = "SELECT memory_id FROM tombstones WHERE memory_id IN (SELECT value FROM json_each(?))"
+        with self.lock, sqlite_errors(self.path):
+            return {found for (found,) in self.db.execute(query, (json.dumps(list(memory_ids)),))}
 
     def items(self, where: str = "1", values: Sequence[Any] = ()) -> dict[int, MemoryItem]:
         """Memories by row id, oldest first, without embeddings; damaged ones are left out and noted in `damage`."""
@@ -329,9 +342,9 @@ class Store:
         try:
             for start in range(0, len(memory_ids), 500):
                 part = memory_ids[start : start + 500]
-                query = f"SELECT derived, source FROM sources WHERE derived IN ({', '.join('?' * len(part))})"
-                for derived, source in self.db.execute(f"{query} ORDER BY source", part):
-                    found.setdefault(derived, []).append(source)
+                where = f"derived IN ({', '.join('?' * len(part))})"
+                for row in sealed.rows(self, "sources", where, part, order="source"):
+                    found.setdefault(row["derived"], []).append(row["source"])
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
@@ -339,12 +352,10 @@ class Store:
         return found
 
     def sources_of(self, memory_id: str) -> list[str]:
-        cursor = self.db.execute("SELECT source FROM sources WHERE derived = ? ORDER BY source", (memory_id,))
-        return [row[0] for row in cursor]
+        return [row["source"] for row in sealed.rows(self, "sources", "derived = ?", (memory_id,), order="source")]
 
     def derived_of(self, memory_id: str) -> list[str]:
-        cursor = self.db.execute("SELECT derived FROM sources WHERE source = ? ORDER BY derived", (memory_id,))
-        return [row[0] for row in cursor]
+        return [row["derived"] for row in sealed.rows(self, "sources", "source = ?", (memory_id,))]
 
     def vectors_of(self, row: int, dimension: int) -> np.ndarray:
         """float32 (n_chunks, dimension) of one memory."""
@@ -380,11 +391,9 @@ class Store:
         return {key >> CHUNK_BITS for (key,) in cursor}
 
     def tombstones(self) -> list[Tombstone]:
-        with self.reading() as db:
-            cursor = db.execute(
-                "SELECT memory_id, kind, forgotten_at, reason FROM tombstones ORDER BY forgotten_at, memory_id"
-            )
-            return [Tombstone(memory_id=m, kind=k, forgotten_at=t, reason=r) for m, k, t, r in cursor]
+        kinds = ", ".join(f"'{kind}'" for kind in MEMORY_TYPES)  # turns and sessions have theirs, too
+        found = sealed.rows(self, "tombstones", f"kind IN ({kinds})", order="forgotten_at, memory_id")
+        return [Tombstone(**{name: row[name] for name in sealed.COLUMNS["tombstones"]}) for row in found]
 
     # -- leaving nothing behind ---------------------------------------------------------------------------------------
 

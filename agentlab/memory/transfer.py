@@ -3,8 +3,8 @@
 import base64
 import contextlib
 import json
+import math
 import os
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import numpy as np
 
 from agentlab.errors import AgentlabError, MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
+from agentlab.memory import forgetting, sealed
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import MAX_CHUNKS, chunk
+from agentlab.memory.index import Index
+from agentlab.memory.lines import checked_record, checked_spans
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.store import Chunk, pack
 from agentlab.memory.words import signature
-from agentlab.memory.writing import checked, index_terms
+from agentlab.memory.writing import checked, index_terms, replaced
 
 FORMAT = "agentlab-memory"
 VERSION = 1
@@ -26,26 +29,9 @@ _FIELDS = (
     "memory_id", "content", "memory_type", "importance", "access_count", "last_accessed", "created_at", "tags",
     "session_id", "source", "source_name", "validation_count", "derived_from", "metadata",
 )  # fmt: skip
+Items = list[tuple[MemoryItem, list[Chunk]]]
 Records = dict[str, list[tuple[int, dict[str, Any]]]]  # kind → (line number, values)
-# tables that go as they are: columns that hold JSON are opened
-_TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "knowledge": (
-        "knowledge", ("knowledge_id", "title", "domain", "confidence", "last_updated", "relationships"),
-        ("relationships",),
-    ),
-    "session": (
-        "sessions",
-        ("session_id", "user_id", "start_time", "last_activity", "active_memories", "preferences", "summary"),
-        ("active_memories", "preferences", "summary"),
-    ),
-    "turn": (
-        "turns",
-        ("conversation_id", "session_id", "timestamp", "user_input", "agent_response", "context_used",
-         "importance_score", "tags", "metadata", "memory_ids", "echoes"),
-        ("context_used", "tags", "metadata", "memory_ids", "echoes"),
-    ),
-    "tombstone": ("tombstones", ("memory_id", "kind", "forgotten_at", "reason"), ()),
-}  # fmt: skip
+_TABLES = {"knowledge": "knowledge", "session": "sessions", "turn": "turns", "tombstone": "tombstones"}
 
 
 def lines(core: Core) -> Iterator[str]:
@@ -62,12 +48,14 @@ def lines(core: Core) -> Iterator[str]:
                 [start, end, base64.b64encode(blob).decode()] for start, end, _, blob in core.store.chunks_of(row)
             ]
             yield _line("memory", {**{name: getattr(item, name) for name in _FIELDS}, "chunks": vectors})
-        for kind, (table, columns, packed) in _TABLES.items():
-            extra = ", (SELECT conversation_id FROM turns t WHERE t.id = summarised)" if kind == "session" else ""
-            order = "id" if kind == "turn" else columns[0]
-            for row in db.execute(f"SELECT {', '.join(columns)}{extra} FROM {table} ORDER BY {order}").fetchall():
-                value = dict(zip((*columns, "summarised"), row, strict=False))
-                yield _line(kind, {key: json.loads(v) if key in packed else v for key, v in value.items()})
+        for kind, table in _TABLES.items():
+            for value in sealed.rows(core.store, table, order="id" if kind == "turn" else ""):
+                del value["id"]
+                if kind == "session":  # turns have other numbers elsewhere
+                    query = "SELECT conversation_id FROM turns WHERE id = ?"
+                    last = db.execute(query, (value["summarised"],)).fetchone()
+                    value["summarised"] = last and last[0]
+                yield _line(kind, value)
 
 
 def _line(kind: str, value: dict[str, Any]) -> str:
@@ -97,9 +85,10 @@ def export(core: Core, path: Path) -> int:
 def import_(core: Core, path: Path) -> int:
     """Take in an export, all of it or nothing; how many memories were new.
 
-    What is there by id stays as it is, what was forgotten here stays forgotten, the same words merge into the older
-    memory. A memory without vectors that was opened without naming a model takes the export's model; in any other,
-    vectors of another model are made anew with its own. Raises MemoryStoreError naming the line that is wrong.
+    What is there by id stays as it is, the same words merge into the older memory. What was forgotten here stays
+    forgotten, and so does what derives from it in the export: turns, answers, sentences of summaries. A memory without
+    vectors that was opened without naming a model takes the export's model; in any other, vectors of another model are
+    made anew with its own. Raises MemoryStoreError naming the line that is wrong.
     """
     records = _read(path)
     header = next(iter(records.get("header", [])), (0, {}))[1]
@@ -107,6 +96,8 @@ def import_(core: Core, path: Path) -> int:
         raise MemoryStoreError(f"{path} is not an export of a memory: its first line is not its header")
     if header.get("version") != VERSION:
         raise MemoryStoreError(f"{path} has format version {header.get('version')}; allowed: {VERSION}")
+    for kind in _TABLES:
+        records[kind] = [(number, _checked(path, number, kind, value)) for number, value in records.get(kind, [])]
     items = [(number, _item(path, number, value), value.get("chunks")) for number, value in records.get("memory", [])]
     if isinstance(header.get("embedding_model"), str):
         core.adopt(header["embedding_model"])  # after the lines were checked
@@ -117,12 +108,11 @@ def import_(core: Core, path: Path) -> int:
         (item, _chunks(core, path, number, item, parts if known else None, header)) for number, item, parts in items
     ]
     dimension = len(ready[0][1][0].vector) // 2 if ready else None
-    try:
-        with core.changing(dimension) as (_, generation):
-            added = _store(core, ready, records, generation)
-    except (KeyError, TypeError, ValueError, sqlite3.InterfaceError) as error:
-        raise MemoryStoreError(f"{path} holds a record that does not fit ({error}); nothing was imported") from None
+    with core.changing(dimension) as (index, generation):
+        added, dropped = _Import(core, index, generation).store(ready, records)
     core.drop_view()
+    if dropped is not None:
+        forgetting.finish(core, dropped)
     return added
 
 
@@ -158,6 +148,15 @@ def _read(path: Path) -> Records:
     return found
 
 
+def _checked(path: Path, number: int, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return checked_record(kind, value)
+    except KeyError as error:
+        raise MemoryStoreError(f"{path}, line {number} lacks {error}; nothing was imported") from None
+    except AgentlabError as error:
+        raise MemoryStoreError(f"{path}, line {number}: {error}; nothing was imported") from None
+
+
 def _item(path: Path, number: int, value: dict[str, Any]) -> MemoryItem:
     try:
         return checked(MemoryItem(**{name: value[name] for name in _FIELDS}))
@@ -177,69 +176,108 @@ def _chunks(
     else:
         try:
             made = [(int(start), int(end), base64.b64decode(blob, validate=True)) for start, end, blob in parts]
+            checked_spans(item.content, [(start, end) for start, end, _ in made])
             fits = all(len(blob) == 2 * header["dimension"] for _, _, blob in made)
             if len(made) > MAX_CHUNKS:
-                raise MemoryStoreError(f"{path}, line {number}: {len(made)} vectors; allowed: up to {MAX_CHUNKS}")
+                raise MemoryStoreError(f"{len(made)} vectors; allowed: up to {MAX_CHUNKS}")
             finite = fits and all(np.isfinite(np.frombuffer(blob, "<f2")).all() for _, _, blob in made)
         except (TypeError, ValueError):
             finite = False
+        except MemoryStoreError as error:
+            raise MemoryStoreError(f"{path}, line {number}: {error}; nothing was imported") from None
         if not finite:
             raise MemoryStoreError(f"{path}, line {number}: its vectors are not {header['dimension']} float16 each")
     return [Chunk(start, end, index_terms(item.content[start:end], item.created_at), blob) for start, end, blob in made]
 
 
-def _store(core: Core, ready: list[tuple[MemoryItem, list[Chunk]]], records: Records, generation: int) -> int:
-    """Insert what is new; how many memories that were. Ids of merged ones are replaced wherever they are named."""
-    db = core.store.db
-    forgotten = {memory_id for (memory_id,) in db.execute("SELECT memory_id FROM tombstones")}
-    there = {memory_id for (memory_id,) in db.execute("SELECT memory_id FROM memories")}
-    merged: dict[str, str] = {}  # imported id → the older memory that it merged into
-    fresh: list[tuple[MemoryItem, bytes, list[Chunk]]] = []
-    for item, parts in ready:
-        if item.memory_id in forgotten or item.memory_id in there:
-            continue
-        mark = signature(item.content)
-        found = core.store.same_wording(mark, item)
-        if found is None:
-            fresh.append((item, mark, parts))
-            continue
-        merged[item.memory_id] = core.store.retell(found, item, generation).memory_id
-    core.store.insert(fresh, generation)
-    for derived, source in db.execute("SELECT derived, source FROM sources").fetchall():
-        if source in merged:
-            db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (derived, merged[source]))
-            db.execute("DELETE FROM sources WHERE derived = ? AND source = ?", (derived, source))
-    present = there | {item.memory_id for item, _, _ in fresh}
-    known_sessions = {session for (session,) in db.execute("SELECT session_id FROM sessions")}
-    for kind in _TABLES:
-        for _, value in records.get(kind, []):
-            if kind == "knowledge" and value["knowledge_id"] not in present:
-                continue
-            if kind == "tombstone" and value["memory_id"] in present:
-                continue
-            _insert_record(db, kind, value, merged, generation)
-    for _, value in records.get("session", []):
-        if value["session_id"] not in known_sessions:
-            db.execute(
-                "UPDATE sessions SET summarised = coalesce((SELECT id FROM turns WHERE conversation_id = ?), 0) "
-                "WHERE session_id = ?",
-                (value.get("summarised"), value["session_id"]),
-            )
-    return len(fresh)
+class _Import:
+    """One import, inside its transaction. Ids of merged memories are replaced wherever they are named."""
 
+    def __init__(self, core: Core, index: Index, generation: int) -> None:
+        self.core, self.index, self.generation = core, index, generation
+        self.rows, self.db = core.store, core.store.db
+        stones = sealed.rows(core.store, "tombstones")
+        self.forgotten = {stone["memory_id"]: float(stone["forgotten_at"]) for stone in stones}
+        # imported id → the older memory that it merged into, now or in an earlier import
+        self.merged = {row["memory_id"]: row["stands_for"] for row in sealed.rows(core.store, "aliases")}
+        self.turns: dict[str, int] = {}  # those that are new: id → number
 
-def _insert_record(
-    db: sqlite3.Connection, kind: str, value: dict[str, Any], merged: dict[str, str], generation: int
-) -> None:
-    table, columns, packed = _TABLES[kind]
-    row = {key: value[key] for key in columns}
-    for key in packed:
-        if isinstance(row[key], list):
-            row[key] = [merged.get(part, part) if isinstance(part, str) else part for part in row[key]]
-        row[key] = json.dumps(row[key], ensure_ascii=False, sort_keys=key in ("metadata", "preferences"))
-    if kind == "tombstone":
-        row |= {"row": 0, "generation": generation}
-    if kind == "session":
-        row["summarised"] = 0
-    names, marks = ", ".join(row), ", ".join("?" * len(row))
-    db.execute(f"INSERT OR IGNORE INTO {table}({names}) VALUES ({marks})", list(row.values()))
+    def store(self, ready: Items, records: Records) -> tuple[int, forgetting.Dropped | None]:
+        """Insert what is new: how many memories that were, and what went again because it was forgotten here."""
+        there = {memory_id for (memory_id,) in self.db.execute("SELECT memory_id FROM memories")}
+        fresh = self._memories(ready, there)
+        present = there | fresh.keys()
+        for kind, insert in (("knowledge", self._knowledge), ("turn", self._turn), ("session", self._session)):
+            for _, value in records[kind]:
+                insert(value, present)
+        for _, value in records["tombstone"]:
+            if value["memory_id"] not in present:
+                sealed.insert(self.db, "tombstones", value, conflict="IGNORE", row=0, generation=self.generation)
+        self._summarised(records)
+        asked = [one for one, item in fresh.items() if {one, *item.derived_from} & self.forgotten.keys()]
+        within = forgetting.Within(set(self.turns.values()), set(fresh))
+        if not asked:
+            return len(fresh), None
+        # they came in with the rest, so that what derives from them is found as in forgetting, and go with it again
+        gone, turns = forgetting.closure(self.core, asked, within)
+        dropped = forgetting.drop(self.core, self.index, self.generation, gone, turns, "forgotten before")
+        return len(fresh) - len(gone), dropped
+
+    def _memories(self, ready: Items, there: set[str]) -> dict[str, MemoryItem]:
+        fresh: dict[str, tuple[MemoryItem, bytes, list[Chunk]]] = {}
+        for item, parts in ready:
+            if item.memory_id in there or item.memory_id in self.merged:
+                continue
+            mark = signature(item.content)
+            found = None if item.memory_id in self.forgotten else self.rows.same_wording(mark, item)
+            if found is None:
+                fresh[item.memory_id] = (item, mark, parts)
+                continue
+            known = self.rows.retell(found, item, self.generation).memory_id
+            self.merged[item.memory_id] = known
+            # another import of it is no further telling, and forgetting the one forgets the other
+            sealed.insert(self.db, "aliases", {"memory_id": item.memory_id, "stands_for": known})
+        named = [
+            (replaced(item, derived_from=self._renamed(item.derived_from)), mark, parts)
+            for item, mark, parts in fresh.values()
+        ]
+        self.rows.insert(named, self.generation)
+        return {item.memory_id: item for item, _, _ in named}
+
+    def _renamed(self, ids: list[str]) -> list[str]:
+        return [self.merged.get(one, one) for one in ids]
+
+    def _knowledge(self, value: dict[str, Any], present: set[str]) -> None:
+        if value["knowledge_id"] in present:
+            value["relationships"] = self._renamed(value["relationships"])
+            sealed.insert(self.db, "knowledge", value, conflict="IGNORE")
+
+    def _turn(self, value: dict[str, Any], _: set[str]) -> None:
+        told_at = self.forgotten.get(forgetting.session_mark(value["session_id"]), -math.inf)
+        known = self.db.execute("SELECT 1 FROM turns WHERE conversation_id = ?", (value["conversation_id"],)).fetchone()
+        if known or value["conversation_id"] in self.forgotten or value["timestamp"] <= told_at:
+            return
+        for name in ("context_used", "memory_ids", "echoes", "retold"):
+            value[name] = self._renamed(value[name])
+        sealed.insert(self.db, "turns", value)
+        (self.turns[value["conversation_id"]],) = self.db.execute("SELECT last_insert_rowid()").fetchone()
+
+    def _session(self, value: dict[str, Any], _: set[str]) -> None:
+        if value["start_time"] <= self.forgotten.get(forgetting.session_mark(value["session_id"]), -math.inf):
+            return
+        parts = [part for part in value["summary"] if not self.forgotten.keys() & set(part["sources"])]
+        active = self._renamed(value["active_memories"])
+        row = value | {"summarised": 0, "summary": parts, "active_memories": active}
+        value["known"] = sealed.row(self.rows, "sessions", value["session_id"]) is not None
+        sealed.insert(self.db, "sessions", row, conflict="IGNORE")
+
+    def _summarised(self, records: Records) -> None:
+        """Say in new sessions how far their summary reaches: to the last turn that came in of those that it covers."""
+        order = [value["conversation_id"] for _, value in records["turn"]]
+        for _, value in records["session"]:
+            if value.get("known", True) or value["summarised"] not in order:
+                continue
+            covered = order[: order.index(value["summarised"]) + 1]
+            sessions = {value["conversation_id"]: value["session_id"] for _, value in records["turn"]}
+            numbers = [self.turns.get(one, 0) for one in covered if sessions[one] == value["session_id"]]
+            sealed.change(self.rows, "sessions", value["session_id"], summarised=max(numbers, default=0))

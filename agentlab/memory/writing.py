@@ -6,9 +6,11 @@ import itertools
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from agentlab.errors import MemoryStoreError
 from agentlab.memory import echo
 from agentlab.memory.columns import Slot
 from agentlab.memory.core import Core
@@ -43,6 +45,14 @@ def new_id(prefix: str = "m") -> str:
     return f"{prefix}-{base64.b32hexencode(number.to_bytes(10)).decode().lower()}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Under which id something is remembered, and how it came there."""
+
+    memory_id: str
+    how: Literal["new", "merged", "echo"]
+
+
 def checked(item: MemoryItem) -> MemoryItem:
     """`item` with every field as the file holds it; raises MemoryStoreError that names the field that does not fit."""
     check_text("content", item.content)
@@ -72,27 +82,54 @@ def index_terms(text: str, created_at: float) -> str:
     return " ".join([*terms(text), *date_terms(created_at)])
 
 
-def remember(core: Core, item: MemoryItem, vector: np.ndarray | None) -> str:
-    """Store one checked item; the id under which it is found, an older one's if it merged or was an echo."""
+def tell(
+    core: Core, content: str, *, tags: Sequence[str] = (), metadata: dict[str, Any] | None = None,
+    importance: float | None = None, created_at: float | None = None, derived_from: Sequence[str] = (),
+    vector: Sequence[float] | np.ndarray | None = None, **fields: Any,
+) -> Told:  # fmt: skip
+    """Store `content` as `Memory.remember` is asked to; fields: others of a MemoryItem."""
+    item = checked(
+        MemoryItem(
+            memory_id=new_id(), content=content, tags=check_tags(tags), metadata={} if metadata is None else metadata,
+            importance=UNJUDGED if importance is None else importance,
+            created_at=time.time() if created_at is None else created_at,
+            derived_from=check_tags(derived_from, "derived_from"), **fields,
+        )
+    )  # fmt: skip
+    core.check_usable()
+    return remember(core, item, None if vector is None else core.vector(vector))
+
+
+def remember(core: Core, item: MemoryItem, vector: np.ndarray | None) -> Told:
+    """Store one checked item; the id under which it is found is an older one's if it merged or was an echo."""
     if heard := echo.guard(core, item):
         known, rest = heard
         if known is not None:
-            return known
+            return Told(known, "echo")
         if vector is None:  # a vector from outside is of the whole text
             item = rest
     spans, vectors = _embedded(core, item.content, vector)
     chunks = _chunks(item, spans, vectors)
     mark = signature(item.content)
     with core.changing(vectors.shape[1]) as (index, generation):
+        check_forgotten(core, item.derived_from)
         found = core.store.same_wording(mark, item)
         if found is not None:
-            return _merge(core, index, found, item, generation)
+            return Told(_merge(core, index, found, item, generation), "merged")
         if item.importance == UNJUDGED:
             nearest = max((index.nearest(row, 1) for row in vectors), key=lambda hit: hit[0][1] if hit else 0.0)
             item = replaced(item, importance=novelty_importance(nearest[0][1] if nearest else 0.0))
         row = core.store.insert([(item, mark, chunks)], generation)[0]
         add_to_index(index, [(row, item, chunks)], core.store.dimension)
-    return item.memory_id
+    return Told(item.memory_id, "new")
+
+
+def check_forgotten(core: Core, memory_ids: Sequence[str]) -> None:
+    """Raise MemoryStoreError where one of the ids was forgotten: what derives from it would bring it back."""
+    if gone := core.store.buried(memory_ids):
+        raise MemoryStoreError(
+            f"{', '.join(sorted(gone))} was forgotten: neither it nor what derives from it is remembered"
+        )
 
 
 def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray | None) -> list[str]:
@@ -116,6 +153,7 @@ def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray |
     marks = [signature(item.content) for item in items]
     with core.changing(vectors.shape[1]) as (index, generation):
         told = core.store.wordings_there(marks)
+        check_forgotten(core, [one for item in items for one in (item.memory_id, *item.derived_from)])
         for item, cuts, mark in zip(items, spans, marks, strict=True):
             parts = [
                 Chunk(start, end, index_terms(item.content[start:end], item.created_at), packed[at + number])

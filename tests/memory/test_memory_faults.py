@@ -1,6 +1,7 @@
 """Damage, a wrong model, a full disk: one clear sentence, the file untouched, the rest readable."""
 
 import contextlib
+import gzip
 import hashlib
 import random
 import resource
@@ -8,12 +9,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from agentlab import Memory
 from agentlab.errors import AgentlabError, MemoryStoreError, StorageError
 from agentlab.memory import core, schema
+from agentlab.memory.schema import VERSION
 from agentlab.memory.store import Store
 
 from .helpers import HashingEmbedder, contents, open_memory
@@ -143,6 +146,109 @@ def test_a_vector_of_wrong_length_is_named(path):
         assert contents(memory.recall("place3", k=1)) == ["fact 3 about topic3 and place3"]
 
 
+@pytest.fixture
+def talked(path):
+    """A closed memory with something of every kind that is no memory: turns, a summary, knowledge, a tombstone."""
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        for number in range(60):
+            talk.add(f"Please transfer {number}00 dollars to Mr Smith tomorrow.", "Done.")
+        for session in "ab":
+            memory.remember("I work on Mondays only", session_id=session)
+        memory.consolidate()
+        memory.forget(memory.remember("forget this one"))
+        assert talk.summary()
+    return path
+
+
+def rewritten(path, statement, *values):
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        assert db.execute(statement, values).rowcount >= 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "words", "look"),
+    [
+        ("UPDATE turns SET user_input = replace(user_input, '5800', '9800')", "turn c-",
+         lambda m: [turn.user_input for turn in m.conversation("s").turns()]),
+        ("UPDATE turns SET metadata = '{' WHERE id = 59", "turn c-",
+         lambda m: [turn.user_input for turn in m.conversation("s").window()]),
+        ("UPDATE sessions SET summary = replace(summary, '00 dollars', '99 dollars')", "session s",
+         lambda m: [part.text for part in m.conversation("s").summary()]),
+        ("UPDATE sessions SET summary = '[{'", "session s", lambda m: [session.summary for session in m.sessions()]),
+        ("UPDATE knowledge SET relationships = '[', title = 'x'", "knowledge k-",
+         lambda m: [item.title for item in m.knowledge()]),
+        ("UPDATE tombstones SET memory_id = 'm-other'", "tombstone m-other",
+         lambda m: [stone.memory_id for stone in m.tombstones()]),
+        ("UPDATE sources SET source = 'm-' || source", "source of k-",
+         lambda m: [source for item in m.items() for source in item.derived_from]),
+    ],
+)  # fmt: skip
+def test_damage_beside_the_memories_is_named_and_never_shown(talked, statement, words, look):
+    with open_memory(talked) as memory:
+        before = look(memory)
+    rewritten(talked, statement)
+    with open_memory(talked) as memory:
+        shown = look(memory)
+        assert set(shown) < set(before), "what is damaged is left out, the rest is as it was"
+        assert any(words in problem for problem in memory.damage())
+        with pytest.raises(MemoryStoreError, match=r"damaged.*--repair"):
+            memory.remember("new")
+    with open_memory(talked) as memory:
+        assert any(words in problem for problem in memory.doctor().problems)
+        assert memory.export(talked.with_name("out.jsonl"))
+    with open_memory(talked) as memory:
+        facts = memory.search("Mondays")
+        change = (lambda: memory.forget(facts[0].memory_id)) if "tombstones" not in statement else (
+            lambda: memory.import_(talked.with_name("out.jsonl"))
+        )  # fmt: skip
+        with pytest.raises(MemoryStoreError, match=r"damaged.*--repair"):
+            change()
+
+
+def test_a_damaged_session_is_one_sentence(talked):
+    rewritten(talked, "UPDATE sessions SET preferences = '{'")
+    with open_memory(talked) as memory:
+        talk = memory.conversation("s")
+        for call in (talk.session, lambda: talk.prefer(tone="short"), lambda: talk.add("hello there", "good day")):
+            with pytest.raises(MemoryStoreError, match=r"damaged.*session s.*--repair"):
+                call()
+        assert talk.summary() == []
+
+
+def test_a_wrong_signature_is_found(talked):
+    rewritten(talked, "UPDATE memories SET signature = x'00' WHERE id = 3")
+    with open_memory(talked) as memory:
+        (problem,) = memory.doctor().problems
+        assert "signature of other words" in problem
+    assert Memory.repair(talked, embedder=HashingEmbedder()).problems == []
+    with open_memory(talked) as memory:
+        assert memory.doctor().clean
+
+
+def test_a_file_of_the_first_schema_is_migrated(path):
+    """`schema_1.db.gz` was written by the last version with that schema."""
+    with gzip.open(Path(__file__).with_name("schema_1.db.gz")) as old:
+        path.write_bytes(old.read())
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        db.execute("UPDATE tombstones SET row = 3")  # as repairs of that version left it
+    with open_memory(path) as memory:
+        assert memory.stats()["schema_version"] == VERSION
+        assert memory.doctor().clean
+        assert len(memory) == 114
+        talk = memory.conversation("s")
+        assert (len(talk.turns(100)), talk.session().preferences) == (55, {"tone": "short"})
+        assert talk.summary()
+        (fact,) = memory.knowledge()
+        assert len(fact.source_conversations) == 2
+        assert memory.tombstones()[0].reason == "asked"
+        assert memory._core.store.db.execute("SELECT row FROM tombstones").fetchall() == [(0,)]
+        talk.add("A new turn of the new version", "I see it.")
+        memory.forget(talk.memories_of([talk.turns(1)[0].conversation_id])[0])
+        assert memory.doctor().clean
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_flips_anywhere_never_give_wrong_text(full, seed):
     """Whatever page is hit: what is recalled is a fact as it was told, or the damage is said in one sentence."""
@@ -240,14 +346,16 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated(full, monkeypatch):
     )
     monkeypatch.setattr(schema, "VERSION", len(schema.MIGRATIONS))
     with open_memory(full) as memory:
-        assert memory.stats()["schema_version"] == 2
+        assert memory.stats()["schema_version"] == VERSION + 1
         assert memory._core.store.db.execute("SELECT x FROM added").fetchone() == (7,)
         assert len(memory) == 402
     with open_memory(full) as memory:
-        assert memory.stats()["schema_version"] == 2, "migrated once"
+        assert memory.stats()["schema_version"] == VERSION + 1, "migrated once"
     monkeypatch.undo()
     before = digest(full)
-    with pytest.raises(MemoryStoreError, match="newer agentlab: schema version 2; allowed: up to 1"):
+    with pytest.raises(
+        MemoryStoreError, match=f"newer agentlab: schema version {VERSION + 1}; allowed: up to {VERSION}"
+    ):
         open_memory(full)
     assert digest(full) == before
 

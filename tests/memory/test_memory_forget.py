@@ -276,3 +276,62 @@ def test_a_purge_that_was_cut_off_stays_due(path):
             assert not memory._core.store.purge()
             memory._core.store.db.set_trace_callback(None)
             assert not any("VACUUM" in statement or "UPDATE" in statement for statement in seen)
+
+
+def test_taking_back_and_forgetting_spare_older_turns_that_say_the_same_known_thing(memory):
+    known = memory.remember("My cat is called Momo.", memory_type="knowledge")
+    talk = memory.conversation("s")
+    talk.add("Tell me everything about the cat please", "Your cat is called Momo.", context_used=[known])
+    talk.add("What is the weather in Oslo?", "I cannot know that.")
+    before = [turn.user_input for turn in talk.turns()]
+    for again in ("undo", "forget"):
+        talk.add("By the way, my cat is called Momo.", "Understood, that is a nice name.")
+        if again == "undo":
+            talk.undo()
+        else:
+            memory.forget(next(item.memory_id for item in memory.items() if item.content.startswith("By the way")))
+        assert [turn.user_input for turn in talk.turns()] == before
+    assert memory.doctor().clean
+
+
+def test_a_turn_that_told_nothing_new_is_taken_back_with_every_byte(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add("Hello there my friend", "Good day to you")
+        talk.add("Hello there my friend", f"partial {SECRET} wor", cut_off=True)
+        assert left(path), "the test must be able to fail"
+        assert talk.undo().user_input == "Hello there my friend"
+        assert left(path) == []
+        assert len(talk.turns()) == 1
+
+
+def test_what_a_turn_told_again_counts_once_less_when_it_is_taken_back(memory):
+    talk = memory.conversation("s")
+    talk.add("My cat is called Momo.", "Noted.")
+    told = memory.search("cat")[0].memory_id
+    talk.add("My cat is called Momo.", "You said so before.")
+    assert memory.get(told).validation_count == 2
+    talk.undo()
+    assert memory.get(told).validation_count == 1
+    assert memory.consolidate() == [], "told once"
+
+
+def test_knowledge_is_made_anew_of_the_sources_that_stay(memory):
+    tellings = ("The office closes at six.", "My office closes at six.", "At six the office closes.")
+    ids = [memory.remember(text, session_id=session) for session, text in zip("abc", tellings, strict=True)]
+    (item,) = memory.consolidate()
+    assert item.source_conversations == sorted(ids)
+    assert item.knowledge_id in memory.forget(ids[0])
+    (anew,) = memory.knowledge()
+    assert anew.source_conversations == sorted(ids[1:])
+    assert (anew.validation_count, memory.consolidate()) == (2, [])
+    memory.forget(ids[1])
+    assert memory.knowledge() == [], "told once is no knowledge"
+    assert memory.doctor().clean
+
+
+def test_a_reason_keeps_no_word_of_what_is_forgotten(path):
+    with open_memory(path) as memory:
+        memory.forget(memory.remember(f"My passphrase is {SECRET}."), reason=f"asked: {SECRET} leaked")
+        assert left(path) == []
+        assert memory.tombstones()[0].reason == "asked: … leaked"

@@ -7,7 +7,9 @@ import pytest
 
 from agentlab.errors import MemoryStoreError
 
-from .helpers import HashingEmbedder, Memory, contents, open_memory
+from .helpers import HashingEmbedder, Memory, contents, everything, open_memory
+
+SECRET = "Zebrafinch7731"
 
 
 @pytest.fixture
@@ -212,3 +214,118 @@ def test_reembedding_changes_every_vector_and_nothing_else(rich, path, tmp_path)
     elsewhere.close()
     with Memory.open(path, embedder=HashingEmbedder(dimension=48, model_id="hashing-48")) as again:
         assert again.recall("ship 17 arrived", k=1)[0].content == "Ship 17 arrived in the harbour."
+
+
+def test_nothing_of_what_was_forgotten_comes_in_by_an_import(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add(f"My passphrase is {SECRET}.", "Noted.")
+        talk.add("I like tea.", "So do I.")
+        secret = memory.search("passphrase")[0].memory_id
+        memory.conversation("t").add("What is my passphrase?", f"It is {SECRET}.", context_used=[secret])
+        memory.remember(f"The user has {SECRET}", source="tool", derived_from=[secret])
+        memory.export(out)
+        memory.forget(secret)
+        before = sorted(contents(memory.items()))
+        assert memory.import_(out) == 0
+        assert sorted(contents(memory.items())) == before
+        assert [turn.user_input for turn in talk.turns()] == ["I like tea."]
+        assert memory.conversation("t").turns() == []
+        assert not any(SECRET.lower().encode() in data.lower() for data in everything(path).values())
+        assert memory.doctor().clean
+
+
+def test_what_derives_from_something_forgotten_stays_away_too(path, tmp_path):
+    there, back = tmp_path / "there.jsonl", tmp_path / "back.jsonl"
+    with open_memory(path) as memory, open_memory(tmp_path / "other.db") as other:
+        for session in "xy":
+            memory.remember(f"My passphrase is {SECRET}.", session_id=session)
+        memory.export(there)
+        other.import_(there)
+        assert other.consolidate()
+        talk = other.conversation("z")
+        talk.add("What is it?", f"Your passphrase is {SECRET}.", context_used=[other.search("passphrase")[0].memory_id])
+        talk.add("I like tea.", "So do I.")
+        other.export(back)
+        memory.forget(*[item.memory_id for item in memory.items()])
+        memory.import_(back)
+        assert [turn.user_input for turn in memory.conversation("z").turns()] == ["I like tea."]
+        assert memory.knowledge() == []
+        assert not any(SECRET.lower().encode() in data.lower() for data in everything(path).values())
+        assert memory.doctor().clean
+
+
+def test_a_forgotten_session_stays_forgotten(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(path) as memory:
+        talk = memory.conversation("s", user_id="ana")
+        talk.add("Hello there my friend", "Good day to you")
+        talk.prefer(name=SECRET)
+        memory.export(out)
+        memory.forget(session_id="s")
+        memory.import_(out)
+        assert (memory.sessions(), talk.turns(), len(memory)) == ([], [], 0)
+        talk.add("A new beginning", "Welcome back")
+        memory.export(out)
+        with open_memory(tmp_path / "other.db") as other:
+            assert other.import_(out) == 2
+            assert [turn.user_input for turn in other.conversation("s").turns()] == ["A new beginning"]
+
+
+def test_a_turn_that_was_taken_back_stays_away(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        for _ in range(2):
+            talk.add("Hello there my friend", "Good day to you")
+        memory.export(out)
+        talk.undo()
+        memory.import_(out)
+        assert len(talk.turns()) == 1
+
+
+def test_the_same_import_again_is_no_further_telling(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        other.remember("I work on Mondays only", memory_type="knowledge")
+        other.export(out)
+    with open_memory(path) as memory:
+        mine = memory.remember("I work on Mondays only", memory_type="knowledge")
+        for _ in range(3):
+            assert memory.import_(out) == 0
+        assert memory.get(mine).validation_count == 2
+        memory.forget(mine)
+        assert memory.import_(out) == 0, "the same words under their other id"
+        assert memory.doctor().clean
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("session", {"summary": 5}, "summary"),
+        ("session", {"summary": [{"text": "x"}]}, "summary"),
+        ("session", {"last_activity": "abc"}, "last_activity"),
+        ("session", {"preferences": []}, "preferences"),
+        ("turn", {"timestamp": "now"}, "timestamp"),
+        ("turn", {"importance_score": "much"}, "importance_score"),
+        ("turn", {"memory_ids": "m-1"}, "memory_ids"),
+        ("turn", {"user_input": 7}, "user_input"),
+        ("memory", {"chunks": [[900, -3, ""]]}, "characters 900 to -3"),
+        ("knowledge", {"confidence": 7}, "confidence"),
+        ("tombstone", {"forgotten_at": None}, "forgotten_at"),
+    ],
+)
+def test_a_record_of_any_kind_is_checked(rich, path, tmp_path, kind, change, words):
+    out = tmp_path / "out.jsonl"
+    rich.export(out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    number = next(number for number, line in enumerate(lines, start=1) if line["record"] == kind)
+    if "chunks" in change:
+        change["chunks"][0][2] = lines[number - 1]["chunks"][0][2]
+    lines[number - 1] |= change
+    out.write_text("\n".join(json.dumps(line) for line in lines))
+    with open_memory(tmp_path / "copy.db") as copy:
+        with pytest.raises(MemoryStoreError, match=f"line {number}.*{words}.*nothing was imported"):
+            copy.import_(out)
+        assert (len(copy), copy.sessions()) == (0, [])

@@ -1,0 +1,70 @@
+"""What the lines of an export may hold: every record checked before anything of it is stored."""
+
+from collections.abc import Callable
+from typing import Any
+
+from agentlab.errors import MemoryStoreError
+from agentlab.memory.records import check_metadata, check_share, check_tags, check_text, check_time
+
+Value = dict[str, Any]
+
+
+def checked_record(kind: str, value: Value) -> Value:
+    """The record with every field as the file holds it; raises MemoryStoreError or KeyError naming what is wrong."""
+    checks = _CHECKS[kind]
+    return {name: check(name, value[name] if name in value else _DEFAULTS[name]) for name, check in checks.items()}
+
+
+def checked_spans(content: str, spans: list[tuple[int, int]]) -> None:
+    """Raise MemoryStoreError unless each (start, end) is a piece of `content` and they come in order."""
+    before = 0
+    for start, end in spans:
+        if not before <= start < end <= len(content):
+            raise MemoryStoreError(f"chunk: characters {start} to {end}; allowed: pieces in order of {len(content)}")
+        before = start
+
+
+def _string(what: str, value: Any) -> str:
+    return "" if value == "" else check_text(what, value)
+
+
+def _ids(what: str, value: Any) -> list[str]:
+    check_tags(value, what)
+    return list(value)
+
+
+def _parts(what: str, value: Any) -> list[Value]:
+    if not isinstance(value, list) or not all(isinstance(part, dict) and set(part) == _PART for part in value):
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a list of {{text, sources}}")
+    return [{"text": check_text(what, part["text"]), "sources": _ids(what, part["sources"])} for part in value]
+
+
+def _maybe(what: str, value: Any) -> str | None:
+    return None if value is None else check_text(what, value)
+
+
+def _dict(what: str, value: Any) -> Value:
+    try:
+        return check_metadata(value)
+    except MemoryStoreError as error:
+        raise MemoryStoreError(str(error).replace("metadata", what, 1)) from None
+
+
+_PART = {"text", "sources"}
+_DEFAULTS: Value = {"retold": []}  # what exports of older versions lack
+_CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
+    "turn": {
+        "conversation_id": check_text, "session_id": check_text, "timestamp": check_time, "user_input": check_text,
+        "agent_response": check_text, "context_used": _ids, "importance_score": check_share, "tags": _ids,
+        "metadata": _dict, "memory_ids": _ids, "echoes": _ids, "retold": _ids,
+    },
+    "session": {
+        "session_id": check_text, "user_id": _string, "start_time": check_time, "last_activity": check_time,
+        "active_memories": _ids, "preferences": _dict, "summary": _parts, "summarised": _maybe,
+    },
+    "knowledge": {
+        "knowledge_id": check_text, "title": check_text, "domain": _string, "confidence": check_share,
+        "last_updated": check_time, "relationships": _ids,
+    },
+    "tombstone": {"memory_id": check_text, "kind": check_text, "forgotten_at": check_time, "reason": _string},
+}  # fmt: skip

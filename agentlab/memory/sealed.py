@@ -1,0 +1,132 @@
+"""Rows beside the memories (turns, sessions, knowledge, sources, tombstones): read and written with a checksum each."""
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentlab.memory.schema import damaged
+
+if TYPE_CHECKING:
+    from agentlab.memory.store import Store
+
+Row = dict[str, Any]
+# What a table's checksum covers; the first column names the row. Numbers of rows in views are not covered.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "turns": (
+        "conversation_id", "session_id", "timestamp", "user_input", "agent_response", "context_used",
+        "importance_score", "tags", "metadata", "memory_ids", "echoes", "retold",
+    ),
+    "sessions": (
+        "session_id", "user_id", "start_time", "last_activity", "active_memories", "preferences", "summary",
+        "summarised",
+    ),
+    "knowledge": ("knowledge_id", "title", "domain", "confidence", "last_updated", "relationships"),
+    "sources": ("derived", "source"),
+    "tombstones": ("memory_id", "kind", "forgotten_at", "reason"),
+    "aliases": ("memory_id", "stands_for"),
+}  # fmt: skip
+JSON_COLUMNS = frozenset(
+    ("context_used", "tags", "metadata", "memory_ids", "echoes", "retold", "active_memories", "preferences", "summary",
+     "relationships")
+)  # fmt: skip
+NAMES = {
+    "turns": "turn", "sessions": "session", "knowledge": "knowledge", "sources": "a source of",
+    "tombstones": "tombstone", "aliases": "alias",
+}  # fmt: skip
+
+
+def seal(values: Sequence[Any]) -> int:
+    """CRC-32 of a row's values as the file holds them, in the order of `COLUMNS`."""
+    parts = ("" if value is None else value if isinstance(value, str) else repr(value) for value in values)
+    return zlib.crc32("\x1f".join(parts).encode())
+
+
+def packed(table: str, row: Row) -> list[Any]:
+    """A row's values as the file holds them: JSON as text."""
+    return [
+        json.dumps(row[name], ensure_ascii=False, sort_keys=name in ("metadata", "preferences"))
+        if name in JSON_COLUMNS else row[name]
+        for name in COLUMNS[table]
+    ]  # fmt: skip
+
+
+def opened(table: str, values: Sequence[Any], checksum: Any) -> Row | None:
+    """The row that `values` hold; None where they do not match the checksum or are not JSON where they should be."""
+    try:
+        if seal(values) != checksum:
+            return None
+        return {
+            name: json.loads(value) if name in JSON_COLUMNS else value
+            for name, value in zip(COLUMNS[table], values, strict=True)
+        }
+    except (TypeError, ValueError):
+        return None
+
+
+def rows(store: "Store", table: str, where: str = "1", values: Sequence[Any] = (), *, order: str = "") -> list[Row]:
+    """Rows that match, turns with their number as `id`; damaged ones are left out and noted in the store's `damage`."""
+    names = COLUMNS[table]
+    with store.reading() as db:
+        number = "id" if table == "turns" else "0"
+        query = f"SELECT {number}, checksum, {', '.join(names)} FROM {table} WHERE {where}"
+        found = []
+        for row_id, checksum, *fields in db.execute(f"{query} ORDER BY {order or names[0]}", values):
+            if (intact := opened(table, fields, checksum)) is None:
+                store.damage[f"{NAMES[table]} {fields[0]} does not match its checksum"] = None
+            else:
+                found.append({"id": row_id, **intact})
+        return found
+
+
+def row(store: "Store", table: str, key: str) -> Row | None:
+    """The row of that name, None where it is not there; raises MemoryStoreError where it is damaged."""
+    with store.reading():
+        before = len(store.damage)
+        found = rows(store, table, f"{COLUMNS[table][0]} = ?", (key,))
+        if len(store.damage) > before and not found:
+            raise damaged(store.path, list(store.damage)[-1])
+    return found[0] if found else None
+
+
+def insert(
+    db: sqlite3.Connection, table: str, values: Row, *, conflict: str = "ABORT", **beside: int
+) -> None:  # fmt: skip
+    """Add a row; `conflict` says what happens when its name is there; `beside`: columns that no checksum covers."""
+    whole = packed(table, values)
+    names = [*COLUMNS[table], "checksum", *beside]
+    db.execute(
+        f"INSERT OR {conflict} INTO {table}({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+        [*whole, seal(whole), *beside.values()],
+    )
+
+
+def change(store: "Store", table: str, key: str, **changes: Any) -> None:
+    """Set columns of the row of that name, where it is there; a damaged one raises instead of being sealed anew."""
+    old = row(store, table, key)
+    if old is None or all(old[name] == value for name, value in changes.items()):
+        return
+    values = packed(table, old | changes)
+    names = COLUMNS[table]
+    store.db.execute(
+        f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in names)}, checksum = ? WHERE {names[0]} = ?",
+        [*values, seal(values), key],
+    )
+
+
+def link(db: sqlite3.Connection, derived: str, sources: Sequence[str]) -> None:
+    """Note that a memory derives from others."""
+    for source in sources:
+        insert(db, "sources", {"derived": derived, "source": source}, conflict="IGNORE")
+
+
+def seal_all(db: sqlite3.Connection) -> None:
+    """Give every row its checksum: what schema version 2 adds to a file of version 1."""
+    for table, names in COLUMNS.items():
+        key = " AND ".join(f"{name} IS ?" for name in (names if table == "sources" else names[:1]))
+        count = len(names) if table == "sources" else 1
+        found = db.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall()
+        db.executemany(
+            f"UPDATE {table} SET checksum = ? WHERE {key}", [(seal(values), *values[:count]) for values in found]
+        )

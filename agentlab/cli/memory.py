@@ -105,7 +105,7 @@ def show(memory_id: str, file: Path | None) -> None:
 @click.argument("memory_ids", nargs=-1)
 @where
 @click.option("--session", help="Forget a whole session with its turns and summary.")
-@click.option("--reason", default="", help="Kept with the tombstone; do not repeat what is forgotten.")
+@click.option("--reason", default="", help="Kept with the tombstone, without words of what is forgotten.")
 def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, reason: str) -> None:
     """Forget memories, and what was derived from them, in every byte of the file.
 
@@ -117,10 +117,15 @@ def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, 
         raise MemoryStoreError("nothing to forget was named; give ids or --session")
     with _open(file) as memory:
         gone = memory.forget(*memory_ids, session_id=session, reason=reason)
+        traces = memory.traces() if gone else []
     click.echo(f"forgotten: {' '.join(gone) or 'nothing was there'}")
     if gone or session is not None:
         drop(history_path())
         say_what_stays()
+    for trace in traces:
+        click.echo(f"agentlab: not everywhere: {trace}", err=True)
+    if any(".damaged-" in trace for trace in traces):
+        click.echo("agentlab: delete kept files with: agentlab memory doctor --drop-kept", err=True)
 
 
 @memory.command()
@@ -151,23 +156,40 @@ def import_(source: Path, file: Path | None) -> None:
 
 @memory.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("--repair", is_flag=True, help="Make a new file of what is intact; the damaged one is kept beside it.")
-def doctor(file: Path | None, repair: bool) -> None:
-    """Read and check every row; exit code 9 when something is wrong."""
+@click.option("--repair", is_flag=True, help="Make it anew of what is intact; the damaged file is kept beside it.")
+@click.option("--model", help="With --repair: whose vectors they are, where the file no longer says.")
+@click.option("--drop-kept", is_flag=True, help="Delete the damaged files that repairs kept.")
+def doctor(file: Path | None, repair: bool, model: str | None, drop_kept: bool) -> None:
+    """Read and check every row; exit code 9 when something is wrong or lost."""
     from agentlab.config import home
     from agentlab.memory import Memory
 
     path = file or home() / "memory.db"
     if repair:
-        report = Memory.repair(path)
+        report = Memory.repair(path, embedding_model=model)
     else:
         with Memory.open(path, create=False) as memory:
             report = memory.doctor()
+            gone = memory.drop_kept() if drop_kept and report.clean else []
+        for kept in gone:
+            click.echo(f"deleted: {kept}")
     for line in report.repaired:
         click.echo(f"repaired: {line}")
     if report.problems:
-        raise MemoryStoreError("; ".join(report.problems))
+        left = f"; {path} now holds the rest: {report.memories} memories" if repair and report.repaired else ""
+        raise MemoryStoreError("; ".join(report.problems) + left)
     click.echo(f"{path} is whole: {report.memories} memories, {report.chunks} vectors")
+
+
+@memory.command()
+@where
+def consolidate(file: Path | None) -> None:
+    """Make knowledge of what you told more than once; prints what is new or surer."""
+    with _open(file) as memory:
+        made = memory.consolidate()
+    for item in made:
+        click.echo(f"{item.knowledge_id}  {item.confidence:.2f}  {' '.join(item.content.split())}")
+    click.echo(f"{len(made)} facts that were told more than once")
 
 
 @memory.command()

@@ -1,28 +1,19 @@
-"""Is the file whole? `examine` reads every row; `repair` makes a new file of what is intact and keeps the old one."""
+"""Is the file whole? Every page, row and reference is read and checked."""
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import sqlite3
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from agentlab.errors import MemoryStoreError
-from agentlab.files import disk_errors, sync_folder
 from agentlab.memory import sealed
 from agentlab.memory.core import Core
-from agentlab.memory.embedding import Embedder, chunk
-from agentlab.memory.schema import CHUNK_BITS, missing_bytes
-from agentlab.memory.store import Chunk, Store, chunk_checksum, is_damage, pack
+from agentlab.memory.schema import CHUNK_BITS
+from agentlab.memory.store import Chunk, Store, chunk_checksum, is_damage
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 
 _SHOWN = 20  # sentences per kind of problem
-_OTHER_TABLES = ("knowledge", "sessions", "turns", "tombstones", "sources")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,107 +114,3 @@ def _text_index(store: Store) -> list[str]:
             raise
         return ["the text index does not agree with the memories"]
     return []
-
-
-def repair(path: Path, model: str | None, embedder: Embedder | None) -> Report:
-    """A new file at `path` with everything intact of the old one, which stays beside it as `<name>.damaged-<time>`.
-
-    A memory whose vector is damaged is embedded anew; one whose text is damaged is left out and named in `problems`.
-    """
-    with _whole_length(path) as source:
-        return _repair(path, source, model, embedder)
-
-
-@contextlib.contextmanager
-def _whole_length(path: Path) -> Iterator[Path]:
-    """`path`, or where its end is missing a copy with zeros instead, because SQLite reads nothing of a short file."""
-    if not path.exists() or not missing_bytes(path):
-        yield path
-        return
-    padded = path.with_name(f"{path.name}.padded-{os.getpid()}")
-    try:
-        with disk_errors(padded):
-            shutil.copyfile(path, padded)
-            with open(padded, "r+b") as file:
-                file.truncate(path.stat().st_size + missing_bytes(path))
-        yield padded
-    finally:
-        for leftover in path.parent.glob(f"{padded.name}*"):
-            leftover.unlink()
-
-
-def _repair(path: Path, source: Path, model: str | None, embedder: Embedder | None) -> Report:
-    core = Core(source, model, embedder, create=False)
-    copy = path.with_name(f"{path.name}.repair-{os.getpid()}")
-    try:
-        found = examine(core)
-        if found.clean and source == path:
-            return found
-        for leftover in path.parent.glob(f"{copy.name}*"):
-            leftover.unlink()
-        new = Core(copy, core.model, embedder if embedder is not None else None)
-        try:
-            lost, done = _salvage(core, new)
-            new.store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            new.close()
-    finally:
-        with contextlib.suppress(MemoryStoreError):
-            core.store.close()
-    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path.with_name(path.name + suffix), kept.with_name(kept.name + suffix))
-    os.replace(path, kept)
-    os.replace(copy, path)
-    sync_folder(path.parent)
-    return Report(found.memories, found.chunks, lost, [*found.problems, *done, f"the damaged file is kept as {kept}"])
-
-
-def _salvage(old: Core, new: Core) -> tuple[list[str], list[str]]:
-    store = old.store
-    items = store.items()
-    dimension = store.meta("dimension")
-    chunks, _ = _chunks(store, int(dimension or 0))
-    done, ready = [], []
-    for row, item in items.items():
-        parts = [(part.start, part.end, part.vector) for part in chunks.get(row, [])]
-        if not _covers(parts, item.content):
-            spans = chunk(item.content, old.embedder)
-            blobs = pack(old.embedder.embed([item.content[start:end] for start, end in spans]))
-            parts = [(start, end, blob) for (start, end), blob in zip(spans, blobs, strict=True)]
-            done.append(f"memory {item.memory_id} was embedded anew")
-        whole = [Chunk(a, b, index_terms(item.content[a:b], item.created_at), blob) for a, b, blob in parts]
-        ready.append((item, signature(item.content), whole))
-    there = {item.memory_id for item in items.values()}
-    lost = [problem for problem in store.damage if problem.startswith("memory ")]
-    with new.changing(None if dimension is None else int(dimension)) as (_, generation):
-        new.store.insert(ready, generation)
-        for table in _OTHER_TABLES:
-            rows = []
-            try:
-                for values in store.db.execute(f"SELECT * FROM {table}"):
-                    rows.append(values)
-            except sqlite3.DatabaseError as error:
-                lost.append(f"{table}: {len(rows)} rows were readable, then {error}")
-            for values in rows:
-                if table in ("knowledge", "sources") and values[0] not in there:
-                    continue
-                if table == "tombstones":
-                    if values[0] in there:
-                        continue
-                    # rows were numbered anew: an old number would bury whoever has it now
-                    values = (values[0], 0, generation, *values[3:])  # noqa: PLW2901
-                marks = ", ".join("?" * len(values))
-                new.store.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
-    return lost, done
-
-
-def _covers(parts: list[tuple[int, int, bytes]], content: str) -> bool:
-    """Whether intact chunks reach over all of a memory's text."""
-    reach = 0
-    for start, end, _ in parts:
-        if start > reach + 1:
-            return False
-        reach = max(reach, end)
-    return bool(parts) and reach >= len(content.rstrip())

@@ -15,7 +15,7 @@ from agentlab.memory.columns import Filter
 from agentlab.memory.compression import count_tokens
 from agentlab.memory.conversation import Conversation, Summariser, sessions
 from agentlab.memory.core import Core
-from agentlab.memory.doctor import Report, examine, repair
+from agentlab.memory.doctor import Report, examine
 from agentlab.memory.embedding import Embedder, SentenceEmbedder
 from agentlab.memory.index import to_hit
 from agentlab.memory.ranking import Weights
@@ -31,6 +31,7 @@ from agentlab.memory.records import (
     check_tags,
     check_text,
 )
+from agentlab.memory.repair import kept_files, repair
 from agentlab.memory.store import unknown
 from agentlab.memory.words import terms
 
@@ -258,6 +259,24 @@ class Memory:
         self._core.check_usable()
         return forgetting.forget(self._core, memory_ids, reason, session_id=session_id)
 
+    def traces(self) -> list[str]:
+        """Where what was forgotten may still be, one sentence each: a log that is read, files kept by repairs."""
+        self._core.check_usable()
+        found = []
+        if self._core.store.purge_due:
+            found.append(
+                f"another program is reading {self.path}: bytes of what was forgotten stay in its log until that has "
+                "closed it and the memory is next written, closed or opened"
+            )
+        return found + [f"{kept} holds what the memory held when it was repaired" for kept in kept_files(self.path)]
+
+    def drop_kept(self) -> list[Path]:
+        """Delete the damaged files that repairs kept; which they were."""
+        gone = kept_files(self.path)
+        for kept in gone:
+            kept.unlink()
+        return gone
+
     def tombstones(self) -> list[Tombstone]:
         """What was forgotten, oldest first: by these ids, data sets and adapters that learned from it are found."""
         self._core.check_usable()
@@ -309,7 +328,10 @@ class Memory:
     def repair(
         path: str | Path, *, embedding_model: str | None = None, embedder: Embedder | None = None
     ) -> Report:  # fmt: skip
-        """Rebuild a damaged, closed memory from what is intact; the damaged file is kept beside the new one."""
+        """Rebuild a damaged memory of what is intact; the damaged file is kept beside it, see `traces`.
+
+        `report.problems` names what is lost. Raises MemoryStoreError where any program has the file open.
+        """
         return repair(Path(path).expanduser(), embedding_model, embedder)
 
     def damage(self) -> list[str]:

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from agentlab.errors import MemoryStoreError, StorageError
 
@@ -131,21 +132,24 @@ MIGRATIONS: tuple[str | tuple[str, Callable[[sqlite3.Connection], None]], ...] =
 VERSION = len(MIGRATIONS)
 
 
-def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
-    """An open connection to the memory at `path`, made or migrated where needed.
+def connect(path: Path, *, create: bool = True, known: bool = False) -> sqlite3.Connection:
+    """An open connection to the memory at `path`, made or migrated where needed; only its owner may read a new one.
 
     The file is only touched when it is a memory of this or an older version; everything else is an error first.
+    known: this process has it open already, so its beginning was checked and must not be read here (`handles`).
     """
-    _check_file(path, create)
-    if path.exists() and (missing := _lastingly_missing(path)):
-        raise damaged(path, f"it ends {missing} bytes too early")  # SQLite would not read any of it
+    if not known:
+        check_file(path, create)
+        if path.exists() and (missing := _lastingly_missing(path)):
+            raise damaged(path, f"it ends {missing} bytes too early")  # SQLite would not read any of it
     if not path.exists():
         with disk_access(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log takes the file's permissions
     with sqlite_errors(path):
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         # damaged text is told by its checksum, not by an exception in the middle of a result
-        connection.text_factory = _text
+        connection.text_factory = text_of
         try:
             _prepare(connection, path)
         except BaseException:
@@ -154,7 +158,8 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     return connection
 
 
-def _text(raw: bytes) -> str:
+def text_of(raw: bytes) -> str:
+    """Text of the file, also where it is no UTF-8 any more."""
     return str(raw, "utf-8", "replace")
 
 
@@ -219,7 +224,8 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _check_file(path: Path, create: bool) -> None:
+def check_file(path: Path, create: bool) -> None:
+    """Raise where `path` is a folder, nothing that may be made, or a file that does not begin as SQLite's do."""
     if path.is_dir():
         raise MemoryStoreError(f"{path} is a folder; give the path of a memory's file, like memory.db")
     if not path.exists():
@@ -234,13 +240,17 @@ def _check_file(path: Path, create: bool) -> None:
         raise MemoryStoreError(f"{path} is damaged: it ends after {len(head)} bytes; restore it from a copy")
 
 
-def missing_bytes(path: Path) -> int:
-    """How many bytes the file should be longer, by the page count in its header; 0 while a log holds newer pages."""
+def missing_bytes(path: Path, file: BinaryIO | None = None) -> int:
+    """How many bytes the file should be longer, by the page count in its header; 0 while a log holds newer pages.
+
+    file: the file, where it is open already and must not be closed (`handles`).
+    """
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         return 0
-    with open(path, "rb") as file:
-        head = file.read(100)
+    with contextlib.nullcontext(file) if file is not None else open(path, "rb") as opened:
+        opened.seek(0)
+        head = opened.read(100)
     if len(head) < 100:
         return 0
     page = int.from_bytes(head[16:18], "big")

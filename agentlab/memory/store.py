@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import sealed
+from agentlab.memory import handles, sealed
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
 
@@ -70,12 +70,15 @@ class Store:
         self.path = path
         self.lock = threading.RLock()
         self.damage: dict[str, None] = {}  # what was found wrong while reading, one sentence each
-        self.db = connect(path, create=create)
-        self._inode = path.stat().st_ino
+        with handles.opening(path) as known:
+            self.db = connect(path, create=create, known=known)
+            self._inode = path.stat().st_ino
+            self._let_go = handles.hold(self, path)
 
     def close(self) -> None:
         with self.lock, sqlite_errors(self.path):
             self.db.close()
+            self._let_go()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -271,24 +274,11 @@ class Store:
     def _items(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, MemoryItem]:
         found = {}
         sources = self._sources([row[1] for row in rows])
-        for (row, memory_id, kind, content, importance, created, session, source, name, tags, metadata, checksum, told,
-             uses, accessed) in rows:  # fmt: skip
-            try:
-                known = tags_of((kind, source, session, importance, created, accessed, uses, told, tags))
-                intact = row_checksum(memory_id, kind, content, session, source, created, metadata) == checksum
-                intact = intact and known is not None
-                item = MemoryItem(
-                    memory_id=memory_id, content=content, memory_type=kind, importance=importance, access_count=uses,
-                    last_accessed=accessed, created_at=created, tags=known or [], session_id=session,
-                    source=source, source_name=name, validation_count=told, metadata=json.loads(metadata),
-                    derived_from=sources.get(memory_id, []),
-                )  # fmt: skip
-            except (TypeError, ValueError, AttributeError, sqlite3.DatabaseError):
-                intact = False
-            if intact:
-                found[row] = item
+        for row in rows:
+            if (item := to_item(row, sources.get(row[1], []))) is None:
+                self.damage[f"memory {row[1]} does not match its checksum"] = None
             else:
-                self.damage[f"memory {memory_id} does not match its checksum"] = None
+                found[row[0]] = item
         return found
 
     def uses_of(self, rows: Iterable[int]) -> list[tuple[int, int, float]]:
@@ -438,6 +428,23 @@ class Store:
 
     def _step(self, new: str, old: str) -> None:
         self.db.execute("UPDATE meta SET value = ? WHERE key = 'purge' AND value = ?", (new, old))
+
+
+def to_item(fields: Sequence[Any], sources: list[str]) -> MemoryItem | None:
+    """The memory of a row of `COLUMNS`; None where something in it is not what it was."""
+    (_, memory_id, kind, content, importance, created, session, source, name, tags, metadata, checksum, told, uses,
+     accessed) = fields  # fmt: skip
+    try:
+        known = tags_of((kind, source, session, importance, created, accessed, uses, told, tags))
+        if known is None or row_checksum(memory_id, kind, content, session, source, created, metadata) != checksum:
+            return None
+        return MemoryItem(
+            memory_id=memory_id, content=content, memory_type=kind, importance=importance, access_count=uses,
+            last_accessed=accessed, created_at=created, tags=known, session_id=session, source=source,
+            source_name=name, validation_count=told, metadata=json.loads(metadata), derived_from=sources,
+        )  # fmt: skip
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 def tags_of(fields: Sequence[Any]) -> list[str] | None:

@@ -69,7 +69,7 @@ def export(core: Core, path: Path) -> int:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(scratch, "w", encoding="utf-8") as file:
+            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
                 for line in lines(core):
                     file.write(line + "\n")
                     count += line.startswith('{"record": "memory"')

@@ -2,6 +2,8 @@
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -160,3 +162,26 @@ def test_a_conversation_begins_and_is_read_while_somebody_else_writes(path):
         assert [session.session_id for session in memory.sessions()] == ["s"], "a session begins with its first turn"
         memory.conversation("new", user_id="ana").add("Hello there.", "Good day.")
         assert {session.session_id: session.user_id for session in memory.sessions()} == {"s": "", "new": "ana"}
+
+
+def test_what_a_process_writes_that_has_the_memory_open_twice_is_not_lost(path, request):
+    """Closing any handle on a file drops POSIX locks of the whole process: another one then took the log away."""
+    elsewhere = (
+        "import sys, pathlib\nsys.path.insert(0, sys.argv[1])\nfrom tests.memory.helpers import open_memory\n"
+        "with open_memory(pathlib.Path(sys.argv[2])) as memory: print(len(memory))"
+    )
+
+    def look():
+        root = str(request.config.rootpath)
+        done = subprocess.run([sys.executable, "-c", elsewhere, root, str(path)], cwd=root, capture_output=True)
+        return int(done.stdout)
+
+    with open_memory(path) as memory:
+        memory.remember("The kettle is broken.")
+        with open_memory(path):
+            pass
+        with open_memory(path) as again:
+            assert look() == 1
+            memory.remember("The lamp is red.")
+            again.remember("The door is green.")
+            assert look() == 3

@@ -24,11 +24,20 @@ _REPORTING = frozenset(
 # what only says where the rest of a sentence is from; nothing else may stand in it
 _TALK = r"(?:conversations?|chats?|talks?|discussions?|messages?|notes|memory|memories)"
 _FRAME = re.compile(
-    rf"^(?:(?:based on|according to|from|as per)\s+(?:our|your|the|my)\s+(?:(?:previous|earlier|last|past)\s+)?{_TALK}"
+    r"^(?:as you\s+(?:already\s+)?(?:know|said|mentioned|told me)(?:\s+(?:before|earlier))?\s*,\s*(?:that\s+)?|"
+    rf"(?:based on|according to|from|as per)\s+(?:our|your|the|my)\s+(?:(?:previous|earlier|last|past)\s+)?{_TALK}"
     r"\s*,\s*(?:that\s+)?|you\s+(?:have\s+)?(?:asked|told|wanted)\s+me\s+to\s+"
     r"(?:keep in mind|bear in mind|remember|note|remind you)\s+(?:that\s+)?)",
     re.IGNORECASE,
 )
+# ways of saying what something is called; the name is what counts
+_NAMING = (
+    (re.compile(r"\b(?:is|are|was|were)\s+(?:called|named|the\s+names?\s+of)\b", re.IGNORECASE), "is"),
+    (re.compile(r"(?:['’]s)?\s+names?\s+(?:is|are|was|were)\b", re.IGNORECASE), " is"),
+)
+# where one sentence may be two; a piece counts as one of its own only with a verb that shows it
+_CLAUSES = re.compile(r"\s*;\s*|\s*,?\s+(?:and|but)\s+", re.IGNORECASE)
+_VERBS = frozenset("is are was were am has have had will can does do did".split())  # noqa: SIM905
 _FRAME_BEFORE_JA = re.compile(r"^(?:あなた|ユーザー)(?:は|が)[、,]?|^(?:以前|前に|先ほど|さっき)[、,]?")
 _FRAME_AFTER_JA = re.compile(
     r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)[ぁ-ん]*|のこと(?:です|でした))[。！]?$"
@@ -50,7 +59,7 @@ _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "noth
 def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
     """None where nothing in `item` is an echo; else the echoed memory's id when all of it is, or None and the rest."""
     parts = sentences(item.content)
-    heard = [_echoed(core, part, item) for part in parts]
+    heard = [_echoed(core, part, item) or _echoed_in_pieces(core, part, item) for part in parts]
     known = next((memory_id for memory_id in heard if memory_id is not None), None)
     if known is None:
         return None
@@ -83,12 +92,23 @@ def _echoed(core: Core, sentence: str, item: MemoryItem) -> str | None:
     return None
 
 
+def _echoed_in_pieces(core: Core, sentence: str, item: MemoryItem) -> str | None:
+    """The id of the first memory of several that an agent's or tool's sentence joins, where they say all of it."""
+    pieces = _CLAUSES.split(unframed(sentence))
+    if item.source == "person" or len(pieces) < 2 or not all(_VERBS & set(tokens(piece)) for piece in pieces):
+        return None
+    heard = [_echoed(core, piece, item) for piece in pieces]
+    return heard[0] if None not in heard else None
+
+
 def repeats(sentence: str, known: str) -> bool:
     """Whether `sentence` says nothing that `known` does not.
 
     Nearly all its content words are there, the missing ones are neither names nor numbers, and negation agrees.
     """
     sentence = unframed(sentence)
+    for naming, short in _NAMING:
+        sentence, known = naming.sub(short, sentence), naming.sub(short, known)
     said = content_words(sentence)
     there = set(terms(known))
     if not said or overlap(said, there) < SAME:

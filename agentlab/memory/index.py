@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -170,16 +170,32 @@ class Index:
     def nearest(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
         """(row id, cosine) of the memories nearest to a vector, best first."""
         allowed = self.columns.allowed(Filter())
-        slots, cosines = self.vectors.search(vector, count, allowed)
-        best: dict[int, float] = {}
-        for slot, cosine in zip(slots, cosines, strict=True):
-            best.setdefault(int(self.columns.row[slot]), float(cosine))
-        return list(best.items())
+        slots = self._of_several(count, count, lambda depth: self.vectors.search(vector, depth, allowed)[0])
+        rows = dict.fromkeys(self.columns.row[slots].tolist())
+        cosines = dict(
+            zip(self.columns.row[slots[::-1]].tolist(), self.vectors.scores(vector, slots[::-1]), strict=True)
+        )
+        return [(row, float(cosines[row])) for row in rows][:count]
+
+    def _of_several(self, count: int, depth: int, search: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The slots that `search` finds, deeper than `depth` until `count` memories are among them.
+
+        A long memory has many slots, and all of them may be better than the best of any other.
+        """
+        while True:
+            slots = search(depth)
+            # `search` may name a slot several times, so that fewer than asked for are not always all
+            if len(slots) < depth // 8 or depth >= self.columns.size:
+                return slots
+            if len(np.unique(self.columns.row[slots])) >= count:
+                return slots
+            depth *= 4
 
     def wordings(self, words: Sequence[str], count: int) -> list[int]:
         """Row ids of the memories that share most with some terms, best first."""
         with self.text.scored(Counter(words)) as (touched, scores, _):
-            slots = _best(touched, scores, count, None if not self.columns.dead else self.columns.alive)
+            alive = None if not self.columns.dead else self.columns.alive
+            slots = self._of_several(count, count, lambda depth: _best(touched, scores, depth, alive))
         return list(dict.fromkeys(int(row) for row in self.columns.row[slots]))
 
     def recall(
@@ -196,9 +212,11 @@ class Index:
         allowed = columns.allowed(wanted)
         depth = max(CANDIDATES, 4 * count)
         with self.text.scored(dict(Counter(words))) as (touched, scores, limit):
-            found = [_best(touched, scores, depth, allowed)]
+            found = [self._of_several(count, depth, lambda deep: _best(touched, scores, deep, allowed))]
             if vector is not None:
-                found.append(self.vectors.search(vector, depth, allowed)[0])
+                found.append(
+                    self._of_several(count, depth, lambda deep: self.vectors.search(vector, deep, allowed)[0])
+                )  # fmt: skip
             slots = np.unique(np.concatenate(found))
             # an answer often stands beside the question that has the words, so neighbours are candidates too
             near = np.concatenate([columns.previous[slots], columns.next[slots], slots])

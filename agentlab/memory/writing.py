@@ -135,8 +135,26 @@ def check_forgotten(core: Core, memory_ids: Sequence[str]) -> None:
 def remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray | None) -> list[str]:
     """Store checked items in one transaction; their ids. Duplicates merge; novelty is not looked up (importance 0.5).
 
-    vectors: unit float32 (n, dimension), one per item, or None to embed.
+    vectors: unit float32 (n, dimension), one per item, or None to embed. What agents and tools repeat of memories that
+    were there before is left out, as in `remember`; what the person tells is not compared.
     """
+    known: dict[int, str] = {}
+    told = []
+    for number, item in enumerate(items):
+        if item.source != "person" and (heard := echo.guard(core, item)):
+            if heard[0] is not None:
+                known[number] = heard[0]
+                continue
+            told.append(heard[1] if vectors is None else item)
+        else:
+            told.append(item)
+    if vectors is not None and known:
+        vectors = np.delete(vectors, list(known), axis=0)
+    ids = iter(_remember_many(core, told, vectors))
+    return [known[number] if number in known else next(ids) for number in range(len(items))]
+
+
+def _remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray | None) -> list[str]:
     if not items:
         return []
     if vectors is None:

@@ -8,7 +8,9 @@ import threading
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from agentlab.cli import main
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import MemoryItem
 
@@ -185,3 +187,20 @@ def test_what_a_process_writes_that_has_the_memory_open_twice_is_not_lost(path, 
             memory.remember("The lamp is red.")
             again.remember("The door is green.")
             assert look() == 3
+
+
+def test_who_forgets_is_told_that_a_reader_keeps_the_bytes(path):
+    with open_memory(path) as memory:
+        secret = memory.remember(f"It is {SECRET}.", memory_type="knowledge")
+        assert memory.traces() == []
+        with open_memory(path) as reader, reader._core.store.reading() as db:
+            db.execute("SELECT content FROM memories").fetchone()
+            result = CliRunner().invoke(main, ["memory", "forget", secret, "--file", str(path)])
+            assert result.exit_code == 0, result.output
+            assert f"forgotten: {secret}" in result.output
+            assert "not everywhere: another program is reading" in result.output
+            assert left(path), "the test must be able to fail"
+            assert len(memory.traces()) == 1
+        memory.remember("a write after that")
+        assert memory.traces() == []
+        assert left(path) == []

@@ -473,3 +473,45 @@ def test_processes_write_at_once_even_while_the_file_is_made(path, request):
             f"process b wrote note {number}" for number in range(20)
         )
         assert memory.doctor().clean
+
+
+def test_one_long_memory_does_not_hide_the_others(memory):
+    said = " ".join(f"The quarterly report number {i} says the report on income is fine." for i in range(900))
+    long = memory.remember(said, memory_type="knowledge")
+    short = [
+        memory.remember(f"Report {colour} is due in room {colour}", memory_type="knowledge")
+        for colour in ("red", "blue", "green", "pink", "grey", "gold", "lime", "teal")
+    ]
+    for options in ({}, {"words_only": True}, {"memory_type": "knowledge"}):
+        hits = memory.recall("report", k=9, count=False, **options)
+        assert {hit.memory_id for hit in hits} == {long, *short}
+        assert len(memory.recall("report", k=5, count=False, **options)) == 5
+    assert len(memory.recall("report", k=50, count=False)) == 9
+    echo = memory.remember("The report red is due in room red.", source="agent")
+    assert echo == short[0], "the echo guard sees past the long one, too"
+
+
+@pytest.mark.parametrize(
+    ("said", "news"),
+    [
+        ("Your cat is called Momo and your dentist is on Main Street.", False),
+        ("Your dentist is on Main Street; your cat's name is Momo.", False),
+        ("Momo is the name of your cat.", False),
+        ("As you know, your cat is named Momo.", False),
+        ("Your cat is called Momo and your dentist is on Second Street.", True),
+        ("Your cat is called Momo and your dog is called Rex.", True),
+        ("Your cat is not called Momo and your dentist is on Main Street.", True),
+        ("Rex is the name of your cat.", True),
+        ("Momo and Rex are on Main Street.", True),
+        ("As you know, your cat likes Main Street.", True),
+    ],
+)
+def test_several_memories_in_one_sentence_are_no_news(memory, said, news):
+    memory.remember("My cat is called Momo.", memory_type="knowledge")
+    memory.remember("My dentist is on Main Street.", memory_type="knowledge")
+    memory.remember(said, source="agent")
+    assert len(memory) == 2 + news
+    again = MemoryItem(memory_id="", content=said, source="tool", memory_type="pattern")
+    ids = memory.remember_many([again, "A ship.", again])
+    assert len(memory) == 3 + news, "told by a tool, what is there is an echo"
+    assert ids[0] == ids[2] != ids[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import forgetting, sealed, writing
+from agentlab.memory import consolidation, forgetting, sealed, writing
 from agentlab.memory.compression import Context, Part, count_tokens, extract, fit
 from agentlab.memory.core import Core
 from agentlab.memory.records import ConversationItem, SessionContext, check_share, check_tags, check_text
@@ -195,10 +195,20 @@ class Conversation:
             there = f"SELECT count(*) FROM turns WHERE id IN ({marks})"
             (left,) = db.execute(there, [row["id"] for row in rows[:over]]).fetchone()
             last = rows[over - 1]["id"]
-            if found and found["summarised"] < last and found["summary"] == _plain(before) and left == over:
+            mine = bool(found and found["summarised"] < last and found["summary"] == _plain(before) and left == over)
+            if mine:
                 sealed.change(
                     self._core.store, "sessions", self.session_id, summary=_plain(parts), summarised=last
                 )  # fmt: skip
+
+        if mine:
+            self._core.aside(lambda: self._consolidate(rows[:over]), "what was told more than once is no knowledge yet")
+
+    def _consolidate(self, folded: list[sealed.Row]) -> None:
+        """Make knowledge of what the turns that left the window told and somebody told before, here or elsewhere."""
+        ids = dict.fromkeys(one for row in folded for one in [*row["memory_ids"], *row["retold"]])
+        found = [self._core.store.row_of(memory_id) for memory_id in ids]
+        consolidation.consolidate_rows(self._core, [row for row in found if row is not None])
 
     def _shortened(self, before: list[Part], folded: list[ConversationItem]) -> list[Part]:
         if self._summariser is None:

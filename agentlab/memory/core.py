@@ -180,7 +180,7 @@ class Core:
             if not self._uses or self.store.damage:
                 return
             counted, self._uses = self._uses, {}
-            self._aside(lambda: self._write_uses(counted, now), "some uses of memories are not counted")
+            self.aside(lambda: self._write_uses(counted, now), "some uses of memories are not counted")
 
     def _write_uses(self, counted: dict[int, int], now: float) -> None:
         with self.changing() as (index, generation):
@@ -192,7 +192,7 @@ class Core:
             for row, uses, accessed in self.store.uses_of(counted):
                 index.columns.use(index.columns.slots(row), uses, accessed)
 
-    def _aside(self, write: Callable[[], object], lost: str) -> None:
+    def aside(self, write: Callable[[], object], lost: str) -> None:
         """A write that nobody asked for: where it fails that is a warning, so that it costs no result."""
         try:
             write()
@@ -202,7 +202,7 @@ class Core:
     def _purge_if_due(self) -> None:
         """Finish what somebody who forgot could not, because another process was reading or it was killed."""
         if self.store.purge_due:
-            self._aside(self.store.purge, f"traces of what was forgotten stay in {self.path}")
+            self.aside(self.store.purge, f"traces of what was forgotten stay in {self.path}")
 
     def write_uses_now(self) -> None:
         """`write_uses` at this moment."""

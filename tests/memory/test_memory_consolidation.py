@@ -1,7 +1,9 @@
 """What the person told more than once becomes knowledge that names its sources."""
 
 import pytest
+from click.testing import CliRunner
 
+from agentlab.cli import main
 from agentlab.memory.consolidation import confidence
 
 from .helpers import open_memory
@@ -78,3 +80,26 @@ def test_close_knowledge_is_related(memory):
     made = memory.consolidate()
     assert len(made) == 2
     assert made[1].relationships == [made[0].knowledge_id]
+
+
+def test_what_a_talk_told_again_becomes_knowledge_when_it_leaves_the_window(memory):
+    memory.conversation("monday").add(TEA, "I see.")
+    talk = memory.conversation("tuesday")
+    talk.add("Every morning I drink green tea", "So you do.")
+    for number in range(60):
+        talk.add(f"Visitor {number} came to the garden.", f"The garden welcomed visitor {number}.")
+    assert talk.summary()
+    (item,) = memory.knowledge()
+    assert item.content in (TEA, "Every morning I drink green tea")
+    assert item.validation_count == 2
+    assert memory.consolidate() == []
+
+
+def test_the_command_consolidates(path):
+    with open_memory(path) as memory:
+        for session in "ab":
+            memory.remember(TEA, session_id=session)
+    result = CliRunner().invoke(main, ["memory", "consolidate", "--file", str(path)])
+    assert result.exit_code == 0, result.output
+    assert f"0.75  {TEA}" in result.output
+    assert result.output.endswith("1 facts that were told more than once\n")

@@ -8,8 +8,8 @@ import numpy as np
 
 from agentlab.memory import sealed
 from agentlab.memory.core import Core
-from agentlab.memory.schema import CHUNK_BITS
-from agentlab.memory.store import Chunk, Store, chunk_checksum, is_damage
+from agentlab.memory.schema import CHUNK_BITS, is_damage
+from agentlab.memory.store import Chunk, Store, chunk_checksum
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 

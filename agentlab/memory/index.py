@@ -14,8 +14,8 @@ from agentlab.memory.columns import Columns, Filter, Slot
 from agentlab.memory.postings import Postings
 from agentlab.memory.ranking import Weights
 from agentlab.memory.records import Hit, MemoryItem
-from agentlab.memory.schema import CHUNK_BITS
-from agentlab.memory.store import Store, chunk_checksum, is_damage, tags_of, unpack
+from agentlab.memory.schema import CHUNK_BITS, is_damage
+from agentlab.memory.store import Store, chunk_checksum, tags_of, unpack
 from agentlab.memory.vectors import Vectors
 
 CANDIDATES = 100  # of each kind, before they are ranked together
@@ -73,8 +73,13 @@ class Index:
 
     def _load(self, store: Store, after: int) -> None:
         newest = int(self.columns.row[self.columns.size - 1]) if self.columns.size else 0
-        for (row,) in store.db.execute("SELECT row FROM tombstones WHERE generation > ?", (after,)):
-            self.bury(row)
+        try:
+            for (row,) in store.db.execute("SELECT row FROM tombstones WHERE generation > ?", (after,)):
+                self.bury(row)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            store.damage[f"tombstones: {error}"] = None
         query = (
             "SELECT id, memory_type, source, session_id, importance, created_at, last_accessed, access_count, "
             "validation_count, tags FROM memories WHERE generation > ?"

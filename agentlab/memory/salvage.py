@@ -125,9 +125,27 @@ class _Reader:
             elif table not in self.failed:
                 bad.add(str(values[0]))
         self.lost += [f"{sealed.NAMES[table]} {key} does not match its checksum and is lost" for key in sorted(bad)]
-        if table in self.failed:
+        if table in self.failed and not (table == "turns" and self._turns_named({str(key) for key in found})):
             self.lost.append(f"{table}: {len(found)} were readable; what stood on damaged pages is lost")
         return list(found.values())
+
+    def _turns_named(self, there: set[str]) -> bool:
+        """Name the turns that their index still knows; whether it knows all."""
+        known, complete = self._index("turns", "conversation_id")
+        if lost := sorted(set(known.values()) - there):
+            self.lost.append(f"{len(lost)} turns are lost: {_listed(lost)}")
+        return complete
+
+    def _index(self, table: str, name: str) -> tuple[dict[int, str], bool]:
+        """Row id → name, by the index of a table's names, which stands on other pages; whether all of it is whole."""
+        known: dict[int, str] = {}
+        for order in ("", " DESC"):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                query = f"SELECT id, {name} FROM {table} INDEXED BY sqlite_autoindex_{table}_1 ORDER BY {name}{order}"
+                for number, found in self.db.execute(query):
+                    known[number] = str(found)
+                return known, True
+        return known, False
 
     def _chunks(self, rows: list[dict[str, Any]]) -> dict[int, list[Chunk]]:
         intact: dict[int, Chunk] = {}
@@ -153,20 +171,18 @@ class _Reader:
     ) -> None:  # fmt: skip
         """Name memories that something else in the file still knows: their index, their vectors, their turns."""
         known = dict.fromkeys(chunks, "") | {row["id"]: str(row["memory_id"]) for row in rows}
-        complete = False
-        for order in ("", " DESC"):  # the index of ids stands on other pages than the rows
-            with contextlib.suppress(sqlite3.DatabaseError):
-                query = "SELECT id, memory_id FROM memories INDEXED BY sqlite_autoindex_memories_1 ORDER BY memory_id"
-                for number, memory_id in self.db.execute(query + order):
-                    known[number] = memory_id
-                complete = True
+        indexed, complete = self._index("memories", "memory_id")
+        known |= indexed
         there = {item.memory_id for item in memories.values()}
         lost = {known[row] or f"of row {row}" for row in known.keys() - memories.keys()}
         lost |= {one for row in beside["turns"] for one in row["memory_ids"]}
         lost = {one for one in lost if one not in there and one not in buried}
         if lost:
-            names = ", ".join(sorted(lost)[:20]) + (", …" if len(lost) > 20 else "")
-            self.lost.insert(0, f"{len(lost)} memories are lost: {names}")
+            self.lost.insert(0, f"{len(lost)} memories are lost: {_listed(sorted(lost))}")
         elif "memories" in self.failed and not complete:
             self.lost.insert(0, f"pages of memories and of their index are damaged: {len(memories)} were readable, "
                              "how many there were is not known")  # fmt: skip
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")

@@ -304,6 +304,12 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         raise damaged(path, "text that is not UTF-8") from error
 
 
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether SQLite says that the file's content is wrong, and not that it is locked, full or misused."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"))
+
+
 def damaged(path: Path, what: str) -> MemoryStoreError:
     """The error for a file whose content is wrong; it says how to get the rest back."""
     return MemoryStoreError(

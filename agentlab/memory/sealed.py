@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentlab.memory.schema import damaged
+from agentlab.memory.schema import damaged, is_damage
 
 if TYPE_CHECKING:
     from agentlab.memory.store import Store
@@ -66,27 +66,39 @@ def opened(table: str, values: Sequence[Any], checksum: Any) -> Row | None:
 
 
 def rows(store: "Store", table: str, where: str = "1", values: Sequence[Any] = (), *, order: str = "") -> list[Row]:
-    """Rows that match, turns with their number as `id`; damaged ones are left out and noted in the store's `damage`."""
+    """Rows that match, turns with their number as `id`; damaged ones are left out and noted in the store's `damage`.
+
+    Where a page is broken they end there: whoever writes afterwards is refused because of the damage.
+    """
     names = COLUMNS[table]
     with store.reading() as db:
         number = "id" if table == "turns" else "0"
         query = f"SELECT {number}, checksum, {', '.join(names)} FROM {table} WHERE {where}"
         found = []
-        for row_id, checksum, *fields in db.execute(f"{query} ORDER BY {order or names[0]}", values):
-            if (intact := opened(table, fields, checksum)) is None:
-                store.damage[f"{NAMES[table]} {fields[0]} does not match its checksum"] = None
-            else:
-                found.append({"id": row_id, **intact})
+        try:
+            for row_id, checksum, *fields in db.execute(f"{query} ORDER BY {order or names[0]}", values):
+                if (intact := opened(table, fields, checksum)) is None:
+                    store.damage[f"{NAMES[table]} {fields[0]} does not match its checksum"] = None
+                else:
+                    found.append({"id": row_id, **intact})
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            store.damage[f"{table}: {error}"] = None
         return found
 
 
 def row(store: "Store", table: str, key: str) -> Row | None:
     """The row of that name, None where it is not there; raises MemoryStoreError where it is damaged."""
     with store.reading():
-        before = len(store.damage)
-        found = rows(store, table, f"{COLUMNS[table][0]} = ?", (key,))
-        if len(store.damage) > before and not found:
-            raise damaged(store.path, list(store.damage)[-1])
+        known, store.damage = store.damage, {}  # a row that was found damaged before is so again
+        try:
+            found = rows(store, table, f"{COLUMNS[table][0]} = ?", (key,))
+            here = list(store.damage)
+        finally:
+            store.damage = known | store.damage
+        if here and not found:
+            raise damaged(store.path, here[0])
     return found[0] if found else None
 
 

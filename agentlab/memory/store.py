@@ -16,7 +16,7 @@ import numpy as np
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import handles, sealed
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
-from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, sqlite_errors
+from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, is_damage, sqlite_errors
 
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
 COLUMNS = (
@@ -462,12 +462,6 @@ def tags_of(fields: Sequence[Any]) -> list[str] | None:
     except (TypeError, ValueError):
         return None
     return found if isinstance(found, list) and all(isinstance(tag, str) for tag in found) else None
-
-
-def is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether SQLite says that the file's content is wrong, and not that it is locked, full or misused."""
-    name = getattr(error, "sqlite_errorname", None) or ""
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"))
 
 
 def unknown(path: Path, memory_id: str) -> MemoryStoreError:

@@ -208,10 +208,12 @@ class Store:
 
     def buried(self, memory_ids: Sequence[str]) -> set[str]:
         """Which of these ids belong to something forgotten."""
-        if not memory_ids or self.db.execute("SELECT 1 FROM tombstones LIMIT 1").fetchone() is None:
+        if not memory_ids:
             return set()
         query = "SELECT memory_id FROM tombstones WHERE memory_id IN (SELECT value FROM json_each(?))"
         with self.lock, sqlite_errors(self.path):
+            if self.db.execute("SELECT 1 FROM tombstones LIMIT 1").fetchone() is None:
+                return set()
             return {found for (found,) in self.db.execute(query, (json.dumps(list(memory_ids)),))}
 
     def items(self, where: str = "1", values: Sequence[Any] = ()) -> dict[int, MemoryItem]:

@@ -49,7 +49,9 @@ def lines(core: Core) -> Iterator[str]:
             ]
             yield _line("memory", {**{name: getattr(item, name) for name in _FIELDS}, "chunks": vectors})
         for kind, table in _TABLES.items():
-            for value in sealed.rows(core.store, table, order="id" if kind == "turn" else ""):
+            # a session's name is no id: elsewhere the same one may be of another talk
+            which = "kind != 'session'" if kind == "tombstone" else "1"
+            for value in sealed.rows(core.store, table, which, order="id" if kind == "turn" else ""):
                 del value["id"]
                 if kind == "session":  # turns have other numbers elsewhere
                     query = "SELECT conversation_id FROM turns WHERE id = ?"
@@ -201,6 +203,7 @@ class _Import:
         # imported id → the older memory that it merged into, now or in an earlier import
         self.merged = {row["memory_id"]: row["stands_for"] for row in sealed.rows(core.store, "aliases")}
         self.turns: dict[str, int] = {}  # those that are new: id → number
+        self.talked: set[str] = set()  # sessions of new turns
 
     def store(self, ready: Items, records: Records) -> tuple[int, forgetting.Dropped | None]:
         """Insert what is new: how many memories that were, and what went again because it was forgotten here."""
@@ -253,18 +256,21 @@ class _Import:
             sealed.insert(self.db, "knowledge", value, conflict="IGNORE")
 
     def _turn(self, value: dict[str, Any], _: set[str]) -> None:
-        told_at = self.forgotten.get(forgetting.session_mark(value["session_id"]), -math.inf)
         known = self.db.execute("SELECT 1 FROM turns WHERE conversation_id = ?", (value["conversation_id"],)).fetchone()
-        if known or value["conversation_id"] in self.forgotten or value["timestamp"] <= told_at:
+        if known or value["conversation_id"] in self.forgotten:
             return
         for name in ("context_used", "memory_ids", "echoes", "retold"):
             value[name] = self._renamed(value[name])
         sealed.insert(self.db, "turns", value)
         (self.turns[value["conversation_id"]],) = self.db.execute("SELECT last_insert_rowid()").fetchone()
+        self.talked.add(value["session_id"])
 
     def _session(self, value: dict[str, Any], _: set[str]) -> None:
         if value["start_time"] <= self.forgotten.get(forgetting.session_mark(value["session_id"]), -math.inf):
-            return
+            if value["session_id"] not in self.talked:
+                return
+            # another memory's talk of that name: its turns come in, what was forgotten of the session does not
+            value |= {"user_id": "", "preferences": {}, "summary": [], "active_memories": []}
         parts = [part for part in value["summary"] if not self.forgotten.keys() & set(part["sources"])]
         active = self._renamed(value["active_memories"])
         row = value | {"summarised": 0, "summary": parts, "active_memories": active}

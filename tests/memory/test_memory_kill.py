@@ -20,7 +20,7 @@ from tests.memory.helpers import open_memory
 memory = open_memory(Path(sys.argv[2]))
 acknowledged = open(sys.argv[3], "a")
 name, chance = sys.argv[4], random.Random(sys.argv[4])
-number, mine = 0, []
+number, mine, talk = 0, [], memory.conversation(f"talk {sys.argv[4]}")
 while True:
     number += 1
     text = f"writer {name} says {number} of {chance.choice('red blue green'.split())}"
@@ -32,6 +32,14 @@ while True:
         memory.recall(text, k=2)
     if number % 7 == 0:
         memory.remember_many([f"{text} batch {part}" for part in range(5)])
+    if number % 11 == 0:
+        turn = talk.add(f"Ship {name} {number} came in.", f"Harbour {number} has ship {name}.")
+        acknowledged.write(f"t{turn.conversation_id}\\t{turn.user_input}\\n")
+        acknowledged.flush()
+    if number % 22 == 0:
+        memory.consolidate()
+        talk.add("Never mind this one.", "As you like.")
+        talk.undo()
     if number % 25 == 0:
         gone = mine.pop(chance.randrange(len(mine)))
         acknowledged.write(f"?{gone}\\n")
@@ -53,13 +61,15 @@ def start(path, folder, root, name):
 
 def check(path, folder):
     """Everything acknowledged is there, once, as told; everything whose forgetting was acknowledged is not."""
-    told, doubtful, forgotten = {}, set(), set()
+    told, turns, doubtful, forgotten = {}, {}, set(), set()
     for log in folder.glob("*.log"):
         # the last line may be cut off by the kill: then it was not acknowledged
         for line in log.read_text().split("\n")[:-1]:
             memory_id, _, text = line[1:].partition("\t")
             if line[0] == "+":
                 told[memory_id] = text
+            elif line[0] == "t":
+                turns[memory_id] = text
             elif line[0] == "?":
                 doubtful.add(memory_id)
             else:
@@ -76,6 +86,10 @@ def check(path, folder):
         assert lost == []
         assert [memory_id for memory_id in told if there.get(memory_id, told[memory_id]) != told[memory_id]] == []
         assert not forgotten & there.keys()
+        talked = [turn for one in memory.sessions() for turn in memory.conversation(one.session_id).turns(10**6)]
+        assert {turn.conversation_id: turn.user_input for turn in talked}.items() >= turns.items()
+        ships = [turn.user_input for turn in talked if turn.user_input.startswith("Ship")]
+        assert len(set(ships)) == len(ships), "a turn was doubled"
         batches = {}
         for item in items:
             if " batch " in item.content:

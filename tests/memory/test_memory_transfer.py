@@ -273,6 +273,20 @@ def test_a_forgotten_session_stays_forgotten(path, tmp_path):
             assert [turn.user_input for turn in other.conversation("s").turns()] == ["A new beginning"]
 
 
+def test_another_talk_of_a_forgotten_sessions_name_comes_in_with_its_turns(path, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        other.conversation("chat").add("I like tea.", "So do I.")
+        other.export(out)
+    with open_memory(path) as memory:
+        memory.conversation("chat", user_id="ana").add("I am allergic to hazelnuts.", "Noted.")
+        memory.forget(session_id="chat")
+        assert memory.import_(out) == 2
+        talk = memory.conversation("chat")
+        assert [turn.user_input for turn in talk.window()] == ["I like tea."]
+        assert talk.session().user_id == ""
+
+
 def test_a_turn_that_was_taken_back_stays_away(path, tmp_path):
     out = tmp_path / "out.jsonl"
     with open_memory(path) as memory:

@@ -9,7 +9,7 @@ import numpy as np
 from agentlab.memory import sealed
 from agentlab.memory.core import Core
 from agentlab.memory.schema import CHUNK_BITS, is_damage
-from agentlab.memory.store import Chunk, Store, chunk_checksum
+from agentlab.memory.store import Chunk, Store, chunk_is_intact
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 
@@ -69,10 +69,7 @@ def _chunks(store: Store, dimension: int) -> tuple[dict[int, list[Chunk]], list[
     bad = []
     for key, start, end, terms, vector, checksum in rows:
         row = key >> CHUNK_BITS
-        try:
-            intact = chunk_checksum(start, end, terms, vector) == checksum and len(vector) == 2 * dimension
-        except TypeError:
-            intact = False
+        intact = chunk_is_intact(start, end, terms, vector, checksum) and len(vector) == 2 * dimension
         if intact and np.isfinite(np.frombuffer(vector, "<f2")).all():
             found.setdefault(row, []).append(Chunk(start, end, terms, vector))
         else:

@@ -15,7 +15,7 @@ from agentlab.memory.postings import Postings
 from agentlab.memory.ranking import Weights
 from agentlab.memory.records import Hit, MemoryItem
 from agentlab.memory.schema import CHUNK_BITS, is_damage
-from agentlab.memory.store import Store, chunk_checksum, tags_of, unpack
+from agentlab.memory.store import Store, chunk_is_intact, tags_of, unpack
 from agentlab.memory.vectors import Vectors
 
 CANDIDATES = 100  # of each kind, before they are ranked together
@@ -120,7 +120,7 @@ class Index:
             row = known.get(key >> CHUNK_BITS)
             if row is None:
                 continue
-            if len(vector) != bytes_each or chunk_checksum(start, end, terms, vector) != checksum:
+            if not chunk_is_intact(start, end, terms, vector, checksum) or len(vector) != bytes_each:
                 store.damage[f"a chunk of memory row {row[0]} does not match its checksum"] = None
                 continue
             if (known_tags := tags_of(row[1:])) is None:

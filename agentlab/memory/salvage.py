@@ -11,7 +11,7 @@ from agentlab.memory import sealed
 from agentlab.memory.leaves import records
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.schema import CHUNK_BITS, MIGRATIONS, VERSION, migrate, text_of
-from agentlab.memory.store import COLUMNS, Chunk, chunk_checksum, to_item
+from agentlab.memory.store import COLUMNS, Chunk, chunk_is_intact, to_item
 
 Rows = dict[Any, tuple[Any, ...]]
 _META = ("dimension", "embedding_model", "generation", "epoch", "purge", "consolidated_at", "consolidated")
@@ -151,11 +151,10 @@ class _Reader:
         intact: dict[int, Chunk] = {}
         sizes: Counter[int] = Counter()
         for row in rows:
-            with contextlib.suppress(TypeError, AttributeError):
-                part = Chunk(row["start"], row["end"], row["terms"], row["vector"])
-                if chunk_checksum(part.start, part.end, part.terms, part.vector) == row["checksum"]:
-                    intact.setdefault(row["id"], part)
-                    sizes[len(part.vector)] += 1
+            part = Chunk(row["start"], row["end"], row["terms"], row["vector"])
+            if chunk_is_intact(part.start, part.end, part.terms, part.vector, row["checksum"]):
+                intact.setdefault(row["id"], part)
+                sizes[len(part.vector)] += 1
         usual = sizes.most_common(1)[0][0] if sizes else 0
         found: dict[int, list[Chunk]] = {}
         for key in sorted(intact):

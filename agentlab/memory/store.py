@@ -43,6 +43,14 @@ def chunk_checksum(start: int, end: int, terms: str, vector: bytes) -> int:
     return zlib.crc32(f"{start}\x1f{end}\x1f{terms}".encode(), zlib.crc32(vector))
 
 
+def chunk_is_intact(start: Any, end: Any, terms: Any, vector: Any, checksum: Any) -> bool:
+    """Whether a chunk is as it was stored; damage may have made anything of its fields."""
+    try:
+        return bool(isinstance(vector, bytes) and chunk_checksum(start, end, terms, vector) == checksum)
+    except (TypeError, UnicodeError):
+        return False
+
+
 def row_checksum(memory_id: str, memory_type: str, content: str, session_id: str | None, source: str,
                  created_at: float, metadata: str) -> int:  # fmt: skip
     """CRC-32 of what uses do not change in a memory's row."""
@@ -360,12 +368,15 @@ class Store:
         return unpack(blobs, dimension)
 
     def chunks_of(self, row: int) -> list[tuple[int, int, str, bytes]]:
-        """(start, end, terms, packed vector) of one memory's chunks, in order."""
+        """(start, end, terms, packed vector) of one memory's chunks, in order; none where one of them is damaged."""
         low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS
+        query = 'SELECT start, "end", terms, vector, checksum FROM chunks WHERE id >= ? AND id < ? ORDER BY id'
         with self.lock, sqlite_errors(self.path):
-            return self.db.execute(
-                'SELECT start, "end", terms, vector FROM chunks WHERE id >= ? AND id < ? ORDER BY id', (low, high)
-            ).fetchall()
+            found = self.db.execute(query, (low, high)).fetchall()
+        if not all(chunk_is_intact(*fields) for fields in found):
+            self.damage[f"a chunk of memory row {row} does not match its checksum"] = None
+            return []
+        return [(start, end, terms, vector) for start, end, terms, vector, _ in found]
 
     def matching(self, expression: str, count: int) -> list[tuple[int, int, int, float]]:
         """(row id, start, end, BM25 score) of the chunks that FTS5 finds for an expression, best first."""

@@ -136,6 +136,21 @@ def test_the_first_step_on_a_damaged_row_says_so_and_writes_nothing(path, step):
     assert digest(path) == before
 
 
+@pytest.mark.parametrize("change", ["vector = 7", "terms = x'ff'", "start = 'x'", "checksum = 'x'"])
+def test_a_chunk_that_is_none_any_more_is_named_and_not_exported(path, change):
+    broken(path, "importance", 0.5)
+    rewritten(path, f"UPDATE chunks SET {change} WHERE id >> {schema.CHUNK_BITS} = 2")
+    with open_memory(path) as memory:
+        assert contents(memory.recall("place3", k=1)) == ["fact 3 about topic3 and place3"]
+        assert any("chunk of memory row 2" in problem for problem in memory.damage())
+        assert not memory.doctor().clean
+        assert memory.export(path.with_name("out.jsonl")) == len(memory)
+    with open_memory(path.with_name("copy.db")) as copy:
+        assert copy.import_(path.with_name("out.jsonl")) == 6
+        assert contents(copy.recall("place1", k=1)) == ["fact 1 about topic1 and place1"], "embedded anew"
+    assert Memory.repair(path, embedder=HashingEmbedder()).problems == []
+
+
 def test_a_vector_of_wrong_length_is_named(path):
     ids = broken(path, "importance", 0.5)
     with contextlib.closing(sqlite3.connect(path)) as db, db:

@@ -297,13 +297,13 @@ def test_a_memory_that_is_locked_costs_its_share_of_the_time_and_never_the_answe
         with locked(path):
             result, seconds = timed(lambda: agent.ask("What is my cat called?", session_id="s2", deadline_s=6.0))
             assert (result.state, result.final_answer) == ("answered", "Miezi.")
-            assert seconds < 4.5  # two for the talk that cannot be opened, one for the turn that cannot be stored
-            assert "did not answer in time" in result.warnings[0]
-            assert "not stored yet" in result.warnings[1]
-            assert "My cat is called Miezi." in str(engine.requests[-1].messages)  # recalled before the lock was needed
+            assert seconds < 3.0  # one for the turn that cannot be stored; reading needs no lock
+            assert ["not stored yet" in said for said in result.warnings] == [True]
+            assert "My cat is called Miezi." in str(engine.requests[-1].messages)
             result, seconds = timed(lambda: agent.ask("And my dog?", deadline_s=3.0))
             assert (result.state, result.final_answer) == ("answered", "Miezi.")
-            assert seconds < 2.5
+            assert seconds < 3.0
+            assert "did not answer in time" in result.warnings[0]  # the turn before it is part of the talk
         agent.close()  # what is remembered later is remembered
         assert [turn.user_input for turn in memory.conversation("s2").turns()] == ["What is my cat called?"]
 

@@ -83,7 +83,8 @@ def parse_yaml(text: str, loader: Any) -> Any:
     try:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        where = str(error).replace('in "<unicode string>", ', "in ")
+        raise ValueError(" ".join(where.split())) from None
     # The constructors of dates, numbers and !!tags let the errors of int(), date(), a failed match, … through.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"a date, number or tag in it has no meaning ({' '.join(str(error).split())})") from None

@@ -1,13 +1,14 @@
 """One answer: recall → (think → act → observe)* → answer, as a stream of steps."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from agentlab.agent.acting import Acting, usable
 from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
+from agentlab.agent.fitting import fitted
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
 from agentlab.agent.reading import THINK, THINK_END, Answer, Reader, Said, stopped
 from agentlab.agent.recalling import Recall
@@ -16,7 +17,6 @@ from agentlab.agent.steps import (
     FellBack,
     Generated,
     ModelInfo,
-    Observed,
     ReasoningStep,
     Recalled,
     Recovered,
@@ -27,17 +27,16 @@ from agentlab.agent.steps import (
     Thought,
     ToolCalled,
 )
-from agentlab.agent.tools import Tool, as_untrusted, execute
+from agentlab.agent.tools import Tool, as_untrusted
 from agentlab.errors import AgentError, AgentlabError, ModelError
 from agentlab.events import RecoveryStep
 from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain, ChainExhausted, Fall, Link
-from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure, validate
+from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure
 
 Choice = Literal["auto", "required", "none"]
 _CALL_TOKENS = 48  # a usual call, for planning steps before a deadline
 _ANSWER_TOKENS = 32
-_SHORTEST_RESULT = 50  # characters of a tool's result that are always left
 _LEAST_TOKENS = 4  # fewer new tokens are no answer: the deadline has come
 
 
@@ -111,8 +110,7 @@ class Loop:
         self._system: list[Message] = []
         self._earlier: list[Message] = []  # turns before the task; the oldest are left out where room is short
         self._talk: list[Message] = []  # the task and what came of it
-        self._made: dict[str, Observed] = {}  # what came of each call, to notice when it comes again
-        self._above: set[str] = set()  # the calls that the talk shows
+        self._acting = Acting(self.tools, self.budget)
         self._show_tools = bool(self.tools)
         self._asked_tokens = 0  # prompt and answer of what is being written
         self._known_tokens = 0  # of its prompt, those that need not be read
@@ -160,7 +158,7 @@ class Loop:
                 self._done(step, said.thought or NO_TOOL, None, None, written.confidence)
                 self._show_tools, choice = False, "none"
                 continue
-            call, problems = self._checked(calls, choice)
+            call, problems = usable(self.tools, calls, choice != "none")
             original = mended = None
             if call is None and calls and choice != "none":
                 mended = repair(said.text, self._definitions(), written.form.style)
@@ -207,65 +205,23 @@ class Loop:
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
-    def _checked(self, calls: Sequence[Call], choice: Choice) -> tuple[Call | None, list[str]]:
-        """The first call if it can be executed as it is, else what is wrong with it."""
-        if not calls:
-            return None, ["the answer is empty"]
-        if choice == "none":
-            return None, ["a call, where only words can be used"]
-        call = calls[0]
-        if call.malformed:
-            return None, [call.malformed]
-        if call.name not in self.tools:
-            return None, [f"unknown tool {call.name}; allowed: {', '.join(self.tools)}"]
-        problems = validate(call, self.tools[call.name].definition)
-        return (None, problems) if problems else (call, [])
-
     def _act(
         self, number: int, call: Call, original: str | None, thought: str, confidence: float | None
     ) -> Generator[Step, None, Choice]:
         """Execute a call; the choice for the next step: after the same call again, the model has to answer."""
         yield ToolCalled(step_number=number, name=call.name, arguments=call.arguments, original=original)
-        mark = json.dumps([call.name, call.arguments], sort_keys=True, ensure_ascii=False)
-        action: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
-        if original is not None:
-            action["original"] = original
-        made = self._made.get(mark)
-        known = made if made is not None and made.ok else None  # what failed may be tried again
-        again = known is not None and mark in self._above
-        if again:
-            text = "the result is above already"
-            seen = Observed(
-                step_number=number, name=call.name, text=text, ok=True, problem=None, truncated=False, seconds=0.0
-            )
-        elif known is not None:  # another model of the chain asked for it before: things are done once
-            seen = dataclasses.replace(known, step_number=number, seconds=0.0)
-        else:
-            seen = self._execute(number, call)
-            self._made[mark] = seen
-        self._above.add(mark)
+        seen, again = self._acting.act(number, call)
         if seen.ok and not again:
             self.best, self.best_is_a_result = seen.text, True
         yield seen
+        action: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
+        if original is not None:
+            action["original"] = original
         self._done(number, thought, action, seen.text, confidence)
         count = 1 + sum(message["role"] == "tool" for message in self._talk)
         self._talk.append(call_message(count, call.name, call.arguments, thought if self.options.thinking else ""))
         self._talk.append(result_message(count, call.name, seen.text))
         return "none" if again or (self.options.single_call and seen.ok) else "auto"
-
-    def _execute(self, number: int, call: Call) -> Observed:
-        tool = self.tools[call.name]
-        room_s = max(0.0, min(tool.timeout_s, self.budget.work_left_s))
-        found = execute(tool, call.arguments, timeout_s=room_s, should_stop=self.budget.cancelled)
-        return Observed(
-            step_number=number,
-            name=call.name,
-            text=as_untrusted(found.text),
-            ok=found.ok,
-            problem=found.problem,
-            truncated=found.truncated,
-            seconds=found.seconds,
-        )
 
     def _ask_again(self, said: str, problems: Sequence[str], choice: Choice) -> None:
         self._talk.append({"role": "assistant", "content": as_untrusted(said) or "(nothing)"})
@@ -412,19 +368,12 @@ class Loop:
         wanted, context = self.options.max_new_tokens, engine.context_length()
         # a champion that was taught single calls decides, the base model finds the words
         adapter = None if self.options.single_call and choice == "none" else link.adapter
-        earlier, talk = list(self._earlier), list(self._talk)
-        while True:
-            shown = form.convert([*self._system, *earlier, *talk], tools)
-            size = engine.count_tokens(shown, tools if form.native else None)
-            known = engine.cached_tokens(Request(shown, adapter, tools=tools if form.native and tools else None))
-            room = self.budget.tokens(self._speed(link), size - known)
-            fits = size + min(wanted, context // 2) <= context
-            if fits and (room >= min(wanted, _ANSWER_TOKENS) or not earlier):
-                break
-            if earlier:
-                del earlier[: _first_turn(earlier)]
-            elif not _shorten_result(talk):
-                break
+        speed = self._speed(link)
+        found = fitted(
+            engine, form, adapter, tools, system=self._system, earlier=self._earlier, talk=self._talk, wanted=wanted,
+            enough=_ANSWER_TOKENS, room_for=lambda unread: self.budget.tokens(speed, unread),
+        )  # fmt: skip
+        size, room = found.size, found.room
         least = min(_LEAST_TOKENS, wanted)
         # while memory is short the context is shrunk, but no answer is refused, cut or kept from its tools for it
         most = min(wanted, self.chain.whole_context() - size)  # no model writes more, whatever is allowed
@@ -440,12 +389,12 @@ class Loop:
             self._out_of_time()
             return None
         self._short_of_time = room < min(wanted, context - size)
-        self._known_tokens = known
+        self._known_tokens = found.known
         self._asked_tokens = size + min(wanted, room, context - size)
         can = engine.capabilities()
         constrained = self.options.constrained and can.structure
         return Request(
-            messages=shown,
+            messages=found.shown,
             adapter=adapter,
             max_new_tokens=min(wanted, room, context - size),
             temperature=self.options.temperature,
@@ -468,7 +417,7 @@ class Loop:
         self._system = [{"role": "system", "content": text}] if text else []
         self._earlier = self.recall.turns()
         self._talk = [{"role": "user", "content": self.task}]
-        self._above.clear()
+        self._acting.begin()
         self._show_tools = bool(self.tools)
         if not self.best_is_a_result:
             self.best = ""
@@ -484,22 +433,6 @@ class Loop:
         speed = self._speed(self.chain.link)
         size = sum(len(str(message["content"])) for message in [*self._system, *self._earlier, *self._talk]) // 3
         return self.budget.steps(speed, size, _CALL_TOKENS, _ANSWER_TOKENS) > 0
-
-
-def _first_turn(messages: Sequence[Message]) -> int:
-    """How many messages the oldest turn has: what was asked and what was answered, or one of them alone."""
-    later = (at for at, message in enumerate(messages) if at and message["role"] == "user")
-    return next(later, len(messages))
-
-
-def _shorten_result(talk: list[Message]) -> bool:
-    """Halve the oldest of the long results in place; False where none is long."""
-    for at, message in enumerate(talk):
-        if message["role"] == "tool" and len(message["content"]) > 2 * _SHORTEST_RESULT:
-            half = message["content"][: len(message["content"]) // 2].rstrip(" …")
-            talk[at] = {**message, "content": f"{half} …"}
-            return True
-    return False
 
 
 def _in_words(step: RecoveryStep) -> str:

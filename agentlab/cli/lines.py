@@ -39,6 +39,8 @@ class Lines:
             import readline
 
             readline.write_history_file(self.path)
+            if self._mark != _last_clearing(self.path):  # just now
+                self.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Drop all lines, those of earlier and of other open talks too: which of them tell what was forgotten cannot

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agentlab.errors import MemoryStoreError
+from agentlab.errors import MemoryStoreError, StorageError
 
 if TYPE_CHECKING:
     from agentlab.memory import Memory
@@ -116,15 +116,18 @@ def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, 
     if not memory_ids and session is None:
         raise MemoryStoreError("nothing to forget was named; give ids or --session")
     with _open(file) as memory:
-        gone = memory.forget(*memory_ids, session_id=session, reason=reason)
-        traces = memory.traces() if gone else []
+        try:
+            gone = memory.forget(*memory_ids, session_id=session, reason=reason)
+        except StorageError:  # it may be forgotten already, and the file not rewritten
+            drop(history_path())
+            raise
+        traces, kept = memory.traces(), memory.kept_files()
     click.echo(f"forgotten: {' '.join(gone) or 'nothing was there'}")
-    if gone or session is not None:
-        drop(history_path())
-        say_what_stays()
+    drop(history_path())
+    say_what_stays()
     for trace in traces:
         click.echo(f"agentlab: not everywhere: {trace}", err=True)
-    if any(".damaged-" in trace for trace in traces):
+    if kept:
         click.echo("agentlab: delete kept files with: agentlab memory doctor --drop-kept", err=True)
 
 

@@ -8,7 +8,7 @@ import click
 
 from agentlab.cli.agent import _answer, _ending, _Printer
 from agentlab.cli.lines import Lines, history_path, say_what_stays
-from agentlab.errors import AgentError, AgentlabError
+from agentlab.errors import AgentError, AgentlabError, StorageError
 
 if TYPE_CHECKING:
     from agentlab.agent import Agent
@@ -133,9 +133,16 @@ class Talk:
     def _forget(self, memory_id: str) -> None:
         if not memory_id:
             raise AgentError("/forget needs an id; /memory WORDS shows ids")
-        click.echo(f"forgotten: {' '.join(self._known().forget(memory_id))}")
+        memory = self._known()
+        try:
+            click.echo(f"forgotten: {' '.join(memory.forget(memory_id))}")
+        except StorageError:  # it may be forgotten already, and the file not rewritten
+            self.lines.clear()
+            raise
         self.lines.clear()
         say_what_stays()
+        for trace in memory.traces():
+            click.secho(f"not everywhere: {trace}", err=True, dim=True)
 
     def _undo(self, _: str) -> None:
         asked = None

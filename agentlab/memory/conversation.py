@@ -46,15 +46,15 @@ class Conversation:
         """The session's row, made where it is not there: it is new, or was forgotten since this object was made."""
         store = self._core.store
         if (found := sealed.row(store, "sessions", self.session_id)) is None:
-            now = time.time()
-            found = {
-                "session_id": self.session_id, "user_id": self._user_id, "start_time": now, "last_activity": now,
-                "active_memories": [], "preferences": {}, "summary": [], "summarised": 0,
-            }  # fmt: skip
+            found = self._empty()
             sealed.insert(store.db, "sessions", found)
         if self._user_id:
             sealed.change(store, "sessions", self.session_id, user_id=self._user_id)
         return found
+
+    def _empty(self) -> sealed.Row:
+        now = time.time()
+        return sealed.empty_session(self.session_id, self._user_id, now, now)
 
     def add(
         self, user_input: str, agent_response: str, *, context_used: Sequence[str] = (), tags: Sequence[str] = (),
@@ -147,8 +147,10 @@ class Conversation:
         return [memory_id for memory_id in ids if memory_id not in gone]
 
     def session(self) -> SessionContext:
-        """The session as it stands."""
-        return session_context(self._core, self.session_id)
+        """The session as it stands; before its first turn, which stores it, it is empty."""
+        with self._core.store.reading():
+            found = sealed.row(self._core.store, "sessions", self.session_id)
+            return _context(self._core, found or self._empty())
 
     def prefer(self, **preferences: Any) -> None:
         """Set preferences of the session; None removes one."""
@@ -223,15 +225,6 @@ class Conversation:
         return parts
 
 
-def session_context(core: Core, session_id: str) -> SessionContext:
-    """The stored context of a session."""
-    with core.store.reading():
-        found = sealed.row(core.store, "sessions", session_id)
-        if found is None:
-            raise MemoryStoreError(f"session {session_id!r} was forgotten or never began; its next turn begins it")
-        return _context(core, found)
-
-
 def sessions(core: Core) -> list[SessionContext]:
     """The stored contexts of all sessions, the last active first."""
     with core.store.reading():
@@ -255,4 +248,4 @@ def _plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
     return [{"text": part.text, "sources": part.sources} for part in parts]
 
 
-__all__ = ["Conversation", "Summariser", "count_tokens", "session_context", "sessions"]
+__all__ = ["Conversation", "Summariser", "count_tokens", "sessions"]

@@ -107,10 +107,8 @@ def drop(
         if row is None:
             continue
         store.delete([row])
-        # what merged into it was the same words under another id
-        same = sealed.rows(store, "aliases", "stands_for = ?", (memory_id,))
         store.bury(memory_id, row, generation, item.memory_type, now, reason)
-        for alias in same:
+        for alias in sealed.rows(store, "aliases", "stands_for = ?", (memory_id,)):  # the same words, another id
             store.bury(alias["memory_id"], 0, generation, item.memory_type, now, reason)
         rows.add(row)
     for turn in talk:
@@ -131,13 +129,13 @@ def drop(
 def finish(core: Core, dropped: Dropped) -> None:
     """Rewrite the file without what was dropped, and make knowledge anew of what stays of it."""
     core.unhear(dropped.rows)
+    core.aside(lambda: consolidation.consolidate_rows(core, dropped.left), "what stays of some knowledge is none yet")
     try:
         core.store.purge()
     except StorageError as error:
         raise StorageError(
             f"forgotten, but traces stay in {core.path} until there is room to rewrite it ({error})"
         ) from error
-    consolidation.consolidate_rows(core, dropped.left)
 
 
 def _without_words_of(reason: str, gone: Iterable[MemoryItem]) -> str:

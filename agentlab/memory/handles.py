@@ -13,19 +13,49 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_lock = threading.RLock()
+from agentlab.errors import MemoryStoreError
+
+_lock = threading.RLock()  # of what is below, never held while a file is opened
 _open: Counter[tuple[int, int, int]] = Counter()  # (process, device, inode) → how often
+_repaired: set[tuple[int, int, int]] = set()
+_opening: dict[str, threading.RLock] = {}  # real path → who opens it now
 
 
 @contextlib.contextmanager
 def opening(path: Path) -> Iterator[bool]:
-    """Whether the file is open in this process already; nobody else of it opens or closes one meanwhile."""
+    """Whether the file is open in this process already; nobody else of it opens or closes this file meanwhile.
+
+    Raises MemoryStoreError during a repair.
+    """
     with _lock:
+        place = _opening.setdefault(os.path.realpath(path), threading.RLock())
+    with place:
         try:
-            here = _open[_key(path)] > 0
+            key = _key(path)
         except OSError:
-            here = False
+            yield False
+            return
+        with _lock:
+            if key in _repaired:
+                raise MemoryStoreError(f"{path} is being repaired; open it again when that is done")
+            here = _open[key] > 0
         yield here
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether this process has the file open for nothing else; while it has not, nobody of it can open it."""
+    with opening(path) as here:
+        key = None if here else _key(path)
+        if key is not None:
+            with _lock:
+                _repaired.add(key)
+    try:
+        yield key is not None
+    finally:
+        if key is not None:
+            with _lock:
+                _repaired.discard(key)
 
 
 def hold(owner: object, path: Path) -> Callable[[], object]:

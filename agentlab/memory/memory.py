@@ -268,11 +268,15 @@ class Memory:
                 f"another program is reading {self.path}: bytes of what was forgotten stay in its log until that has "
                 "closed it and the memory is next written, closed or opened"
             )
-        return found + [f"{kept} holds what the memory held when it was repaired" for kept in kept_files(self.path)]
+        return found + [f"{kept} holds what the memory held when it was repaired" for kept in self.kept_files()]
+
+    def kept_files(self) -> list[Path]:
+        """The damaged files that repairs kept."""
+        return kept_files(self.path)
 
     def drop_kept(self) -> list[Path]:
         """Delete the damaged files that repairs kept; which they were."""
-        gone = kept_files(self.path)
+        gone = self.kept_files()
         for kept in gone:
             kept.unlink()
         return gone

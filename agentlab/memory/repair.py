@@ -5,6 +5,7 @@ itself puts the new content in the place of the old: a kill leaves the one or th
 """
 
 import contextlib
+import glob
 import os
 import shutil
 import sqlite3
@@ -63,57 +64,51 @@ def repair(path: Path, model: str | None, embedder: Embedder | None) -> Report:
 
 def kept_files(path: Path) -> list[Path]:
     """The damaged files that repairs of the memory at `path` kept, and what one that was killed left."""
-    return sorted([*path.parent.glob(f"{path.name}.damaged-*"), *path.parent.glob(f"{path.name}.repair-*")])
+    name = glob.escape(path.name)
+    return sorted([*path.parent.glob(f"{name}.damaged-*"), *path.parent.glob(f"{name}.repair-*")])
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[tuple[sqlite3.Connection, BinaryIO]]:
     """A connection that keeps all others out of the file, and the file; raises where somebody has it open."""
     busy = MemoryStoreError(f"{path} is open in some program; close it there, so that nothing it writes is lost")
-    with handles.opening(path) as here:
-        if here:
+    check_file(path, create=False)
+    with handles.alone(path) as alone:
+        if not alone:
             raise busy
-        check_file(path, create=False)
-        file = open(path, "rb")  # noqa: SIM115 - closing it drops the lock, so it is closed last
-        let_go = handles.hold(file, path)
-    try:
-        head = file.read(100)
-        if int.from_bytes(head[68:72], "big") != APPLICATION_ID or int.from_bytes(head[60:64], "big") > VERSION:
-            raise MemoryStoreError(f"{path} is not a memory, or one of a newer agentlab; it was left untouched")
-        db = sqlite3.connect(path, timeout=_ALONE_S, isolation_level=None, check_same_thread=False)
-        try:
-            for statement in (
-                "PRAGMA locking_mode = EXCLUSIVE",
-                "PRAGMA writable_schema = ON",  # first: a damaged schema and a missing end are no reason to stop
-                "PRAGMA synchronous = FULL", "BEGIN EXCLUSIVE", "COMMIT",
-            ):  # fmt: skip
-                db.execute(statement)
-            yield db, file
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise busy from None
-            raise
-        finally:
-            db.close()
-    except sqlite3.DatabaseError as error:
-        raise MemoryStoreError(
-            f"{path} cannot be repaired: {error}; restore it from a copy or import an export"
-        ) from error
-    finally:
-        file.close()
-        let_go()
+        with open(path, "rb") as file:  # closing it drops the lock, so it is closed last
+            head = file.read(100)
+            if int.from_bytes(head[68:72], "big") != APPLICATION_ID or int.from_bytes(head[60:64], "big") > VERSION:
+                raise MemoryStoreError(f"{path} is not a memory, or one of a newer agentlab; it was left untouched")
+            try:
+                with contextlib.closing(
+                    sqlite3.connect(path, timeout=_ALONE_S, isolation_level=None, check_same_thread=False)
+                ) as db:
+                    for statement in (
+                        "PRAGMA locking_mode = EXCLUSIVE",
+                        "PRAGMA writable_schema = ON",  # first: damaged schema, missing end are no reasons to stop
+                        "PRAGMA synchronous = FULL", "BEGIN EXCLUSIVE", "COMMIT",
+                    ):  # fmt: skip
+                        db.execute(statement)
+                    yield db, file
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                    raise busy from None
+                raise MemoryStoreError(
+                    f"{path} cannot be repaired: {error}; restore it from a copy or import an export"
+                ) from error
 
 
 @contextlib.contextmanager
 def _scratch(path: Path, *names: Path) -> Iterator[None]:
     """Remove what a killed repair left, and in the end what this one made."""
-    for leftover in path.parent.glob(f"{path.name}.repair-*"):
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.repair-*"):
         leftover.unlink()
     try:
         yield
     finally:
         for name in names:
-            for leftover in name.parent.glob(f"{name.name}*"):
+            for leftover in name.parent.glob(f"{glob.escape(name.name)}*"):
                 leftover.unlink()
 
 
@@ -121,20 +116,26 @@ def _copy(path: Path, file: BinaryIO, to: Path, short: int) -> None:
     """Copy the file, its log too; where its end is missing with zeros, because SQLite reads nothing of a short one."""
     with disk_errors(to):
         file.seek(0)
-        with open(os.open(to, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-            if short:
-                copy.truncate(path.stat().st_size + short)
-            copy.flush()
-            os.fsync(copy.fileno())
+        _written(file, to, path.stat().st_size + short)
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
-            shutil.copyfile(log, to.with_name(to.name + "-wal"))
+            with open(log, "rb") as newest:
+                _written(newest, to.with_name(to.name + "-wal"))
+
+
+def _written(source: BinaryIO, to: Path, size: int | None = None) -> None:
+    """Copy what `source` holds durably, for its owner alone, with zeros up to `size`."""
+    with open(os.open(to, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+        if size is not None:
+            copy.truncate(size)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def _keep(path: Path, file: BinaryIO) -> Path:
     stamp = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    taken = len(list(path.parent.glob(f"{stamp}*")))
+    taken = len(list(path.parent.glob(f"{glob.escape(stamp)}*")))
     kept = path.with_name(stamp + (f"-{taken + 1}" if taken else ""))
     _copy(path, file, kept, 0)
     sync_folder(path.parent)
@@ -177,8 +178,8 @@ def _fill(new: Core, intact: Salvage) -> list[str]:
         new.store.insert(ready, generation)
         for table, rows in intact.beside.items():
             for values in rows:
-                known = values[sealed.COLUMNS[table][0]] in there
-                if (table in ("knowledge", "sources") and not known) or (table == "tombstones" and known):
+                about = values["stands_for" if table == "aliases" else sealed.COLUMNS[table][0]]
+                if table in ("knowledge", "sources", "aliases") and about not in there:
                     continue
                 beside = {"id": values["id"]} if table == "turns" else {}
                 if table == "tombstones":  # rows are numbered anew: an old number would bury whoever has it now
@@ -197,10 +198,7 @@ def _sessions_anew(new: Core, intact: Salvage) -> list[str]:
         if turn["session_id"] not in known:
             times.setdefault(turn["session_id"], []).append(turn["timestamp"])
     for session_id, moments in times.items():
-        sealed.insert(new.store.db, "sessions", {
-            "session_id": session_id, "user_id": "", "start_time": min(moments), "last_activity": max(moments),
-            "active_memories": [], "preferences": {}, "summary": [], "summarised": 0,
-        })  # fmt: skip
+        sealed.insert(new.store.db, "sessions", sealed.empty_session(session_id, "", min(moments), max(moments)))
     return [f"session {session_id} begins anew with its turns" for session_id in times]
 
 

@@ -51,7 +51,7 @@ class _Reader:
             self.version = int.from_bytes(file.read(64)[60:], "big")
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
             for step in MIGRATIONS[: max(1, self.version)]:
-                fresh.executescript(step if isinstance(step, str) else step[0])
+                fresh.executescript(step)
             self.columns = {
                 table: [(name, kind) for _, name, kind, *_ in fresh.execute(f"PRAGMA table_info({table})")]
                 for table in ("meta", "memories", "chunks", *sealed.COLUMNS)
@@ -117,7 +117,7 @@ class _Reader:
         names, found, bad = sealed.COLUMNS[table], {}, set()
         for row in rows:
             values = [row.get(name, "[]") for name in names]  # version 1 has no `retold`
-            checksum = row["checksum"] if "checksum" in row else sealed.seal(values)
+            checksum = row["checksum"] if "checksum" in row else sealed.seal(table, values)
             key = tuple(values[:2]) if table == "sources" else values[0]
             intact = sealed.opened(table, values, checksum)
             if intact is not None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,21 +15,8 @@ BUSY_S = 60
 CHUNK_BITS = 12  # a chunk's id is its memory's row id shifted by this, plus its number
 
 
-def _seal(connection: sqlite3.Connection) -> None:
-    """Version 2: checksums of the rows beside the memories, and tombstones that no longer name a living row.
-
-    Repairs of version 1 numbered rows anew and left tombstones the old numbers.
-    """
-    from agentlab.memory.sealed import seal_all
-
-    seal_all(connection)
-    for memory_id, row in connection.execute("SELECT memory_id, row FROM tombstones").fetchall():
-        if connection.execute("SELECT 1 FROM memories WHERE id = ?", (row,)).fetchone():
-            connection.execute("UPDATE tombstones SET row = 0 WHERE memory_id = ?", (memory_id,))
-
-
-# What leads to each schema version, run in order: scripts and what SQL cannot do; a published one is never edited.
-MIGRATIONS: tuple[str | tuple[str, Callable[[sqlite3.Connection], None]], ...] = (
+# One script per schema version, run in order; a published one is never edited, a change is a new one.
+MIGRATIONS = (
     """
     CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE memories(
@@ -113,23 +100,22 @@ MIGRATIONS: tuple[str | tuple[str, Callable[[sqlite3.Connection], None]], ...] =
     CREATE INDEX tombstones_generation ON tombstones(generation);
     INSERT INTO meta VALUES ('generation', '0'), ('epoch', '0'), ('purge', '0');
     """,
-    (
-        """
-        ALTER TABLE turns ADD COLUMN retold TEXT NOT NULL DEFAULT '[]';
-        ALTER TABLE turns ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE sessions ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE knowledge ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE sources ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE tombstones ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
-        CREATE TABLE aliases(
-            memory_id TEXT PRIMARY KEY, stands_for TEXT NOT NULL, checksum INTEGER NOT NULL
-        ) WITHOUT ROWID;
-        CREATE INDEX aliases_stands_for ON aliases(stands_for);
-        """,
-        _seal,
-    ),
+    """
+    ALTER TABLE turns ADD COLUMN retold TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE turns ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE knowledge ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sources ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tombstones ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE aliases(
+        memory_id TEXT PRIMARY KEY, stands_for TEXT NOT NULL, checksum INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX aliases_stands_for ON aliases(stands_for);
+    UPDATE tombstones SET row = 0 WHERE row IN (SELECT id FROM memories);
+    """,
 )
 VERSION = len(MIGRATIONS)
+_SEALED = 2  # the version from which the rows beside the memories have checksums, those that `sealed` covers today
 
 
 def connect(path: Path, *, create: bool = True, known: bool = False) -> sqlite3.Connection:
@@ -190,13 +176,14 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         _, version = _identity(connection)
-        for step in MIGRATIONS[version:]:
-            script, then = (step, None) if isinstance(step, str) else step
+        for script in MIGRATIONS[version:]:
             for statement in script.split(";"):
                 if statement.strip():
                     connection.execute(statement)
-            if then is not None:
-                then(connection)
+        if version < _SEALED:
+            from agentlab.memory.sealed import seal_all  # which needs this room for its errors
+
+            seal_all(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")

@@ -37,10 +37,21 @@ NAMES = {
 }  # fmt: skip
 
 
-def seal(values: Sequence[Any]) -> int:
-    """CRC-32 of a row's values as the file holds them, in the order of `COLUMNS`."""
+def empty_session(session_id: str, user_id: str, start_time: float, last_activity: float) -> Row:
+    """A session's row before anything is known of it; times in seconds since 1970."""
+    return {
+        "session_id": session_id, "user_id": user_id, "start_time": start_time, "last_activity": last_activity,
+        "active_memories": [], "preferences": {}, "summary": [], "summarised": 0,
+    }  # fmt: skip
+
+
+def seal(table: str, values: Sequence[Any]) -> int:
+    """CRC-32 of a table's name and a row's values as the file holds them, in the order of `COLUMNS`.
+
+    The name, because a page found by itself does not say whose it is, and tables have rows of one shape.
+    """
     parts = ("" if value is None else value if isinstance(value, str) else repr(value) for value in values)
-    return zlib.crc32("\x1f".join(parts).encode())
+    return zlib.crc32("\x1f".join([table, *parts]).encode())
 
 
 def packed(table: str, row: Row) -> list[Any]:
@@ -55,7 +66,7 @@ def packed(table: str, row: Row) -> list[Any]:
 def opened(table: str, values: Sequence[Any], checksum: Any) -> Row | None:
     """The row that `values` hold; None where they do not match the checksum or are not JSON where they should be."""
     try:
-        if seal(values) != checksum:
+        if seal(table, values) != checksum:
             return None
         return {
             name: json.loads(value) if name in JSON_COLUMNS else value
@@ -110,7 +121,7 @@ def insert(
     names = [*COLUMNS[table], "checksum", *beside]
     db.execute(
         f"INSERT OR {conflict} INTO {table}({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
-        [*whole, seal(whole), *beside.values()],
+        [*whole, seal(table, whole), *beside.values()],
     )
 
 
@@ -123,7 +134,7 @@ def change(store: "Store", table: str, key: str, **changes: Any) -> None:
     names = COLUMNS[table]
     store.db.execute(
         f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in names)}, checksum = ? WHERE {names[0]} = ?",
-        [*values, seal(values), key],
+        [*values, seal(table, values), key],
     )
 
 
@@ -140,5 +151,5 @@ def seal_all(db: sqlite3.Connection) -> None:
         count = len(names) if table == "sources" else 1
         found = db.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall()
         db.executemany(
-            f"UPDATE {table} SET checksum = ? WHERE {key}", [(seal(values), *values[:count]) for values in found]
+            f"UPDATE {table} SET checksum = ? WHERE {key}", [(seal(table, values), *values[:count]) for values in found]
         )

@@ -127,7 +127,7 @@ class Store:
                     self._cut_log(0)
 
     def _check_place(self) -> None:
-        """Refuse to write into a file that was moved away, as a repair does: nobody would find it again."""
+        """Refuse to write into a file that was moved away or replaced: nobody would find it again."""
         try:
             same = self.path.stat().st_ino == self._inode
         except FileNotFoundError:

@@ -9,8 +9,11 @@ from agent.helpers import Scripted, agent_of
 from click.testing import CliRunner
 from memory.helpers import open_memory
 
+from agentlab.cli.lines import Lines, drop
 from agentlab.cli.main import main
 from agentlab.cli.talk import Talk
+from agentlab.errors import StorageError
+from agentlab.memory.store import Store
 
 readline = pytest.importorskip("readline")
 
@@ -184,6 +187,38 @@ def test_the_command_that_forgets_drops_the_typed_lines_too(talk, tmp_path, sess
     assert not (tmp_path / "home" / "chat-history").exists()
     for place in ("typed lines of chats are dropped", "not reached: exports", "MLflow", "adapters"):
         assert place in result.stderr
+
+
+def test_typed_lines_are_dropped_also_where_the_file_cannot_be_rewritten(talk, tmp_path, monkeypatch):
+    """It is forgotten by then; only traces stay, until the disk has room."""
+    path = tmp_path / "memory.db"
+    with open_memory(path) as memory:
+        talk("The code is zebra4711.", memory=memory)
+
+    def full(store):
+        raise StorageError("no space left")
+
+    memory_id = id_of(path, "zebra4711")
+    monkeypatch.setattr(Store, "purge", full)
+    result = forget(memory_id, "--file", str(path))
+    assert result.exit_code == 7
+    assert "forgotten, but traces stay" in result.stderr
+    assert not (tmp_path / "home" / "chat-history").exists()
+
+
+def test_a_forgetting_just_before_the_lines_are_written_leaves_none(tmp_path, monkeypatch):
+    readline = pytest.importorskip("readline")
+    path = tmp_path / "chat-history"
+    write = readline.write_history_file
+
+    def meanwhile(file):
+        drop(path)
+        write(file)
+
+    with Lines(path):
+        readline.add_history("The code is zebra4711.")
+        monkeypatch.setattr(readline, "write_history_file", meanwhile)
+    assert not path.exists()
 
 
 def test_a_turn_that_is_still_being_stored_can_be_taken_back(talk, tmp_path, monkeypatch, capsys):

@@ -158,7 +158,9 @@ def test_a_conversation_begins_and_is_read_while_somebody_else_writes(path):
             talk = memory.conversation("s", user_id="ana")
             assert [turn.user_input for turn in talk.window()] == ["My cat is called Tom."]
             assert talk.summary() == []
-            assert memory.conversation("new").turns() == []
+            new = memory.conversation("new", user_id="ana")
+            assert new.turns() == []
+            assert (new.session().user_id, new.session().conversation_count) == ("ana", 0)
             assert time.monotonic() - started < 1
             writer.execute("ROLLBACK")
         assert [session.session_id for session in memory.sessions()] == ["s"], "a session begins with its first turn"

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from click.testing import CliRunner
 from agentlab import Memory
 from agentlab.cli import main
 from agentlab.errors import MemoryStoreError, StorageError
-from agentlab.memory import schema
+from agentlab.memory import repair as repairing
+from agentlab.memory import schema, sealed
 
 from .helpers import HashingEmbedder, contents, open_memory
 
@@ -294,3 +296,62 @@ def test_a_damaged_file_of_the_first_schema_is_repaired(path, table):
         assert memory.stats()["schema_version"] == schema.VERSION
     assert any("memories are lost" in problem for problem in report.problems) == (table == "memories")
     assert any("turns are lost" in problem for problem in report.problems) == (table == "turns")
+
+
+def test_what_a_repair_lost_comes_back_by_an_import_also_where_it_had_merged(path, tmp_path):
+    text, export = "The bridge is closed on Sundays.", tmp_path / "other.jsonl"
+    with open_memory(tmp_path / "other.db") as other:
+        other.remember(text)
+        other.export(export)
+    with open_memory(path) as memory:
+        memory.remember_many([*facts(3), text])
+        memory.import_(export)  # the same words: its id stands for the one that is there
+    flip(path, path.read_bytes().index(text.encode()) + 3)
+    assert any("lost" in problem for problem in repair(path).problems)
+    with open_memory(path) as memory:
+        assert memory.doctor().clean
+        assert text not in contents(memory.recall("bridge", words_only=True))
+        memory.import_(export)
+        assert contents(memory.recall("bridge", k=1, words_only=True)) == [text]
+
+
+def test_rows_of_one_table_are_no_rows_of_another():
+    """`sources` and `aliases` have the same shape, and a page by itself does not say whose it is."""
+    values = ["one", "other"]
+    assert sealed.opened("sources", values, sealed.seal("sources", values)) is not None
+    assert sealed.opened("aliases", values, sealed.seal("sources", values)) is None
+
+
+def test_a_copied_log_is_for_its_owner_alone(path):
+    with open_memory(path) as memory:
+        memory.remember("in the log")
+        assert path.with_name(f"{path.name}-wal").stat().st_size
+        with open(path, "rb") as file:
+            repairing._copy(path, file, path.with_name("copy.db"), 0)
+    assert {stat.S_IMODE(path.with_name(name).stat().st_mode) for name in ("copy.db", "copy.db-wal")} == {0o600}
+
+
+def test_kept_files_are_found_whatever_the_memory_is_called(tmp_path):
+    path = tmp_path / "a[1].db"
+    with open_memory(path) as memory:
+        memory.remember_many(facts(5))
+    flip(path, path.read_bytes().index(b"fact 3 about") + 3)
+    repair(path)
+    with open_memory(path) as memory:
+        assert len(memory.traces()) == 1
+        assert memory.drop_kept()
+        assert memory.traces() == []
+
+
+def test_nobody_waits_for_a_repair_in_the_same_process(path):
+    with open_memory(path) as memory:
+        memory.remember_many(facts(5))
+    with repairing._alone(path):
+        started = time.monotonic()
+        with pytest.raises(MemoryStoreError, match="is being repaired"):
+            open_memory(path)
+        with open_memory(path.with_name("another.db")) as other:  # which has nothing to do with it
+            other.remember("a note")
+        assert time.monotonic() - started < 2
+    with open_memory(path) as memory:
+        assert len(memory) == 5

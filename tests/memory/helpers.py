@@ -1,5 +1,6 @@
 """A real embedding model that needs no download and no torch, and what several tests of the memory look at."""
 
+import hashlib
 import zlib
 
 import numpy as np
@@ -44,3 +45,16 @@ def everything(path):
 
 def contents(hits):
     return [hit.content for hit in hits]
+
+
+def flip(path, offset, count=1):
+    """Turn over all bits of so many of the file's bytes."""
+    data = bytearray(path.read_bytes())
+    for place in range(offset, offset + count):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def digest(path):
+    """Hex sha256 of the file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

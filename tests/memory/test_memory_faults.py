@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import hashlib
 import random
 import resource
 import shutil
@@ -19,7 +18,7 @@ from agentlab.memory import core, schema
 from agentlab.memory.schema import VERSION
 from agentlab.memory.store import Store
 
-from .helpers import HashingEmbedder, contents, open_memory
+from .helpers import HashingEmbedder, contents, digest, flip, open_memory
 
 
 @pytest.fixture
@@ -30,17 +29,6 @@ def full(path):
         memory.conversation("s").add("A question about topic1?", "An answer with place900.")
     assert not path.with_name("memory.db-wal").exists()
     return path
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def flip(path, offset, count=1):
-    data = bytearray(path.read_bytes())
-    for place in range(offset, offset + count):
-        data[place] ^= 0xFF
-    path.write_bytes(data)
 
 
 def readable(path):

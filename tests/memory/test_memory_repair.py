@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import hashlib
 import os
 import signal
 import sqlite3
@@ -21,18 +20,7 @@ from agentlab.errors import MemoryStoreError, StorageError
 from agentlab.memory import repair as repairing
 from agentlab.memory import schema, sealed
 
-from .helpers import HashingEmbedder, contents, open_memory
-
-
-def flip(path, offset, count=1):
-    data = bytearray(path.read_bytes())
-    for place in range(offset, offset + count):
-        data[place] ^= 0xFF
-    path.write_bytes(data)
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+from .helpers import HashingEmbedder, contents, digest, flip, open_memory
 
 
 def repair(path):

@@ -15,6 +15,7 @@ from agentlab.errors import StorageError
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file of that size is more than the file system or `ulimit -f` allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",

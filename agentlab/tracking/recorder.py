@@ -169,8 +169,9 @@ class Recorder:
                 raise
             self._behind = True
             self._mirror = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]  # SQL follows in the next lines
-            sentence = f"MLflow is behind: {reason}. The run goes on; MLflow is brought up to date later."
+            sentence = (
+                f"MLflow is behind: {store.first_line(error)}. The run goes on; MLflow is brought up to date later."
+            )
             if sentence not in self._said:
                 self._said.add(sentence)
                 self.problems.append(sentence)

@@ -113,6 +113,13 @@ def is_store_error(error: BaseException) -> bool:
     return bool(modules & {"mlflow", "sqlalchemy", "alembic", "sqlite3"})
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of the store says, in one line: SQL follows, and SQLAlchemy may put advice to programmers first."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = (line for line in lines if line and not line.startswith("(raised as a result of"))
+    return next(said, type(error).__name__)[:500]
+
+
 @contextlib.contextmanager
 def lock(root: Path, wait_s: float = 30.0) -> Iterator[None]:
     """Hold the store's lock while something is looked up and created, so that two processes do not both create it.

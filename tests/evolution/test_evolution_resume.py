@@ -1,13 +1,14 @@
 """Kills simulated by raising out of `emit`: whatever was on disk then, the same call finishes the generation."""
 
 import contextlib
+import resource
 import shutil
 
 import pytest
 from evolution_helpers import LEARNING, Crash, evolve, lineage, weight_hashes
 from support import write_tiny_experiment
 
-from agentlab.errors import EvolutionStopped, RunError
+from agentlab.errors import EvolutionStopped, RunError, StorageError
 from agentlab.evolution.generation import run_generation
 from agentlab.evolution.run import Run
 from agentlab.lab import Lab
@@ -70,6 +71,34 @@ def test_a_killed_generation_finishes_the_same(begun, reference, tmp_path, posit
     assert not trained_before & {event.candidate for event in again if event.kind == "training_started"}
     assert sealed_numbers(lab.run) == sealed_numbers(expected)
     assert lab.run.sealed().openings == 1
+    assert not list(lab.run.folder.rglob("*.tmp"))
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """What the kernel refuses here is a file's growth; a full disk takes the same way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_ever_larger_files_costs_time_alone(begun, reference, tmp_path):
+    expected, _ = reference
+    lab, refused = copy_of(begun, tmp_path), []
+    for size in (0, 500, 2_000, 5_000, 20_000):
+        try:
+            with files_of_at_most(size):
+                evolve(lab, generations=[1])
+        except StorageError as error:
+            refused.append(str(error))
+    evolve(lab, generations=[1])
+    assert len(refused) >= 3
+    assert all("cannot write" in sentence and "run the same command again" in sentence for sentence in refused)
+    assert lineage(lab.run) == lineage(expected)
+    assert weight_hashes(lab.run) == weight_hashes(expected)
     assert not list(lab.run.folder.rglob("*.tmp"))
 
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from agentlab import events
 from agentlab.errors import StorageError
@@ -219,6 +220,14 @@ def test_the_web_interface_opens_on_the_store(root: Path) -> None:
     command = ui_command(root, port=5055)
     assert f"sqlite:///{root / 'mlruns' / 'mlflow.db'}" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+def test_an_error_of_the_store_says_its_reason_first() -> None:
+    autoflush = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+    full = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO tags VALUES (?)]"
+    assert store.first_line(MlflowException(autoflush + full)) == "(sqlite3.OperationalError) database or disk is full"
+    assert store.first_line(MlflowException(full)) == "(sqlite3.OperationalError) database or disk is full"
+    assert store.first_line(OSError()) == "OSError"
 
 
 def test_a_full_disk_is_one_sentence_and_is_caught_up(story: Story, root: Path) -> None:

@@ -94,11 +94,12 @@ class Columns:
         while last > self._capacity:
             self._grow()
         where = slice(first, last)
+        given = dict(zip(Slot._fields, zip(*slots, strict=True), strict=True))
         for name in ("row", "start", "end", "importance", "created", "uses", "told"):
-            getattr(self, name)[where] = [getattr(slot, name) for slot in slots]
-        self.accessed[where] = [slot.accessed or 0.0 for slot in slots]
-        self.kind[where] = [MEMORY_TYPES.index(slot.memory_type) for slot in slots]
-        self.source[where] = [SOURCES.index(slot.source) for slot in slots]
+            getattr(self, name)[where] = given[name]
+        self.accessed[where] = [accessed or 0.0 for accessed in given["accessed"]]
+        self.kind[where] = [MEMORY_TYPES.index(kind) for kind in given["memory_type"]]
+        self.source[where] = [SOURCES.index(source) for source in given["source"]]
         self.alive[where] = True
         self.session[where], self.previous[where], self.next[where] = -1, -1, -1
         for number, slot in enumerate(slots, start=first):
@@ -125,6 +126,14 @@ class Columns:
             row = int(self.row[where.start])
             for tag in tags:
                 self._tagged.setdefault(tag, set()).add(row)
+
+    def count_use(self, rows: Sequence[int], now: float) -> None:
+        """One use more of each of these memories, which are all here."""
+        known = self.row[: self.size]
+        first, last = np.searchsorted(known, rows), np.searchsorted(known, rows, side="right")
+        slots = np.concatenate([np.arange(*pair) for pair in zip(first, last, strict=True)]) if len(rows) else first
+        self.uses[slots] += 1
+        self.accessed[slots] = now
 
     def use(self, where: slice, uses: int, accessed: float) -> None:
         """Set how often and when last a memory was recalled."""

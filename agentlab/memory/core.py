@@ -55,6 +55,11 @@ class Core:
             )
         return stored or asked or DEFAULT
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was ever stored, so that nothing has to be loaded to answer."""
+        return self._index is None and self.store.meta("dimension") is None
+
     def adopt(self, model: str) -> None:
         """Take the model of vectors that come from outside, where the memory has none and nobody named one."""
         with self.store.lock, self._loading:
@@ -63,7 +68,9 @@ class Core:
 
     def check_dimension(self, dimension: int, whose: str) -> None:
         """Raise when `dimension` is not that of the vectors in the file or, before the first, of the model."""
-        stored, theirs = self.store.number("dimension"), f"the vectors in {self.path}"
+        # a view knows it without asking the file; one of another model's vectors is refused when it is caught up
+        stored = self._index.dimension if self._index is not None else self.store.number("dimension")
+        theirs = f"the vectors in {self.path}"
         if not stored and self._embedder is not None:
             stored, theirs = self._embedder.dimension, f"the embedding model of {self.path}"
         if stored and stored != dimension:
@@ -164,8 +171,7 @@ class Core:
         """Count that memories were recalled, in the view at once, in the file when enough came together or at close."""
         for row in rows:
             self._uses[row] = self._uses.get(row, 0) + 1
-            where = index.columns.slots(row)
-            index.columns.use(where, int(index.columns.uses[where.start]) + 1, now)
+        index.columns.count_use(rows, now)
 
     def uncounted(self, row: int) -> int:
         """Uses of a memory that are not written yet."""

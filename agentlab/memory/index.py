@@ -10,6 +10,7 @@ import numpy as np
 
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import ranking
+from agentlab.memory.bulk import no_collections
 from agentlab.memory.columns import Columns, Filter, Slot
 from agentlab.memory.postings import Postings
 from agentlab.memory.ranking import Weights
@@ -60,7 +61,7 @@ class Index:
         seen = store.changed_elsewhere()
         if seen == self._seen and self.generation >= 0:
             return
-        with store.reading():
+        with store.reading(), no_collections():
             if store.meta("epoch") != self.epoch:
                 raise MemoryStoreError(f"{store.path} was given vectors of another model; open it again")
             if self.columns.dead > _REBUILD * max(self.columns.size, 4_096):
@@ -192,7 +193,7 @@ class Index:
             # `search` may name a slot several times, so that fewer than asked for are not always all
             if len(slots) < depth // 8 or depth >= self.columns.size:
                 return slots
-            if len(np.unique(self.columns.row[slots])) >= count:
+            if len(set(self.columns.row[slots].tolist())) >= count:
                 return slots
             depth *= 4
 

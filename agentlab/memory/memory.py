@@ -11,6 +11,7 @@ import numpy as np
 from agentlab.config import home
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import consolidation, forgetting, maintenance, transfer, writing
+from agentlab.memory.bulk import no_collections
 from agentlab.memory.columns import Filter
 from agentlab.memory.compression import count_tokens
 from agentlab.memory.conversation import Conversation, Summariser, sessions
@@ -108,6 +109,7 @@ class Memory:
             derived_from=derived_from, vector=vector,
         ).memory_id  # fmt: skip
 
+    @no_collections()
     def remember_many(
         self, items: Iterable[MemoryItem | str], *, vectors: Sequence[Sequence[float]] | np.ndarray | None = None
     ) -> list[str]:
@@ -131,10 +133,10 @@ class Memory:
                 raise MemoryStoreError(f"vectors: shape {ready.shape}; allowed: ({len(full)}, dimension), one per item")
             if len(ready):
                 self._core.check_dimension(ready.shape[1], "each vector")
-            lengths = np.linalg.norm(ready, axis=1, keepdims=True)
+            lengths = np.sqrt(np.vecdot(ready, ready))
             if not np.isfinite(lengths).all() or (lengths == 0).any():
                 raise MemoryStoreError("a vector is zero or not finite; allowed: any direction")
-            ready /= lengths
+            ready /= lengths[:, None]
         return writing.remember_many(self._core, full, ready)
 
     # -- recalling ----------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class Memory:
             until=until,
         )  # fmt: skip
         core.check_usable()
-        if core.store.meta("dimension") is None:
+        if core.empty:
             return []
         direction = None
         if not words_only:

@@ -6,6 +6,7 @@ millisecond, so recall ranks here.
 
 import contextlib
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -28,6 +29,8 @@ class Postings:
         self._starts = np.zeros(1, dtype=np.int64)  # (n_terms + 1,): where each term's postings begin
         self._slots = np.zeros(0, dtype=np.int32)
         self._counts = np.zeros(0, dtype=np.float32)
+        self._parts = np.zeros(0, dtype=np.float32)  # what each posting adds to a score, at that average length:
+        self._parts_average = 0.0
         self._tail: dict[int, list[tuple[int, int]]] = {}
         self._tail_slots = 0
         self._lengths = np.zeros(1024, dtype=np.float32)
@@ -83,21 +86,34 @@ class Postings:
         self._slots = np.insert(self._slots, ends, slots)
         self._counts = np.insert(self._counts, ends, counts)
         self._starts = np.concatenate([[0], np.cumsum(grown)])
+        self._parts_average = 0.0
         self._tail, self._tail_slots = {}, 0
 
-    def _postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+    def _average(self) -> float:
+        """The mean length, in steps of two per cent, so that what postings add to scores is seldom computed anew."""
+        exact = max(self._total_length / max(self.size - self.dead, 1), 1.0)
+        return float(2 ** (round(32 * math.log2(exact)) / 32))
+
+    def _saturated(self, slots: np.ndarray, counts: np.ndarray, average: float) -> np.ndarray:
+        """BM25's share of a term's weight that so many of it add, by the slots' lengths, in [0, 1)."""
+        return np.asarray(counts / (counts + K1 * (1 - B + B / average * self._lengths[slots])), dtype=np.float32)
+
+    def _postings(self, term: str, average: float) -> tuple[np.ndarray, np.ndarray]:
+        """The slots that have a term, and what it adds to each."""
         number = self._ids.get(term)
+        slots, parts = self._slots[:0], self._parts[:0]
         if number is None:
-            return self._slots[:0], self._counts[:0]
-        slots, counts = self._slots[:0], self._counts[:0]
+            return slots, parts
         if number < len(self._starts) - 1:
-            part = slice(self._starts[number], self._starts[number + 1])
-            slots, counts = self._slots[part], self._counts[part]
+            if self._parts_average != average:
+                self._parts, self._parts_average = self._saturated(self._slots, self._counts, average), average
+            of_term = slice(self._starts[number], self._starts[number + 1])
+            slots, parts = self._slots[of_term], self._parts[of_term]
         if late := self._tail.get(number):
             rows = np.array(late, dtype=np.int32)
             slots = np.concatenate([slots, rows[:, 0]])
-            counts = np.concatenate([counts, rows[:, 1].astype(np.float32)])
-        return slots, counts
+            parts = np.concatenate([parts, self._saturated(rows[:, 0], rows[:, 1].astype(np.float32), average)])
+        return slots, parts
 
     @contextlib.contextmanager
     def scored(self, weights: Mapping[str, float]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
@@ -106,29 +122,26 @@ class Postings:
         weights: how much each query term counts. The slots come in no order, some twice; the scores are an array over
         all slots that is valid inside the block only.
         """
-        found, alive = [], self.size - self.dead
+        found, alive, average = [], self.size - self.dead, self._average()
         for term, weight in weights.items():
-            slots, counts = self._postings(term)
+            slots, parts = self._postings(term, average)
             if self.dead:
                 living = ~self._dead[slots]
-                slots, counts = slots[living], counts[living]
-            idf = float(np.log1p((alive - len(slots) + 0.5) / (len(slots) + 0.5)))
-            found.append((weight * idf, slots, counts))
-        found.sort(key=lambda part: len(part[1]))
-        average = max(self._total_length / max(alive, 1), 1.0)
+                slots, parts = slots[living], parts[living]
+            idf = math.log1p((alive - len(slots) + 0.5) / (len(slots) + 0.5))
+            found.append((weight * idf * (K1 + 1), slots, parts))
+        found.sort(key=lambda each: len(each[1]))
         scores = self._scratch
         touched, matches = [self._slots[:0]], 0
-        for weight, slots, counts in found:
-            parts = weight * (K1 + 1) * counts / (counts + K1 * (1 - B + B / average * self._lengths[slots]))
+        for weight, slots, parts in found:
             if matches <= _ENOUGH:
-                scores[slots] += parts
+                scores[slots] += np.float32(weight) * parts
                 touched.append(slots)
             else:
-                known = scores[slots] > 0
-                scores[slots[known]] += parts[known]
+                before = scores[slots]
+                scores[slots] = before + np.float32(weight) * parts * (before > 0)
             matches += len(slots)
-        every = np.concatenate(touched)
         try:
-            yield every, scores, sum(part[0] for part in found) * (K1 + 1)
+            yield np.concatenate(touched), scores, sum(weight for weight, _, _ in found)
         finally:
-            scores[every] = 0
+            scores[: self.size] = 0

@@ -153,6 +153,8 @@ def told_again(old: MemoryItem, again: MemoryItem) -> MemoryItem:
 
 def check_tags(tags: Any, what: str = "tags") -> list[str]:
     """Distinct texts in their order; a plain string is refused, because it would become its letters."""
+    if type(tags) is list and not tags:
+        return []
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise MemoryStoreError(f"{what}: {tags!r}; allowed: a list of texts, like ['work']")
     return list(dict.fromkeys(check_text(f"one of {what}", tag) for tag in tags))
@@ -160,6 +162,8 @@ def check_tags(tags: Any, what: str = "tags") -> list[str]:
 
 def check_time(what: str, value: Any) -> float:
     """`value` as float seconds since 1970, of the years 1 to 9999; raises MemoryStoreError."""
+    if type(value) is float and _FIRST_S <= value <= _LAST_S:
+        return value
     # NumPy's numbers are no int or float, but become one
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

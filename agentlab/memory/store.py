@@ -1,7 +1,6 @@
 """The rows in SQLite: one transaction per step, generations for whoever keeps a view, a checksum on each row."""
 
 import contextlib
-import dataclasses
 import json
 import sqlite3
 import threading
@@ -9,7 +8,8 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from agentlab.memory import handles, sealed
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, is_damage, sqlite_errors
 
+_BLOCK = 1_024  # vectors that stay in the processor's cache while they are unpacked
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
 COLUMNS = (
     "id, memory_id, memory_type, content, importance, created_at, session_id, source, source_name, tags, metadata, "
@@ -25,8 +26,7 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of a memory: its characters, its terms with spaces between, its vector as float16 bytes."""
 
     start: int
@@ -66,9 +66,13 @@ def pack(vectors: np.ndarray) -> list[bytes]:
 
 def unpack(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
     """float32 (n, dimension) unit rows of packed vectors."""
-    vectors = np.frombuffer(b"".join(blobs), dtype="<f2").reshape(len(blobs), dimension).astype(np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return np.asarray(vectors / np.maximum(norms, 1e-12)[:, None])
+    vectors = np.empty((len(blobs), dimension), dtype=np.float32)
+    for start in range(0, len(blobs), _BLOCK):
+        part = blobs[start : start + _BLOCK]
+        rows = vectors[start : start + _BLOCK]
+        rows[:] = np.frombuffer(b"".join(part), dtype="<f2").reshape(len(part), dimension)
+        rows /= np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)[:, None]
+    return vectors
 
 
 class Store:
@@ -293,10 +297,8 @@ class Store:
 
     def uses_of(self, rows: Iterable[int]) -> list[tuple[int, int, float]]:
         """(row id, times recalled, when last) of memories that were."""
-        found = []
-        for row in rows:
-            query = "SELECT id, access_count, last_accessed FROM memories WHERE id = ?"
-            found += self.db.execute(query, (row,)).fetchall()
+        query = "SELECT id, access_count, last_accessed FROM memories WHERE id IN (SELECT value FROM json_each(?))"
+        found = self.db.execute(query, (json.dumps([int(row) for row in rows]),)).fetchall()
         return found
 
     def row_of(self, memory_id: str) -> int | None:
@@ -466,12 +468,14 @@ def tags_of(fields: Sequence[Any]) -> list[str] | None:
     fields: type, source, session, importance, when told, when recalled, times recalled, times told, tags.
     """
     kind, source, session, importance, created, accessed, uses, told, tags = fields
-    numbers = all(isinstance(value, float) for value in (importance, created, accessed or 0.0))
-    numbers = numbers and isinstance(uses, int) and isinstance(told, int)
-    if not numbers or kind not in MEMORY_TYPES or source not in SOURCES or not isinstance(session, str | None):
+    numbers = type(importance) is type(created) is float and (accessed is None or type(accessed) is float)
+    numbers = numbers and type(uses) is type(told) is int
+    if not numbers or kind not in MEMORY_TYPES or source not in SOURCES or type(session) not in (str, NoneType):
         return None
+    if tags == "[]":
+        return []
     try:
-        found = json.loads(tags) if tags != "[]" else []
+        found = json.loads(tags)
     except (TypeError, ValueError):
         return None
     return found if isinstance(found, list) and all(isinstance(tag, str) for tag in found) else None

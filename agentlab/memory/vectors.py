@@ -12,7 +12,7 @@ import numpy as np
 
 EXACT_LIMIT = 8_192  # up to here comparing all vectors takes less than a millisecond
 REFINE = 500  # scanned candidates that are compared exactly
-_TRAIN = 4_096  # vectors that the scan's 16 centroids per pair of dimensions are found from
+_TRAIN = 1_024  # vectors that the scan's 16 centroids per pair of dimensions are found from; more find no better ones
 _MANY_ADDED = 1_024  # vectors outside the scan before they are added to it
 
 
@@ -91,19 +91,21 @@ class Vectors:
     def _extend_scan(self) -> None:
         if self.dimension % 2 or self.dimension < 16:  # two dimensions share a 4-bit code
             return
-        with _one_thread() as faiss:
-            if self._scan is None or self.size > 4 * self._trained_on:
-                codes = self.dimension // 2
-                self._scan = faiss.IndexPQFastScan(self.dimension, codes, 4, faiss.METRIC_INNER_PRODUCT)
-                self._scan.pq.cp.niter = 10
+        import faiss
+
+        if self._scan is None or self.size > 4 * self._trained_on:
+            codes = self.dimension // 2
+            self._scan = faiss.IndexPQFastScan(self.dimension, codes, 4, faiss.METRIC_INNER_PRODUCT)
+            self._scan.pq.cp.niter = 10
+            with _one_thread():
                 self._scan.train(self._matrix[: self.size : max(1, self.size // _TRAIN)])
-                self._trained_on, self._scanned = self.size, 0
-            self._scan.add(self._matrix[self._scanned : self.size])
+            self._trained_on, self._scanned = self.size, 0
+        self._scan.add(self._matrix[self._scanned : self.size])  # in as many parts as there are threads
         self._scanned = self.size
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[Any]:
+def _one_thread() -> Iterator[None]:
     """FAISS on one thread: training is thousands of tiny steps, and threads that wait for each other at every one of
     them take a hundred times as long when another program uses the cores.
     """
@@ -112,7 +114,7 @@ def _one_thread() -> Iterator[Any]:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        yield faiss
+        yield
     finally:
         faiss.omp_set_num_threads(before)
 

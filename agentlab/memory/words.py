@@ -4,6 +4,7 @@ The same terms feed SQLite's FTS5 and the text index in RAM, so both find the sa
 """
 
 import datetime
+import functools
 import hashlib
 import re
 import unicodedata
@@ -19,6 +20,7 @@ _HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
 _CONTRACTION = {"n't": " not", "'re": "", "'ve": "", "'ll": "", "'s": "", "'m": "", "'d": ""}
+_DAY_S = 86_400
 _CONTRACTIONS = re.compile(r"(n't|'re|'ve|'ll|'s|'m|'d)\b")
 
 _MONTHS = (
@@ -65,7 +67,10 @@ def terms(text: str) -> list[str]:
 
     A text of stop words only keeps them, so that it can be found at all.
     """
-    found = tokens(text)
+    return _terms(text, tokens(text))
+
+
+def _terms(text: str, found: list[str]) -> list[str]:
     if text.isascii():
         kept = [stem(token) for token in found if token not in STOP_WORDS]
     else:
@@ -81,8 +86,13 @@ def terms(text: str) -> list[str]:
 
 def date_terms(time_s: float) -> list[str]:
     """Day, month and year of a moment (UTC) as terms, so that "in May 2023" finds what was told then."""
-    moment = datetime.datetime.fromtimestamp(time_s, datetime.UTC)
-    return [str(moment.day), stem(_MONTHS[moment.month - 1]), str(moment.year)]
+    return list(_date_terms(int(time_s // _DAY_S)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _date_terms(days: int) -> tuple[str, str, str]:
+    day = datetime.date(1970, 1, 1) + datetime.timedelta(days=days)
+    return str(day.day), stem(_MONTHS[day.month - 1]), str(day.year)
 
 
 def signature(text: str) -> bytes:
@@ -90,8 +100,18 @@ def signature(text: str) -> bytes:
 
     Prepositions and negations stay: "from Rome to Paris" is not "from Paris to Rome".
     """
-    words = [token for token in tokens(text) if token not in ("a", "an", "the")]
+    return _signature(text, tokens(text))
+
+
+def _signature(text: str, found: list[str]) -> bytes:
+    words = [token for token in found if token not in ("a", "an", "the")]
     return hashlib.blake2b(" ".join(words or [text]).encode(), digest_size=16).digest()
+
+
+def signature_and_terms(text: str) -> tuple[bytes, list[str]]:
+    """Both, for what is stored: finding the words is half of the work."""
+    found = tokens(text)
+    return _signature(text, found), _terms(text, found)
 
 
 def sentences(text: str) -> list[str]:

@@ -13,7 +13,7 @@ WORDS = [f"w{i}" for i in range(300)]
 
 def brute(documents, query):
     lengths = [len(document) for document in documents]
-    average = sum(lengths) / len(lengths)
+    average = 2 ** (round(32 * math.log2(sum(lengths) / len(lengths))) / 32)  # the nearest of 32 steps a doubling
     scores = {}
     for number, document in enumerate(documents):
         counts, score = Counter(document), 0.0

@@ -214,6 +214,7 @@ def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tup
         [encode(learner, bench.suite, item) for item in items],
         warmup_steps=settings.warmup_steps,
         average=settings.average,
+        loraplus_ratio=settings.loraplus_ratio,
         max_length=settings.max_length,
         max_remedies=settings.max_remedies,
         resume=continuing.beginning(bench.run, genome, bench.emit),

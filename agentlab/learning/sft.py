@@ -19,7 +19,7 @@ from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.inference.transformers_engine import TransformersEngine
-from agentlab.learning.averaging import WeightAverage
+from agentlab.learning.averaging import WeightAverage, trained_weights
 from agentlab.learning.dataset import Example
 from agentlab.learning.state import CarryOn, TrainingState
 from agentlab.learning.trainer import CompactSFTTrainer
@@ -38,6 +38,7 @@ def train(
     *,
     warmup_steps: int = 1,
     average: float = 0.0,
+    loraplus_ratio: float = 1.0,
     max_length: int = 1024,
     max_remedies: int = 3,
     resume: TrainingState | None = None,
@@ -52,8 +53,10 @@ def train(
     learning rate than that one ended with.
     keep: gets where this one ended.
     examples: genome.steps × genome.batch_size of them are used, in order of the trainer's seeded shuffle.
-    average: the share of the steps, the last ones, whose weights are averaged, at a steady learning rate; 0: the last
-    step's weights, at a rate that falls to zero in a line, which is TRL's default.
+    average: the share of the steps, the last ones, whose weights are averaged, at a steady learning rate, those of the
+    training that this one continues included; 0: the last step's weights, at a rate that falls to zero in a line, which
+    is TRL's default.
+    loraplus_ratio: how many times A's learning rate B's is (LoRA+); 1: one rate for both, as in TRL.
     max_remedies: against NaN and divergence; those against a lack of memory end by themselves.
     Raises TrainingFailed when no remedy is left, EvolutionStopped when `should_stop()` turns true.
     """
@@ -83,6 +86,7 @@ def train(
                 attempt,
                 warmup_steps,
                 average,
+                loraplus_ratio,
                 emit,
                 should_stop,
             )
@@ -128,6 +132,7 @@ def _attempt(
     attempt: Attempt,
     warmup_steps: int,
     average: float,
+    loraplus_ratio: float,
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> tuple[Lora, list[float], TrainingState | None]:
@@ -144,14 +149,16 @@ def _attempt(
         if resume is not None and not resume.fits(engine.model):
             emit(Warned(message=f"{genome.candidate}: the kept training is of another adapter; it begins anew"))
             resume = None
-        if resume is not None:  # Adam knows its moments already
-            warmup_steps = 0
+        line: tuple[int, list[torch.Tensor]] = (0, [])
+        if resume is not None:
+            warmup_steps = 0  # Adam knows its moments already
+            line = resume.steps, trained_weights(engine.model)  # until the training begins they are `start`, a mean
         with _undisturbed(engine), tempfile.TemporaryDirectory() as scratch:
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
             carry = CarryOn(resume, attempt.learning_rate, keep)
-            averaging = [WeightAverage(average)] if average else []
+            averaging = [WeightAverage(average, *line)] if average else []
             with _in_fp32(engine):
                 trainer = CompactSFTTrainer(
                     model=engine.model,
@@ -159,6 +166,7 @@ def _attempt(
                     train_dataset=Dataset.from_list([vars(example) for example in examples]),
                     processing_class=engine.tokenizer,
                     callbacks=[callback, carry, *averaging],  # the end is noted before the mean takes its place
+                    loraplus_ratio=loraplus_ratio,
                 )
             engine.activate(_SLOT)
             trainer.remove_callback(PrinterCallback)

@@ -1,8 +1,10 @@
 """TRL's SFT trainer, with a loss that on a CPU computes nothing twice and nothing that does not count."""
 
+import math
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from trl import SFTTrainer
 
 from agentlab.inference.decoding import common_prefix
@@ -19,7 +21,28 @@ class CompactSFTTrainer(SFTTrainer):  # type: ignore[misc]
     it computes them all. And the tokens that all rows of a batch begin with, a suite's system prompt, are computed
     once: the rows are laid one behind the other and a mask lets each see the beginning and itself. With dropout the
     rows then share its draws on the beginning.
+
+    loraplus_ratio: B's learning rate over A's; their geometric mean is the one of `args`. B begins at zero and is
+    small, so that one rate for both is too low for it (LoRA+, Hayou et al. 2024).
     """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, *args: Any, loraplus_ratio: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loraplus_ratio = loraplus_ratio
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self._loraplus_ratio != 1:
+            trained = self.model if model is None else model
+            kind, values = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            values |= {"lr": self.args.learning_rate / math.sqrt(self._loraplus_ratio)}
+            self.optimizer = create_loraplus_optimizer(
+                trained, kind, loraplus_lr_ratio=self._loraplus_ratio,
+                loraplus_weight_decay=self.args.weight_decay, **values,
+            )  # fmt: skip
+            return self.optimizer
+        return super().create_optimizer(model)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -15,7 +15,7 @@ from agentlab.learning.trainer import CompactSFTTrainer
 RATE = 1e-2
 
 
-def run(engine, examples, steps, start=None, resume=None, emit=lambda event: None):
+def run(engine, examples, steps, start=None, resume=None, emit=lambda event: None, ratio=1.0):
     """(adapter, losses, end) of so many steps at a steady rate, all on one example: the order counts for nothing."""
     ends = []
     lora, training = train(
@@ -25,6 +25,7 @@ def run(engine, examples, steps, start=None, resume=None, emit=lambda event: Non
         examples[:1] * 2 * steps,
         warmup_steps=0,
         average=0.5,
+        loraplus_ratio=ratio,
         resume=resume,
         keep=ends.append,
         emit=emit,
@@ -43,14 +44,17 @@ def halves(engine, examples):
     return run(engine, examples, 5)
 
 
-def test_five_and_five_steps_are_ten(engine, examples, halves, tmp_path):
-    _, losses, whole = run(engine, examples, 10)
-    lora, first, end = halves
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_five_and_five_steps_are_ten(engine, examples, ratio, tmp_path):
+    mean, losses, whole = run(engine, examples, 10, ratio=ratio)
+    lora, first, end = run(engine, examples, 5, ratio=ratio)
     end.save(tmp_path / "end.safetensors")
     kept = TrainingState.load(tmp_path / "end.safetensors")
-    _, second, both = run(engine, examples, 5, lora, kept)
+    same, second, both = run(engine, examples, 5, lora, kept, ratio=ratio)
     assert first + second == pytest.approx(losses, rel=1e-3)
     assert close(both.weights, whole.weights)
+    for name, factors in mean.modules.items():  # half of ten steps are the second five
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(same.modules[name], factors, strict=True))
     assert (end.steps, both.steps, whole.steps) == (5, 10, 10)
     for name, moments in whole.moments.items():
         for ours, expected in zip(both.moments[name], moments, strict=True):
@@ -168,3 +172,16 @@ def test_the_same_end_gives_the_same_bytes(halves, tmp_path):
     kept = TrainingState.load(paths[0])
     assert kept.steps == 5
     assert all(torch.equal(kept.weights[name], value) for name, value in halves[2].weights.items())
+
+
+def test_a_short_continuation_is_a_mean_with_what_it_continues(engine, examples):
+    """Of nine steps four or five count; the last one alone would throw away what the mean before had smoothed."""
+    lora, _, end = run(engine, examples, 8)
+    longer, _, last = run(engine, examples, 1, lora, end)
+    name, (before_a, before_b) = next(iter(lora.modules.items()))
+    mean_a, mean_b = longer.modules[name]
+    last_a, last_b = (
+        next(w for n, w in last.weights.items() if name in n and kind in n) for kind in ("lora_A", "lora_B")
+    )
+    torch.testing.assert_close(mean_a, (3 * before_a + last_a) / 4)
+    torch.testing.assert_close(mean_b, (3 * before_b + last_b) / 4)

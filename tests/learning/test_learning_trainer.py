@@ -1,6 +1,7 @@
 """The compact loss is TRL's loss."""
 
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -152,3 +153,44 @@ def test_a_softcapped_model_falls_back_to_trls_loss(softcapped, examples, tmp_pa
     finally:
         config.final_logit_softcapping = 0.5
     assert abs(uncapped[0][0] - compact[0][0]) > 0.1
+
+
+def first_step(engine, examples, ratio):
+    """How far each weight went in Adam's first step, which is of full size: the learning rate of its group."""
+    before, after = [], []
+
+    class Weights(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **_):
+            before.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+
+        def on_step_end(self, args, state, control, model=None, **_):
+            after.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+
+    set_seed(3)
+    engine.new_adapter("candidate", lora_config(genome_of()))
+    for name, value in engine.base.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value.data, std=0.1, generator=torch.Generator().manual_seed(1))
+    try:
+        with _undisturbed(engine), tempfile.TemporaryDirectory() as folder:
+            trainer = CompactSFTTrainer(
+                model=engine.model,
+                args=sft_config(engine, folder, 3, Attempt(1e-3, 4, 1), 2, 0, steady=True),
+                train_dataset=Dataset.from_list([vars(example) for example in examples]),
+                processing_class=engine.tokenizer,
+                callbacks=[Weights()],
+                loraplus_ratio=ratio,
+            )
+            engine.activate("candidate")
+            trainer.train()
+        return {name: float((after[0][name] - value).abs().median()) for name, value in before[0].items()}
+    finally:
+        engine.unload_adapter("candidate")
+
+
+@pytest.mark.parametrize(("ratio", "rate_of_a", "rate_of_b"), [(1.0, 1e-3, 1e-3), (4.0, 0.5e-3, 2e-3)])
+def test_b_is_trained_so_many_times_faster_than_a(engine, examples, ratio, rate_of_a, rate_of_b):
+    moved = first_step(engine, examples, ratio)
+    assert {"lora_A" in name for name in moved} == {True, False}
+    for name, step in moved.items():
+        assert step == pytest.approx(rate_of_a if "lora_A" in name else rate_of_b, rel=1e-2)

@@ -229,6 +229,8 @@ def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:
     parents = [adapters.load(bench.pool.verify(parent)) for parent in genome.parents]
     for parent in genome.parents:
         bench.pool.count_use(parent)
+    if genome.operator == "continuation":  # its very factors: training goes on in them, and they are averaged with
+        return dataclasses.replace(parents[0], dropout=genome.dropout)
     merged = adapters.crossover(
         parents,
         genome.merge_weights,

@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+import torch
 from evolution_helpers import LEARNING, evolve, flip_bytes, lineage, open_copy, weight_hashes
 from support import write_tiny_experiment
 
+from agentlab import adapters
 from agentlab.lab import Lab
 from agentlab.learning.state import TrainingState
 
@@ -42,15 +44,20 @@ def copy_and_damage(begun, folder, damage):
 @pytest.fixture(scope="module")
 def finished(begun, tmp_path_factory):
     lab = open_copy(begun.experiment, tmp_path_factory.mktemp("finished"), OVERRIDES)
-    seen = []
+    seen, trained = [], {}
+
+    def keep(event):
+        if event.kind == "trained":
+            trained[event.candidate] = adapters.load(lab.run.adapter_folder(event.candidate))
+
     for generation in range(3):
-        evolve(lab, generations=[generation])
+        evolve(lab, keep, [generation])
         seen.append(states(lab.run))
-    return lab, seen
+    return lab, seen, trained
 
 
 def test_only_the_fittest_ones_training_is_kept_and_none_at_the_end(finished):
-    lab, seen = finished
+    lab, seen, _ = finished
     assert seen == [[f"{fittest(lab.run, 0)}.safetensors"], [f"{fittest(lab.run, 1)}.safetensors"], []]
 
 
@@ -60,6 +67,17 @@ def test_each_later_generation_continues_the_fittest(finished):
         first = run.population(generation)[0]
         assert (first.operator, first.parents) == ("continuation", [fittest(run, generation - 1)])
         assert run.candidate(first.candidate).state in ("kept", "culled")
+
+
+def test_a_short_continuation_is_a_mean_with_its_parents_own_factors(finished):
+    """Equal products in other factors, as a merge gives them, would be averaged into something that nobody trained."""
+    lab, _, trained = finished
+    parent, child = fittest(lab.run, 1), "g002-c00"
+    before = sum(lab.run.candidate(name).genome.steps for name in (fittest(lab.run, 0), parent))
+    assert lab.run.candidate(child).genome.steps < 0.5 * (before + lab.run.candidate(child).genome.steps)
+    for name, factors in trained[parent].modules.items():
+        for old, new in zip(factors, trained[child].modules[name], strict=True):
+            assert torch.cosine_similarity(old.flatten(), new.flatten(), dim=0) > 0.95
 
 
 def test_adam_goes_on_counting(begun, tmp_path):

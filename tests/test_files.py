@@ -38,12 +38,13 @@ _FILL = """
 import resource, signal, sys
 from pathlib import Path
 from agentlab import files
+from agentlab.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     files.write_bytes(Path(sys.argv[1]), b"x" * 5000)
-except OSError as error:
-    print("OSError", error.errno)
+except StorageError as error:
+    print(error)
 """
 
 
@@ -51,7 +52,7 @@ def test_interrupted_write_keeps_the_old_content_and_no_leftovers(tmp_path):
     path = tmp_path / "value.bin"
     files.write_bytes(path, b"old")
     done = subprocess.run([sys.executable, "-c", _FILL, str(path)], capture_output=True, text=True)
-    assert "OSError" in done.stdout, done
+    assert "a file of that size is more than the file system or `ulimit -f` allows" in done.stdout, done
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["value.bin"]
     assert resource.RLIMIT_FSIZE is not None

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from agentlab.learning.state import copied, trained
+
 
 class WeightAverage(TrainerCallback):  # type: ignore[misc]
     """Averages the trained weights over the last `share` of a line's steps and puts the mean in their place at the end.
@@ -41,18 +43,15 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
         for mean, value in zip(self._mean, now, strict=True):
             mean.add_((value - mean) / self._count)
         if state.global_step >= state.max_steps:
-            missing = max(0, counted - state.max_steps) / counted
-            for mean, before in zip(self._mean, self._mean_before, strict=bool(self._mean_before)):
-                mean.lerp_(before, missing)
+            if self._mean_before:
+                missing = max(0, counted - state.max_steps) / counted
+                for mean, before in zip(self._mean, self._mean_before, strict=True):
+                    mean.lerp_(before, missing)
             with torch.no_grad():
-                for weight, mean in zip(_trained(model), self._mean, strict=True):
+                for (_name, weight), mean in zip(trained(model), self._mean, strict=True):
                     weight.copy_(mean)
 
 
 def trained_weights(model: torch.nn.Module) -> list[torch.Tensor]:
     """Copies of the parameters that are trained, fp32 in RAM, in the model's order."""
-    return [weight.detach().to("cpu", torch.float32, copy=True) for weight in _trained(model)]
-
-
-def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [copied(weight) for _, weight in trained(model)]

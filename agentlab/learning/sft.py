@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -28,6 +28,14 @@ from agentlab.records import Genome, Training
 
 _WARM_START = 5  # one step in so many warms up where training begins with weights that know something
 _SLOT = "candidate"  # the adapter being trained; no id of a trained one looks like it
+
+
+class _Schedule(NamedTuple):
+    """What no remedy changes; `train` says what each is."""
+
+    warmup_steps: int
+    average: float
+    loraplus_ratio: float
 
 
 def train(
@@ -68,6 +76,7 @@ def train(
         raise TrainingFailed(f"every training item is longer than training.max_length = {max_length} tokens")
     if start is not None:  # Adam's first steps are of full size whatever the gradient: they would shake what is known
         warmup_steps = max(warmup_steps, genome.steps // _WARM_START)
+    schedule = _Schedule(warmup_steps, average, loraplus_ratio)
     # on a GPU memory is scarce from the beginning; on a CPU checkpointing would only cost time
     rate = min(genome.learning_rate, resume.learning_rate) if resume else genome.learning_rate
     attempt = Attempt(rate, genome.batch_size, checkpointing=engine.device == "cuda")
@@ -84,9 +93,7 @@ def train(
                 keep is not None,
                 fitting,
                 attempt,
-                warmup_steps,
-                average,
-                loraplus_ratio,
+                schedule,
                 emit,
                 should_stop,
             )
@@ -130,9 +137,7 @@ def _attempt(
     keep: bool,
     examples: Sequence[Example],
     attempt: Attempt,
-    warmup_steps: int,
-    average: float,
-    loraplus_ratio: float,
+    schedule: _Schedule,
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> tuple[Lora, list[float], TrainingState | None]:
@@ -149,24 +154,25 @@ def _attempt(
         if resume is not None and not resume.fits(engine.model):
             emit(Warned(message=f"{genome.candidate}: the kept training is of another adapter; it begins anew"))
             resume = None
-        line: tuple[int, list[torch.Tensor]] = (0, [])
-        if resume is not None:
-            warmup_steps = 0  # Adam knows its moments already
-            line = resume.steps, trained_weights(engine.model)  # until the training begins they are `start`, a mean
         with _undisturbed(engine), tempfile.TemporaryDirectory() as scratch:
             steps = max(1, min(genome.steps, math.ceil(len(examples) / genome.batch_size)))
             tokens_per_step = sum(len(example.input_ids) for example in examples) / steps
             callback = _Watch(genome.candidate, steps, tokens_per_step, emit, should_stop)
             carry = CarryOn(resume, attempt.learning_rate, keep)
-            averaging = [WeightAverage(average, *line)] if average else []
+            averaging = []
+            if schedule.average and resume is not None:  # until the training begins the model has `start`, a mean
+                averaging = [WeightAverage(schedule.average, resume.steps, trained_weights(engine.model))]
+            elif schedule.average:
+                averaging = [WeightAverage(schedule.average)]
+            warmup = 0 if resume is not None else schedule.warmup_steps  # Adam's moments are known, or not yet
             with _in_fp32(engine):
                 trainer = CompactSFTTrainer(
                     model=engine.model,
-                    args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup_steps, steady=average > 0),
+                    args=sft_config(engine, scratch, genome.seed, attempt, steps, warmup, steady=schedule.average > 0),
                     train_dataset=Dataset.from_list([vars(example) for example in examples]),
                     processing_class=engine.tokenizer,
                     callbacks=[callback, carry, *averaging],  # the end is noted before the mean takes its place
-                    loraplus_ratio=loraplus_ratio,
+                    loraplus_ratio=schedule.loraplus_ratio,
                 )
             engine.activate(_SLOT)
             trainer.remove_callback(PrinterCallback)

@@ -55,7 +55,7 @@ class TrainingState:
 
     def fits(self, model: torch.nn.Module) -> bool:
         """Whether the model's trainable parameters are these, by name and shape."""
-        shapes = {name: parameter.shape for name, parameter in _trained(model)}
+        shapes = {name: parameter.shape for name, parameter in trained(model)}
         return shapes == {name: value.shape for name, value in self.weights.items()}
 
 
@@ -75,7 +75,7 @@ class CarryOn(TrainerCallback):  # type: ignore[misc]
         if self.begin is None:
             return
         with torch.no_grad():
-            for name, parameter in _trained(model):
+            for name, parameter in trained(model):
                 parameter.copy_(self.begin.weights[name])
         known = optimizer.state_dict()
         for index, name in enumerate(_names(model, optimizer)):
@@ -94,8 +94,8 @@ class CarryOn(TrainerCallback):  # type: ignore[misc]
         if any(kind not in found.get(index, {}) for index in range(len(names)) for kind in _MOMENTS):
             return
         self.end = TrainingState(
-            weights={name: _copy(parameter) for name, parameter in _trained(model)},
-            moments={name: tuple(_copy(found[i][kind]) for kind in _MOMENTS) for i, name in enumerate(names)},  # type: ignore[misc]
+            weights={name: copied(parameter) for name, parameter in trained(model)},
+            moments={name: tuple(copied(found[i][kind]) for kind in _MOMENTS) for i, name in enumerate(names)},  # type: ignore[misc]
             steps=int(found[0]["step"]),
             learning_rate=self._rate,
         )
@@ -110,7 +110,8 @@ def _sha256(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that are trained, by name, in the model's order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -120,5 +121,6 @@ def _names(model: torch.nn.Module, optimizer: Any) -> list[str]:
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in fp32 and RAM, that no later step changes."""
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

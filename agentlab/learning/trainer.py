@@ -22,8 +22,8 @@ class CompactSFTTrainer(SFTTrainer):  # type: ignore[misc]
     once: the rows are laid one behind the other and a mask lets each see the beginning and itself. With dropout the
     rows then share its draws on the beginning.
 
-    loraplus_ratio: B's learning rate over A's; their geometric mean is the one of `args`. B begins at zero and is
-    small, so that one rate for both is too low for it (LoRA+, Hayou et al. 2024).
+    loraplus_ratio: B's learning rate over A's (LoRA+, Hayou et al. 2024); their geometric mean is the one of `args`, so
+    that a rate keeps its meaning. 1: TRL's own optimiser.
     """
 
     optimizer: torch.optim.Optimizer | None

@@ -30,7 +30,7 @@ from agentlab.memory.records import (
     told_again,
 )
 from agentlab.memory.store import Chunk, pack, unpack
-from agentlab.memory.words import date_terms, signature, signature_and_terms, terms
+from agentlab.memory.words import date_terms, signature_and_terms, terms
 
 # ids of one process never meet, those of two meet in the same millisecond with a chance of one in four billion
 _start = secrets.randbits(32)
@@ -116,13 +116,13 @@ def remember(core: Core, item: MemoryItem, vector: np.ndarray | None) -> Told:
         if vector is None:  # a vector from outside is of the whole text
             item = rest
     spans, vectors = _embedded(core, item.content, vector)
-    chunks = _chunks(item, spans, vectors)
-    mark = signature(item.content)
+    mark, found = signature_and_terms(item.content)
+    chunks = _chunks(item, spans, pack(vectors), found)
     with core.changing(vectors.shape[1]) as (index, generation):
         check_forgotten(core, item.derived_from)
-        found = core.store.same_wording(mark, item)
-        if found is not None:
-            return Told(_merge(core, index, found, item, generation), "merged")
+        older = core.store.same_wording(mark, item)
+        if older is not None:
+            return Told(_merge(core, index, older, item, generation), "merged")
         if item.importance == UNJUDGED:
             nearest = max((index.nearest(row, 1) for row in vectors), key=lambda hit: hit[0][1] if hit else 0.0)
             item = replaced(item, importance=novelty_importance(nearest[0][1] if nearest else 0.0))
@@ -181,16 +181,7 @@ def _remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray 
         told = core.store.wordings_there(marks)
         check_forgotten(core, [one for item in items for one in (item.memory_id, *item.derived_from)])
         for item, cuts, (mark, found) in zip(items, spans, worded, strict=True):
-            whole = _joined(found, item.created_at)
-            parts = [
-                Chunk(
-                    start,
-                    end,
-                    whole if len(cuts) == 1 else index_terms(item.content[start:end], item.created_at),
-                    packed[at + number],
-                )
-                for number, (start, end) in enumerate(cuts)
-            ]
+            parts = _chunks(item, cuts, packed[at : at + len(cuts)], found)
             at += len(cuts)
             key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
             if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
@@ -226,10 +217,11 @@ def _embedded(core: Core, content: str, vector: np.ndarray | None) -> tuple[list
     return spans, core.embedder.embed([content[start:end] for start, end in spans])
 
 
-def _chunks(item: MemoryItem, spans: Sequence[Span], vectors: np.ndarray) -> list[Chunk]:
+def _chunks(item: MemoryItem, spans: Sequence[Span], blobs: Sequence[bytes], found: list[str]) -> list[Chunk]:
+    """found: the terms of the whole text, which is what a single span is of."""
     return [
-        Chunk(start, end, index_terms(item.content[start:end], item.created_at), blob)
-        for (start, end), blob in zip(spans, pack(vectors), strict=True)
+        Chunk(start, end, _joined(found if len(spans) == 1 else terms(item.content[start:end]), item.created_at), blob)
+        for (start, end), blob in zip(spans, blobs, strict=True)
     ]
 
 

@@ -65,7 +65,7 @@ def configure(root: Path) -> "MlflowClient":
         except Exception as error:
             if not is_store_error(error):
                 raise
-            raise StorageError(_sentence(root, str(error))) from error
+            raise StorageError(_sentence(root, first_line(error))) from error
     return client
 
 
@@ -91,11 +91,10 @@ def check(root: Path) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
     except sqlite3.Error as error:
-        raise StorageError(_sentence(root, str(error))) from error
+        raise StorageError(_sentence(root, first_line(error))) from error
 
 
 def _sentence(root: Path, reason: str) -> str:
-    reason = reason.splitlines()[0][:300] if reason else "unknown reason"
     if "not a database" in reason or "malformed" in reason:
         remedy = "move the file away: it is rebuilt from the runs' folders"
     elif "locked" in reason:

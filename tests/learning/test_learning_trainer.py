@@ -1,7 +1,6 @@
 """The compact loss is TRL's loss."""
 
 import shutil
-import tempfile
 
 import pytest
 import torch
@@ -25,8 +24,8 @@ class Gradients(TrainerCallback):
         self.seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def trained_with(trainer_class, engine, examples, folder, accumulation, steps=2):
-    """(losses, gradients of each step) of a LoRA whose A and B are both away from zero."""
+def run(trainer_class, engine, examples, args, callback, **more):
+    """The entries of the log of a LoRA's training whose A and B are both away from zero."""
     set_seed(3)
     engine.new_adapter("candidate", lora_config(genome_of()))
     for name, value in engine.base.named_parameters():
@@ -34,21 +33,28 @@ def trained_with(trainer_class, engine, examples, folder, accumulation, steps=2)
             torch.nn.init.normal_(value.data, std=0.1, generator=torch.Generator().manual_seed(1))
     try:
         with _undisturbed(engine):
-            args = sft_config(engine, str(folder), 3, Attempt(1e-3, 3, accumulation), steps, 0)
-            args.max_grad_norm = 0.0  # clipping would hide a wrong scale
-            callback = Gradients()
             trainer = trainer_class(
                 model=engine.model,
                 args=args,
                 train_dataset=Dataset.from_list([vars(example) for example in examples]),
                 processing_class=engine.tokenizer,
                 callbacks=[callback],
+                **more,
             )
             engine.activate("candidate")
             trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], callback.seen
+        return trainer.state.log_history
     finally:
         engine.unload_adapter("candidate")
+
+
+def trained_with(trainer_class, engine, examples, folder, accumulation, steps=2):
+    """(losses, gradients of each step)."""
+    args = sft_config(engine, str(folder), 3, Attempt(1e-3, 3, accumulation), steps, 0)
+    args.max_grad_norm = 0.0  # clipping would hide a wrong scale
+    gradients = Gradients()
+    log = run(trainer_class, engine, examples, args, gradients)
+    return [entry["loss"] for entry in log if "loss" in entry], gradients.seen
 
 
 def assert_equal(one, other):
@@ -155,42 +161,25 @@ def test_a_softcapped_model_falls_back_to_trls_loss(softcapped, examples, tmp_pa
     assert abs(uncapped[0][0] - compact[0][0]) > 0.1
 
 
-def first_step(engine, examples, ratio):
-    """How far each weight went in Adam's first step, which is of full size: the learning rate of its group."""
-    before, after = [], []
+class FirstStep(TrainerCallback):
+    """How far each weight goes in Adam's first step, which is of full size: the learning rate of its group."""
 
-    class Weights(TrainerCallback):
-        def on_step_begin(self, args, state, control, model=None, **_):
-            before.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+    def __init__(self):
+        self.seen = []
 
-        def on_step_end(self, args, state, control, model=None, **_):
-            after.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+    def on_step_begin(self, args, state, control, model=None, **_):
+        self.seen.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
 
-    set_seed(3)
-    engine.new_adapter("candidate", lora_config(genome_of()))
-    for name, value in engine.base.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value.data, std=0.1, generator=torch.Generator().manual_seed(1))
-    try:
-        with _undisturbed(engine), tempfile.TemporaryDirectory() as folder:
-            trainer = CompactSFTTrainer(
-                model=engine.model,
-                args=sft_config(engine, folder, 3, Attempt(1e-3, 4, 1), 2, 0, steady=True),
-                train_dataset=Dataset.from_list([vars(example) for example in examples]),
-                processing_class=engine.tokenizer,
-                callbacks=[Weights()],
-                loraplus_ratio=ratio,
-            )
-            engine.activate("candidate")
-            trainer.train()
-        return {name: float((after[0][name] - value).abs().median()) for name, value in before[0].items()}
-    finally:
-        engine.unload_adapter("candidate")
+    def moved(self):
+        first, second = self.seen
+        return {name: float((second[name] - value).abs().median()) for name, value in first.items()}
 
 
 @pytest.mark.parametrize(("ratio", "rate_of_a", "rate_of_b"), [(1.0, 1e-3, 1e-3), (4.0, 0.5e-3, 2e-3)])
-def test_b_is_trained_so_many_times_faster_than_a(engine, examples, ratio, rate_of_a, rate_of_b):
-    moved = first_step(engine, examples, ratio)
+def test_b_is_trained_so_many_times_faster_than_a(engine, examples, tmp_path, ratio, rate_of_a, rate_of_b):
+    args, first = sft_config(engine, str(tmp_path), 3, Attempt(1e-3, 4, 1), 2, 0, steady=True), FirstStep()
+    run(CompactSFTTrainer, engine, examples, args, first, loraplus_ratio=ratio)
+    moved = first.moved()
     assert {"lora_A" in name for name in moved} == {True, False}
     for name, step in moved.items():
         assert step == pytest.approx(rate_of_a if "lora_A" in name else rate_of_b, rel=1e-2)

@@ -49,6 +49,8 @@ def open_agent(
         )  # fmt: skip
         if load:
             agent.load()
+        if links[0].adapter is not None:
+            Pool(run.folder / "adapters").count_use(links[0].adapter)
     except BaseException:
         chain.close()
         if held is not None:
@@ -148,9 +150,9 @@ class _Opener:
 
 
 def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str, pinned: bool) -> Link:
-    """`link` with "champion", "base" or an adapter of the pool, whose files are checked and whose use is counted.
+    """`link` with "champion", "base" or an adapter of the pool, whose files are checked.
 
-    pinned: it is the one that stays while others come and go.
+    Its use is the caller's to count once it is loaded. pinned: it is the one that stays while others come and go.
     Raises AdapterError that names what is allowed.
     """
     name = run.champion() if adapter == CHAMPION else adapter
@@ -160,9 +162,8 @@ def with_adapter(link: Link, run: Run, adapter: str, model_sha256: str, pinned: 
     try:
         folder = pool.verify(name)
     except AdapterError as error:
-        there = ", ".join([CHAMPION, BASE, *(card.adapter_id for card in pool.members())])
+        there = ", ".join([CHAMPION, BASE, *(card.adapter_id for card in pool.members(strict=False))])
         raise AdapterError(f"{error}; allowed for {run.id}: {there}") from None
-    pool.count_use(name)
     return dataclasses.replace(
         link, adapter=name, adapter_folder=folder, adapter_sha256=pool.card(name).weights_sha256, pinned=pinned
     )  # fmt: skip

@@ -98,8 +98,9 @@ def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
                 f"{tokens:,}: lower evaluation.max_new_tokens, or set model.engine: transformers"
             )
     figures = estimate(
-        settings, shape, sizes.weight_bytes, speed_of("cuda", settings.budget.vram_gib), work, "cuda", len(phases) > 1
-    )
+        settings, shape, sizes.weight_bytes, speed_of("cuda", settings.budget.vram_gib), work, "cuda", len(phases) > 1,
+        min(settings.evaluation.batch_size, found.max_num_seqs),
+    )  # fmt: skip
     remedies: tuple[str, ...] = ()
     if not all(phase.fits for phase in phases):
         remedies = (f"model.engine=transformers, at {plan.rung}",) if plan.fits else plan.remedies

@@ -11,17 +11,18 @@ class ChatServer:
     """`kind`: "ollama", "llama.cpp" or "other". `answer(body)` gives the text pieces of a chat's answer.
 
     statuses: given, one after another, to chats before the first is answered. posted: the bodies of all chats.
+    finish: whether the end of an answer is said, as by every server, or the stream just ends, as behind some proxies.
     elsewhere: what is answered, with status 200, at addresses that it does not know. prompt(body): what llama.cpp's
     template makes of messages.
     """
 
     def __init__(
         self, kind, answer, *, statuses=(), usage=True, logprobs=False, calls=None, pause_s=0.0, models=("m",),
-        elsewhere=None, prompt=None,
+        elsewhere=None, prompt=None, finish=True,
     ):  # fmt: skip
         self.kind, self.answer, self.usage, self.logprobs, self.calls = kind, answer, usage, logprobs, calls
         self.statuses, self.pause_s, self.models = list(statuses), pause_s, models
-        self.elsewhere, self.prompt = elsewhere, prompt
+        self.elsewhere, self.prompt, self.finish = elsewhere, prompt, finish
         self.posted, self.keys, self.running, self.most = [], [], 0, 0
         self.broken_off = threading.Event()
         self._lock = threading.Lock()
@@ -135,7 +136,8 @@ class ChatServer:
                 call = {"index": index, "id": f"call_{index}", "type": "function"}
                 send({"delta": {"tool_calls": [{**call, "function": {"name": name, "arguments": arguments}}]}})
             finish = "tool_calls"
-        send({"delta": {}, "finish_reason": finish})
+        if self.finish:
+            send({"delta": {}, "finish_reason": finish})
         if self.usage:
             shown = 11 + 30 * len(body.get("tools") or () if self.calls else ())
             send(usage={"prompt_tokens": shown, "completion_tokens": count, "total_tokens": shown + count})

@@ -72,9 +72,9 @@ class Pool:
                 found.append(str(error))
         return found
 
-    def members(self) -> list[Card]:
-        """The cards of the adapters that still have weights, best fitness first, ties by id."""
-        alive = [card for card in self.cards() if card.weights is not None and card.state != CULLED]
+    def members(self, *, strict: bool = True) -> list[Card]:
+        """The cards of the adapters that still have weights, best fitness first, ties by id. strict: as in `cards`."""
+        alive = [card for card in self.cards(strict=strict) if card.weights is not None and card.state != CULLED]
         return sorted(alive, key=lambda card: (-card.fitness, card.adapter_id))
 
     def best(self, suite: str) -> Card | None:

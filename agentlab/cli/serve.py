@@ -41,10 +41,11 @@ from agentlab.cli.options import overrides
     "--share", is_flag=True, help="On a CPU: leave the accelerator to an evolution beside it; both get slower."
 )
 @click.option("--grafana", is_flag=True, help="Print a Grafana dashboard for /metrics and end.")
+@click.pass_context
 def serve(
-    experiment: Path | None, overrides: tuple[str, ...], host: str, port: int, token: str | None, no_token: bool,
-    cors: tuple[str, ...], adapter: str, queue: int, deadline: float | None, max_tokens: int, max_request_kib: int,
-    thinking: bool, python: bool, no_memory: bool, share: bool, grafana: bool,
+    context: click.Context, experiment: Path | None, overrides: tuple[str, ...], host: str, port: int,
+    token: str | None, no_token: bool, cors: tuple[str, ...], adapter: str, queue: int, deadline: float | None,
+    max_tokens: int, max_request_kib: int, thinking: bool, python: bool, no_memory: bool, share: bool, grafana: bool,
 ) -> None:  # fmt: skip
     """Serve the champion of EXPERIMENT, its tools and the memory, to clients of OpenAI's chat completions.
 
@@ -67,7 +68,8 @@ def serve(
     from agentlab.serve.server import serve as run_server
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    shown = "$AGENTLAB_TOKEN"
+    given = context.get_parameter_source("token")
+    shown = "$AGENTLAB_TOKEN" if given is click.core.ParameterSource.ENVIRONMENT else "<token>"
     if no_token:
         token, shown = None, ""
         access(host, None, cors)

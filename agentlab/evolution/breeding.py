@@ -12,9 +12,10 @@ from agentlab.records import Genome
 
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
-# The first child keeps its parent's rate, and the others try half of their fitter parent's and the whole in turn. Which
-# rate is fastest over a founder's few steps is already high for a child's many, at which it stays; what it leaves
-# unsettled, averages of weights and siblings smooth out.
+# The rate that wins a founder's few steps is too high for the many that its line goes on for (short-horizon bias, Wu et
+# al. 2018): the line goes on at half of it, and stays there, because a second halving would end its learning.
+CONTINUED_FOUNDER = 0.5
+# The other children try half of their fitter parent's rate and the whole in turn.
 CHILD_RATES = (1.0, 0.5)
 # A line of descent learns only what its own members were trained on, so the largest share of the steps goes to the
 # first child, which carries the fittest line on; the others look with fewer what another way would give.
@@ -151,11 +152,12 @@ def founder(settings: Settings, generation: int, index: int, steps: int) -> Geno
 
 
 def _continuation(settings: Settings, generation: int, fittest: Ranked, steps: int) -> Genome:
-    """The first child of a generation: the training of the fittest goes on as it is, at its own rate.
+    """The first child of a generation: the training of the fittest goes on as it is, a founder's at half of its rate.
 
     Exploiting beside exploring (population based training, Jaderberg et al. 2017). Merges of adapters that do not
     share their descent lose most of what both know, and a population that crosses all its lines learns it again.
     """
+    slower = CONTINUED_FOUNDER if fittest.genome.operator == "founder" else 1.0
     return fittest.genome.model_copy(
         update={
             "candidate": adapter_id(generation, 0),
@@ -166,6 +168,7 @@ def _continuation(settings: Settings, generation: int, fittest: Ranked, steps: i
             "merge_method": settings.crossover.method,
             "steps": steps,
             "batch_size": settings.training.batch_size,
+            "learning_rate": fittest.genome.learning_rate * slower,
             "data_mix": dict(fittest.genome.data_mix),
             "weight_noise": 0.0,
             "mutated": [],

@@ -92,6 +92,9 @@ def driver_version(nvml: Any = None) -> str | None:
 def process_vram_mb(index: int, nvml: Any = None) -> float | None:
     """Memory of this process and those that it started on a GPU, in MB; None where the driver does not report it, as
     under WSL2.
+
+    0 only where others are listed, with their sizes and under ids that are known here: an empty list is also what a
+    driver shows that reports none, and in a container this process may be listed under its id outside.
     """
     nvml = nvml or _nvml()
     handle = None if nvml is None else _value(nvml.nvmlDeviceGetHandleByIndex, index)
@@ -100,7 +103,16 @@ def process_vram_mb(index: int, nvml: Any = None) -> float | None:
     running = _value(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
     mine = _own_pids() if running else set()
     sizes = [one.usedGpuMemory for one in running if one.pid in mine and one.usedGpuMemory is not None]
-    return float(sum(sizes)) / _MB if sizes else None
+    if not sizes and not (running and all(one.usedGpuMemory is not None and _is_here(one.pid) for one in running)):
+        return None
+    return float(sum(sizes)) / _MB
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a process of this id can be seen from here."""
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
 
 
 def _own_pids() -> set[int]:

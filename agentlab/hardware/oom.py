@@ -8,6 +8,8 @@ import traceback
 _CERTAIN = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|HIP out of memory|MPS backend out of memory"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED"  # cuDNN 9
+    r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"  # by name, of the runtime and of the driver
     r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
     r"|Error out of memory at line \d+ in file"  # bitsandbytes' kernels, before they end the process
     r"|enough GPU RAM to fit the\s+quantized model"  # transformers, before it loads through bitsandbytes
@@ -19,7 +21,12 @@ _CERTAIN = re.compile(
     re.IGNORECASE,
 )
 # Words that also appear where somebody only speaks of memory: they count in a RuntimeError and in a process's log.
-_LIKELY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# cuBLAS says that it is not initialised where no memory is left for a handle, but also after other failures.
+_LIKELY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory"
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+    re.IGNORECASE,
+)
 _DISK = re.compile(r"no space left on device|disk quota exceeded|os error 28\b", re.IGNORECASE)
 _OURS = "agentlab."
 

@@ -126,5 +126,6 @@ def _plan_model(
     )
     speed = speed_of(machine.device, settings.budget.vram_gib)
     weight_bytes = dict(phases[0].lines)["weights"]
-    figures = estimate(settings, model.shape, weight_bytes, speed, workload, machine.device, trained)
+    batch = phases[1].chosen["batch_size"] if trained else settings.evaluation.batch_size
+    figures = estimate(settings, model.shape, weight_bytes, speed, workload, machine.device, trained, batch)
     return ModelPlan(model, stored, phases, figures, tuple(notes(settings, model, phases, figures)), tuple(instead))

@@ -88,7 +88,7 @@ def phases_of(
     if weights is None:
         account = ledger.weights(model.shape, rung, element)
         weights = account.total - (account.embedding if without_embedding else 0)
-    sizing = _Sizing(settings, model.shape, machine, workload, rung, element, weights)
+    sizing = _Sizing(settings, model.shape, machine, workload, rung, element, weights, trained)
     return (sizing.serve(), sizing.evaluate(), sizing.train()) if trained else (sizing.serve(),)
 
 
@@ -101,6 +101,7 @@ class _Sizing:
     rung: Rung
     element: int
     weight_bytes: int
+    trained: bool  # else it holds no adapters: they fit the model alone that they were trained on
 
     @property
     def limit(self) -> int:
@@ -122,7 +123,9 @@ class _Sizing:
     @property
     def sums(self) -> int:
         """What the engine keeps of weights with an adapter added, once: in fp32 alone."""
-        return ledger.sum_bytes(self.shape, self.settings.lora.target_modules) if self.rung.name == "fp32" else 0
+        if self.rung.name != "fp32" or not self.trained:
+            return 0
+        return ledger.sum_bytes(self.shape, self.settings.lora.target_modules)
 
     @property
     def trained_tokens(self) -> int:
@@ -152,18 +155,18 @@ class _Sizing:
         return self.limit - fixed - adapters * self.adapter - self.sums
 
     def serve(self) -> Phase:
-        """One talk: shrink the context first, then the adapters that stay beside the one in use."""
+        """One talk: the context shrinks down to its least, then adapters are dropped but for the one in use."""
         wanted = {
             "context_tokens": min(SERVE_TOKENS, self.shape.context_length),
-            "adapters": self.settings.population.pool,
+            "adapters": self.settings.population.pool if self.trained else 0,
         }
-        longest = ledger.longest_context(self.shape, self._free(), 1, self.element, self.rung)
+        longest = ledger.longest_context(self.shape, self._free(wanted["adapters"]), 1, self.element, self.rung)
         tokens = max(min(longest, wanted["context_tokens"]), min(LEAST_TOKENS, self.shape.context_length))
         one = sum(size for _, size in self._serving(1, tokens, 0))
         room = ledger.most_adapters(
             self.shape, self.settings.lora.rank, self.settings.lora.target_modules, self.limit - one
         )
-        adapters = max(1, min(wanted["adapters"], room))
+        adapters = min(wanted["adapters"], max(1, room))
         chosen = {"context_tokens": tokens, "adapters": adapters}
         if longest > tokens:
             chosen["longest_context_tokens"] = longest

@@ -58,9 +58,12 @@ class Estimate:
 
 def estimate(
     settings: Settings, shape: ModelShape, weight_bytes: int, speed: Speed, workload: "Workload",
-    device: Literal["cuda", "cpu"], trained: bool,
+    device: Literal["cuda", "cpu"], trained: bool, batch_size: int,
 ) -> Estimate:  # fmt: skip
-    """Time of a generation, disk of a run, and how many tokens fit into the latency target."""
+    """Time of a generation, disk of a run, and how many tokens fit into the latency target.
+
+    batch_size: of the evaluation, as it fits into memory.
+    """
     # of an untied embedding a token reads one row
     unread = 0 if shape.tied else (4 if device == "cpu" else 2) * shape.embedding_parameters
     decode = speed.bytes_per_s / max(1, weight_bytes - unread)
@@ -78,7 +81,7 @@ def estimate(
     train_s = (founders + children) / population.generations * tokens * passes * active / speed.flops
     # the challenger and the champion answer the gate's items
     items = evaluated * workload.fitness_items + 2 * workload.gate_items
-    batches = items / settings.evaluation.batch_size
+    batches = items / batch_size
     evaluate_s = items * workload.prompt_tokens / prefill + batches * workload.answer_tokens / decode
     # until the generation ends: where each training ended, weights and two moments
     states = 3 * population.size if settings.continues else 0

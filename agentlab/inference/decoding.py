@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
+_LEAST_TEMPERATURE = 1e-6  # below it, scores divided by it grow beyond what noise can change, and at last overflow
 _TAIL = 24  # tokens looked back at for a stop string
 _LEAST_ROWS = 4  # of a batch that is made smaller once answers have ended
 _ENDED_PART = 0.25
@@ -16,7 +17,7 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Sampling by the Gumbel trick: argmax(logits / T + g) has the softmax distribution at temperature T.
 
     Each row draws its noise from its own generator, so an answer depends on its seed alone and not on its neighbours;
-    rows at temperature 0 stay greedy.
+    rows at temperature 0, or so little above that noise decides nothing but near ties, stay greedy.
     """
 
     def __init__(self, temperatures: Sequence[float], seeds: Sequence[int]) -> None:
@@ -31,7 +32,7 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # (B, T), (B, V) → (B, V)
         scores = scores.clone()
         for row, (temperature, generator) in enumerate(zip(self.temperatures, self.generators, strict=True)):
-            if temperature > 0:
+            if temperature >= _LEAST_TEMPERATURE:
                 uniform = torch.rand(scores.shape[-1], generator=generator).clamp_(1e-10, 1 - 1e-7)
                 gumbel = -torch.log(-torch.log(uniform))
                 scores[row] = scores[row].float() / temperature + gumbel.to(scores.device)

@@ -240,6 +240,8 @@ class OpenAIEngine(ServedAdapters, Engine):
         growing = _Growing()
         for chunk in self.server.chunks("/chat/completions", body):
             growing.add(chunk)
+        if growing.finish is None:  # what is found out by half an answer would be believed for good
+            raise self.server.broke_off()
         return growing
 
     def answers(
@@ -299,6 +301,8 @@ class OpenAIEngine(ServedAdapters, Engine):
     def _completion(self, request: Request, growing: _Growing, latency_s: float, cancelled: bool) -> Completion:
         whole = growing.whole()
         text = cut_at_stop(whole, request.stop)
+        if growing.finish is None and not cancelled and text == whole:
+            raise self.server.broke_off()
         finish = "length" if growing.finish == "length" else "stop"
         if cancelled or text != whole:
             finish = "stop" if text != whole else "cancelled"

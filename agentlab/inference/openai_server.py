@@ -108,6 +108,10 @@ class Server:
             return RefusedByServer(f"the server at {self.base_url} refuses (status {status}): {said}")
         return ServerError(f"the server at {self.base_url} failed (status {status}): {said}")
 
+    def broke_off(self) -> EngineError:
+        """What to raise where a streamed answer ended without a finish reason, as behind a proxy that closed it."""
+        return ServerError(f"the server at {self.base_url} broke off its answer")
+
     def models(self) -> list[dict[str, Any]]:
         """What /v1/models lists. Raises ServerError."""
         found = self._tried(lambda: self._client.get("/models", cast_to=object))

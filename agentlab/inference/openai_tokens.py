@@ -62,6 +62,7 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
         return self._keys
 
     def _read(self, key: int, body: dict[str, Any], abandoned: threading.Event) -> None:
+        finish = None
         try:
             for chunk in self.server.chunks("/completions", body):
                 if abandoned.is_set():
@@ -73,9 +74,11 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
                     if tokens is None:
                         raise EngineError(f"the server at {self.server.base_url} sends no token ids; is it vLLM?")
                     logprobs = choice.get("logprobs") or {}
-                    finish = choice.get("finish_reason")
+                    finish = choice.get("finish_reason") or finish
                     news = News(key, list(tokens), logprobs.get("token_logprobs"), finish, time.monotonic())
                     self._inbox.put((key, news))
+            if finish is None:
+                raise self.server.broke_off()
         except Exception as error:  # handed to whoever waits for the answer
             self._inbox.put((key, error))
 

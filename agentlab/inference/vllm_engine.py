@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections import deque
@@ -183,7 +184,10 @@ class VllmEngine(TokenStreamEngine):
             answer = self._child.receive(START_S)
         except ChildDied as died:
             self._kill()
-            raise _error(f"vLLM cannot load {self.model_files.name}: the process {died}", died.log) from None
+            text = f"vLLM cannot load {self.model_files.name}: the process {died}"
+            if died.code == -signal.SIGKILL:  # the kernel's way to say that RAM is lacking; no log tells of it
+                raise OutOfMemoryError(text) from None
+            raise _error(text, died.log) from None
         if answer is None:
             self._kill()
             raise EngineError(f"vLLM has not loaded {self.model_files.name} within {START_S:g} s")
@@ -296,6 +300,7 @@ class VllmEngine(TokenStreamEngine):
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapter_room.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self._check_fit(adapter, lora)
+        self._running()  # before the old one is dropped, whose place nothing could take
         self.unload_adapter(adapter)
         loaded = self._save(lora)
         try:
@@ -338,6 +343,7 @@ class VllmEngine(TokenStreamEngine):
     def unload_adapter(self, adapter: str) -> None:
         loaded = self._loaded.pop(adapter, None)
         self._pinned.discard(adapter)
+        self._canary.pop(adapter, None)  # `wake` compares what is still there
         if loaded is None:
             return
         if self._child is not None and not self._asleep:

@@ -30,11 +30,15 @@ Message = dict[str, Any]
 
 
 class ChildDied(Exception):
-    """The child is gone; the message ends with what its log says last. log: more of it, to look for a cause in."""
+    """The child is gone; the message ends with what its log says last. log: more of it, to look for a cause in.
 
-    def __init__(self, message: str, log: str = "") -> None:
+    code: its exit code, negative for the signal that ended it; None where it only went silent.
+    """
+
+    def __init__(self, message: str, log: str = "", code: int | None = None) -> None:
         super().__init__(message)
         self.log = log
+        self.code = code
 
 
 class Channel:
@@ -133,7 +137,8 @@ class ChildProcess:
         how = "went silent" if code is None else f"ended with {signal_name(code)}"
         lines = [line.strip() for line in self.log().splitlines() if line.strip()]
         last = " | ".join(lines[-_TAIL_LINES:])
-        return ChildDied(f"{how}; its log ends: {last[-500:]}" if last else how, "\n".join(lines[-_LOG_LINES:]))
+        message = f"{how}; its log ends: {last[-500:]}" if last else how
+        return ChildDied(message, "\n".join(lines[-_LOG_LINES:]), code)
 
     def kill(self) -> None:
         """End the child and everything that it started; harmless when repeated."""

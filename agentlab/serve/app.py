@@ -15,13 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from agentlab.agent.steps import Answered, Delta, ReasoningResult, Step
+from agentlab.errors import AgentlabError
 from agentlab.serve import replies
 from agentlab.serve.access import Access
 from agentlab.serve.asking import parse
-from agentlab.serve.guard import Inside, Outside
+from agentlab.serve.guard import Innermost, Inside, Outside
 from agentlab.serve.line import Job
 from agentlab.serve.metrics import CONTENT_TYPE
-from agentlab.serve.problems import Problem, shutting_down
+from agentlab.serve.problems import Problem, failed, shutting_down
 from agentlab.serve.service import Begun, Service
 
 KEEP_ALIVE_S = 5.0  # between two comments in a stream that waits
@@ -32,6 +33,7 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
     """The application; `body_limit` is in bytes."""
     # its own documentation pages would load scripts from elsewhere
     app = FastAPI(title="agentlab", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Innermost, metrics=service.metrics)
     app.add_middleware(Inside, access=access)
     if access.origins:
         app.add_middleware(
@@ -45,6 +47,10 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
         if error.reason:
             service.metrics.failures.labels(error.reason).inc()
         return JSONResponse(error.body(), error.status, headers=error.headers)
+
+    @app.exception_handler(AgentlabError)
+    async def known(request: Request, error: AgentlabError) -> JSONResponse:
+        return await problem(request, failed(str(error)))
 
     @app.exception_handler(HTTPException)
     async def elsewhere(_: Request, error: HTTPException) -> JSONResponse:
@@ -67,8 +73,7 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
 
     @app.get("/v1/models/{name}")
     def model(name: str) -> dict[str, Any]:
-        service.roster.check(name)
-        return next(entry for entry in service.roster.models() if entry["id"] == name)
+        return service.roster.entry(name)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import pydantic
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentlab.serve.problems import Problem
 
@@ -51,6 +51,11 @@ class Ask:
 _Text = Annotated[str, Field(min_length=1)]
 
 
+def _listed(value: Any) -> Any:
+    """A text alone as a list of it: so an error is one of the list, and names its limit."""
+    return [value] if isinstance(value, str) else value
+
+
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool | None = None
@@ -66,7 +71,7 @@ class _Request(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: _Text | Annotated[list[_Text], Field(max_length=4)] | None = None
+    stop: Annotated[list[_Text], Field(max_length=4), BeforeValidator(_listed)] | None = None
     tool_choice: str | None = None
     user: str | None = None
     session_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -91,7 +96,7 @@ def parse(body: bytes) -> Ask:
         "max_new_tokens": next(iter(limits), None),
         "temperature": request.temperature,
         "seed": request.seed,
-        "stop": (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        "stop": tuple(request.stop or ()),
         "tool_choice": _tool_choice(request.tool_choice),
     }
     return Ask(

@@ -1,6 +1,10 @@
-"""What stands before the routes: foreign hosts, foreign web pages and requests without the token go no further."""
+"""What stands before the routes: foreign hosts, foreign web pages and requests without the token go no further.
+
+What breaks in the routes comes no further out.
+"""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -8,7 +12,9 @@ from starlette.responses import JSONResponse
 
 from agentlab.serve.access import Access
 from agentlab.serve.metrics import Metrics
-from agentlab.serve.problems import Problem
+from agentlab.serve.problems import Problem, failed
+
+_LOG = logging.getLogger("agentlab.serve")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -67,6 +73,36 @@ class Inside:
                 await _refused(problem)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+class Innermost:
+    """Answers where a route broke in a way that nobody foresaw: the log gets the error, the client that there was one.
+
+    Before the routes and not outside of everything, where the framework would do it: so the response is counted, and a
+    page that may ask can read it.
+    """
+
+    def __init__(self, app: App, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noticed(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noticed)
+        except Exception:
+            if scope["type"] != "http" or begun:  # the connection ends in the middle of its response
+                raise
+            _LOG.exception("%s %r broke", scope["method"], scope["path"])
+            problem = failed("the server failed; its log says why")
+            self.metrics.failures.labels(problem.reason).inc()
+            await _refused(problem)(scope, receive, send)
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

@@ -31,3 +31,8 @@ class Problem(Exception):
 
 def shutting_down() -> Problem:
     return Problem(503, "the server is shutting down; ask again later", code="shutting_down", reason="shutting_down")
+
+
+def failed(message: str) -> Problem:
+    """The server's own failure, which no other request of the client would mend."""
+    return Problem(500, message, code="server_failed", reason="failed")

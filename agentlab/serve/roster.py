@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentlab.adapters import Pool
+from agentlab.adapters.lora import WEIGHTS_FILE
+from agentlab.adapters.peft_config import CONFIG_FILE
 from agentlab.answering import CHAMPION, with_adapter
 from agentlab.errors import AgentlabError
 from agentlab.hardware.oom import is_out_of_memory, let_go
@@ -50,22 +52,29 @@ class Roster:
         return Pool(self.run.folder / "adapters", self.run.settings.population.pool, self.model_sha256)
 
     def models(self) -> list[dict[str, Any]]:
-        """What `/v1/models` lists: the stable name first, then the pool, best first, then the base model."""
-        cards = [card for card in self._pool.members() if card.base_sha256 == self.model_sha256]
+        """What `/v1/models` lists: the stable name first, then the pool, best first, then the base model.
+
+        An adapter whose card is damaged is left out; the others go on answering.
+        """
+        cards = [card for card in self._pool.members(strict=False) if card.base_sha256 == self.model_sha256]
         found = [_model(MODEL, self.started_s, self.served)]
         found += [_model(card.adapter_id, card.created_at_s, card.adapter_id) for card in cards]
         return [*found, _model(BASE, self.started_s, BASE)]
 
     def check(self, model: str) -> None:
         """Raise Problem (404) with the names that are allowed, unless `model` is one of them."""
-        if model in (MODEL, BASE):  # needs no look at the disk
-            return
-        allowed = [entry["id"] for entry in self.models()]
-        if model not in allowed:
+        if model not in (MODEL, BASE):  # these need no look at the disk
+            self.entry(model)
+
+    def entry(self, model: str) -> dict[str, Any]:
+        """What `/v1/models` lists of `model`. Raises Problem (404) with the names that are allowed."""
+        entries = {entry["id"]: entry for entry in self.models()}
+        if model not in entries:
             raise Problem(
-                404, f"there is no model {model!r:.80}; allowed: {', '.join(allowed)}", param="model",
+                404, f"there is no model {model!r:.80}; allowed: {', '.join(entries)}", param="model",
                 code="model_not_found",
             )  # fmt: skip
+        return entries[model]
 
     def seat(self, model: str) -> str:
         """Let the resident model answer as `model` from now on; the adapter's id. Raises Problem or AgentlabError."""
@@ -90,7 +99,7 @@ class Roster:
         if champion == self.served:
             self._seen = signature
             return
-        state = (champion, self._weights(champion))
+        state = (champion, self._content(champion))
         if state == self._refused and time.monotonic() < self._again_s:
             return
         try:
@@ -113,8 +122,17 @@ class Roster:
     def _put(self, adapter: str, pinned: bool) -> None:
         chain = self.agent.chain
         with chain.lock:  # an abandoned answer may still be at its last token
-            chain.use(with_adapter(chain.links[0], self.run, adapter, self.model_sha256, pinned))
+            link = with_adapter(chain.links[0], self.run, adapter, self.model_sha256, pinned)
+            chain.use(link)
             chain.drop_adapters(keep=(self.served,))
+        if link.adapter is not None:
+            self._count_use(link.adapter)
+
+    def _count_use(self, adapter: str) -> None:
+        try:
+            self._pool.count_use(adapter)
+        except AgentlabError as error:  # it is loaded: a full disk is no reason not to answer
+            _LOG.warning("the use of %s is not counted: %s", adapter, error)
 
     def _refuse(self, state: tuple[Any, ...], message: str) -> None:
         if state != self._refused:
@@ -127,9 +145,13 @@ class Roster:
         results = sorted((self.run.folder / "generations").glob("*/result.json"))
         return tuple(_stamp(path) for path in results)
 
-    def _weights(self, adapter: str) -> Any:
-        folder = self.run.folder / "adapters" / adapter
-        return tuple(_stamp(path) for path in sorted(folder.glob("*"))) if folder.is_dir() else None
+    def _content(self, adapter: str) -> tuple[Any, ...]:
+        """Changes whenever an adapter's files do, or its card in more than the number of its uses."""
+        files = [_stamp(self._pool.folder / adapter / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        try:
+            return (*files, self._pool.card(adapter).model_copy(update={"usage_count": 0}))
+        except AgentlabError as error:
+            return (*files, str(error))
 
     def _tell_metrics(self) -> None:
         info = self.agent.describe(self.agent.chain.links[0])

@@ -94,3 +94,12 @@ def test_a_processs_own_memory_is_the_drivers_or_not_reported():
         child.kill()
     assert monitor.process_vram_mb(0, Nvml()) is None
     assert monitor.process_vram_mb(0, Nvml(["nvmlDeviceGetComputeRunningProcesses"])) is None
+
+
+def test_a_process_that_holds_nothing_beside_others_that_do_is_told_so():
+    assert monitor.process_vram_mb(0, Nvml(processes={os.getppid(): 2**30})) == 0
+    assert monitor.process_vram_mb(0, Nvml(processes={os.getppid(): None})) is None
+    # ids of another namespace, as in a container: this process may be among them under another one
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert monitor.process_vram_mb(0, Nvml(processes={os.getppid(): 2**30, gone.pid: 2**30})) is None

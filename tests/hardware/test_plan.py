@@ -113,8 +113,28 @@ def test_serving_shrinks_the_context_before_it_drops_adapters():
     tight = plan_of("Qwen2.5-1.5B", model={"rung": "bf16"}, budget={"vram_gib": 3.5}).models[0].phases[0]
     assert (ample.chosen["context_tokens"], ample.chosen["adapters"]) == (4096, 10)
     assert tight.fits
-    assert 512 <= tight.chosen["context_tokens"] < 4096
-    assert tight.chosen["adapters"] == 1
+    assert 512 < tight.chosen["context_tokens"] < 4096
+    assert tight.chosen["adapters"] == 10
+    tighter = plan_of("Qwen2.5-1.5B", model={"rung": "bf16"}, budget={"vram_gib": 3.4}).models[0].phases[0]
+    assert tighter.fits
+    assert tighter.chosen["context_tokens"] == 512
+    assert 1 < tighter.chosen["adapters"] < 10
+    least = plan_of("Qwen2.5-1.5B", model={"rung": "bf16"}, budget={"vram_gib": 3.0}).models[0].phases[0]
+    assert not least.fits
+    assert (least.chosen["context_tokens"], least.chosen["adapters"]) == (512, 1)
+
+
+def test_adapters_are_the_primary_models_alone():
+    shape = published("Qwen2.5-1.5B")
+    models = [Model(role, shape.name, shape, "") for role in ("primary", "fallback", "emergency")]
+    for machine in (GPU, Machine("cpu", 32 * GIB)):
+        primary, *others = make_plan(settings_of(), models, machine, WORKLOAD).models
+        assert primary.phases[0].chosen["adapters"] == 10
+        for other in others:
+            (serve,) = other.phases
+            assert (serve.chosen["adapters"], serve.wanted["adapters"]) == (0, 0)
+            assert dict(serve.lines)["adapters"] == 0
+            assert serve.chosen["longest_context_tokens"] >= primary.phases[0].chosen["longest_context_tokens"]
 
 
 @pytest.mark.parametrize("vram_gib", [3.4, 4.0, 5.0, 7.0, 16.0])
@@ -231,6 +251,12 @@ def test_estimates_grow_with_the_work():
     few = plan_of("Qwen2.5-1.5B", training={"tokens": 1000}).models[0].estimate
     many = plan_of("Qwen2.5-1.5B", training={"tokens": 4000}).models[0].estimate
     assert many.train_minutes == pytest.approx(4 * few.train_minutes)
+    long = dataclasses.replace(WORKLOAD, longest_prompt_tokens=8000)  # few of them fit at once
+    shrunk = plan_of("Qwen2.5-1.5B", workload=long, evaluation={"batch_size": 64}, model={"rung": "bf16"}).models[0]
+    batch = shrunk.phases[1].chosen["batch_size"]
+    same = plan_of("Qwen2.5-1.5B", workload=long, evaluation={"batch_size": batch}, model={"rung": "bf16"}).models[0]
+    assert batch < 64
+    assert shrunk.estimate.evaluate_minutes == same.estimate.evaluate_minutes
     pool = plan_of("Qwen2.5-1.5B", population={"pool": 2}).models[0].estimate
     assert pool.disk_mib < few.disk_mib
     for size, continued in ((2, False), (3, True)):  # an only child continues nobody

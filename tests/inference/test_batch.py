@@ -11,6 +11,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from agentlab import models
 from agentlab.inference import Request
+from agentlab.inference.decoding import SeededSampling
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.toolformat import TAGS, structure
 
@@ -55,6 +56,16 @@ def test_structured_and_free_rows_that_end_at_different_times(engine):
     for request, found in zip(batch, together, strict=True):
         (alone,) = engine.generate([request])
         assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason)
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 5e-324])
+def test_a_temperature_by_which_scores_would_overflow_is_greedy(engine, temperature):
+    greedy, hardly = engine.generate(
+        [Request(CHAT, max_new_tokens=12), Request(CHAT, max_new_tokens=12, temperature=temperature, seed=3)]
+    )
+    assert hardly.token_ids == greedy.token_ids
+    scores = torch.tensor([[-90.0, 3.0, 90.0, 90.0001]])
+    assert torch.equal(SeededSampling([temperature], [3])(None, scores), scores)
 
 
 def test_an_answer_costs_nothing_after_its_end(engine):

@@ -3,6 +3,7 @@
 import itertools
 import random
 import threading
+import time
 
 import pytest
 from chat_server import ChatServer
@@ -13,6 +14,8 @@ from agentlab.errors import AdapterError, ConfigError, ModelError
 from agentlab.inference import Capabilities, EngineError, Request
 from agentlab.inference import openai_server as server_module
 from agentlab.inference.openai_engine import CONCURRENT, DEFAULT_CONTEXT, UNKNOWN_TOKEN, open_server
+from agentlab.inference.openai_tokens import OpenAITokenEngine
+from agentlab.models import ModelFiles
 from agentlab.toolformat import TAGS, parse_calls, structure
 
 WORDS = ["The ", "river ", "runs ", "to ", "the ", "sea."]
@@ -214,6 +217,31 @@ def test_so_many_at_once_and_no_more():
         server.most = 0
         engine.generate(requests[:4], batch_size=1)
         assert server.most == 1
+
+
+def test_an_answer_that_breaks_off_is_no_whole_one():
+    with ChatServer("ollama", words, finish=False) as server, opened(server) as engine:
+        with pytest.raises(EngineError, match=rf"the server at {server.url} broke off its answer"):
+            engine.generate([Request(CHAT, max_new_tokens=16)])
+        (cut,) = engine.generate([Request(CHAT, max_new_tokens=16, stop=("to the",))])  # all of it had come
+        assert (cut.text, cut.finish_reason) == ("The river runs ", "stop")
+        with pytest.raises(EngineError, match="broke off"):
+            engine.capabilities()  # found out by half an answer, it would be believed for good
+        server.finish = True
+        assert engine.capabilities().seeds
+
+
+def test_tokens_that_break_off_are_waited_for_no_longer(tiny_model):
+    class Server(server_module.Server):
+        def chunks(self, path, body):
+            yield {"choices": [{"text": "On", "token_ids": [70], "finish_reason": None}]}
+
+    end = time.monotonic() + 30
+    with (
+        OpenAITokenEngine(Server("http://server/v1"), ModelFiles("m", tiny_model, ""), 512) as engine,
+        pytest.raises(EngineError, match="the server at http://server/v1 broke off its answer"),
+    ):
+        list(engine.answers([Request(CHAT, max_new_tokens=16)], should_stop=lambda: time.monotonic() > end))
 
 
 def test_cancelling_closes_the_connection_and_keeps_what_there_is():

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from collections import deque
 
 import pytest
 from conformance import CHAT, OTHER, EngineConformance
@@ -15,8 +16,9 @@ from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, OutOfMemoryError, Request
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
-from agentlab.inference.vllm_engine import VllmEngine, _error
+from agentlab.inference.vllm_engine import VllmEngine, _error, _Loaded
 from agentlab.inference.vllm_settings import VllmSettings
+from agentlab.inference.worker_process import ChildDied
 
 SMALL = VllmSettings(
     kv_cache_memory_bytes=2**29, max_model_len=1024, max_num_seqs=16, max_loras=2, max_cpu_loras=4, max_lora_rank=8
@@ -163,7 +165,7 @@ class Sleeper(VllmEngine):
         self.settings = VllmSettings(1, 1, sleep_mode=True)
         self._child = object()
         self._asleep = False
-        self._loaded, self._pinned = {}, set()
+        self._loaded, self._pinned, self._canary = {}, set(), {}
         self.answers = iter(answers)
         self.did = []
 
@@ -194,6 +196,63 @@ def test_a_canary_that_answers_differently_has_the_process_started_anew(answers,
     engine.sleep()
     assert engine.wake() is restarted
     assert engine.did == did
+
+
+class Holder(Sleeper):
+    """One that holds two adapters; whoever it holds answers the same at all times."""
+
+    def __init__(self, folder):
+        super().__init__(())
+        self._loaded = {name: _Loaded(number, folder / name) for number, name in enumerate(("one", "two"))}
+
+    def _answer_canary(self):
+        return {name: [1] for name in (None, *self.adapters())}
+
+    def _check_fit(self, adapter, lora):
+        pass
+
+
+def test_an_adapter_that_is_unloaded_while_it_sleeps_is_not_asked_when_it_wakes(tmp_path):
+    engine = Holder(tmp_path)
+    engine.sleep()
+    engine.unload_adapter("one")
+    assert engine.wake() is False
+    assert engine.did == ["sleep", "wake"]
+    assert engine.adapters() == ["two"]
+
+
+def test_an_adapter_that_cannot_be_replaced_in_sleep_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_room, "load", lambda folder: object())
+    engine = Holder(tmp_path)
+    engine.sleep()
+    with pytest.raises(EngineError, match="the engine sleeps; wake it first"):
+        engine.load_adapter("one", tmp_path)
+    assert engine.adapters() == ["one", "two"]
+    assert engine.wake() is False
+
+
+@pytest.mark.parametrize(("how", "expected"), [(signal.SIGKILL, OutOfMemoryError), (signal.SIGTERM, EngineError)])
+def test_a_process_that_the_kernel_kills_while_it_starts_lacked_memory(monkeypatch, how, expected):
+    class Killed:
+        def __init__(self, module, env):
+            pass
+
+        def send(self, message):
+            pass
+
+        def receive(self, wait_s):
+            raise ChildDied(f"ended with {how.name}", "loading weights", -how)
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr("agentlab.inference.vllm_engine.ChildProcess", Killed)
+    engine = Sleeper(())
+    engine._arguments = dict
+    engine._pending = deque()
+    with pytest.raises(EngineError, match=f"vLLM cannot load fake: the process ended with {how.name}") as caught:
+        VllmEngine._start(engine)
+    assert type(caught.value) is expected
 
 
 def test_an_engine_that_never_answers_as_before_is_broken():

@@ -90,8 +90,16 @@ def test_a_dead_child_is_quoted(child):
     with pytest.raises(ChildDied, match=r"ended with exit code 3; its log ends: .*the last words"):
         child.receive()
     assert not child.is_alive()
-    with pytest.raises(ChildDied, match="exit code 3"):
+    with pytest.raises(ChildDied, match="exit code 3") as caught:
         child.receive()
+    assert caught.value.code == 3
+
+
+def test_a_signal_that_ended_a_child_is_told(child):
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(ChildDied, match="ended with SIGKILL") as caught:
+        child.receive()
+    assert caught.value.code == -signal.SIGKILL
 
 
 def test_killing_takes_what_it_started_along(child):

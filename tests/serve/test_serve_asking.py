@@ -87,6 +87,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(param, value):
     assert "\n" not in problem.message
 
 
+def test_the_number_of_stop_strings_is_named():
+    assert "4" in refused(stop=["a"] * 5).message
+    assert len(ask(stop=["a"] * 4).options["stop"]) == 4
+
+
 @pytest.mark.parametrize(
     "messages",
     [

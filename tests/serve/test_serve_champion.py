@@ -1,10 +1,17 @@
 """A champion that changes while it serves, and weights that are not what they should be."""
 
 import time
+from types import SimpleNamespace
 
 import httpx
 from serve_helpers import serving
 from support import promote
+
+from agentlab.adapters import Pool
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.serve import roster as roster_room
+from agentlab.serve.metrics import Metrics
+from agentlab.serve.roster import Roster
 
 
 def until(true, seconds=30):
@@ -130,6 +137,49 @@ def test_a_champion_that_found_no_memory_is_tried_again(own, monkeypatch):
         assert answered_by(server) == first
         until(lambda: roster.served == second)
         assert server.series()["agentlab_champion_swap_failures_total"] == 1
+
+
+def test_a_champion_that_never_finds_memory_is_tried_now_and_then(own, monkeypatch):
+    first, second, _ = own.run.results()[-1].pool
+    now, asked, load = [0.0], [], TransformersEngine.load_adapter
+
+    def scarce(engine, adapter, folder):
+        if adapter == second:
+            asked.append(adapter)
+            raise MemoryError("no room for the factors")
+        load(engine, adapter, folder)
+
+    monkeypatch.setattr(TransformersEngine, "load_adapter", scarce)
+    monkeypatch.setattr("agentlab.serve.roster.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    pool, metrics = Pool(own.run.folder / "adapters"), Metrics()
+    used = pool.card(second).usage_count
+    with own.agent(remember=False, lease=False) as agent:
+        roster = Roster(agent, own.run, "champion", metrics)
+        promote(own.run, second)
+        for attempts in (1, 2):
+            for _ in range(5):
+                roster.refresh()
+                pool.count_use(second)  # by another program: it is the same adapter all the same
+            assert asked == [second] * attempts
+            now[0] += roster_room._RETRY_S
+        assert (roster.served, pool.card(second).usage_count) == (first, used + 10)
+        assert b"agentlab_champion_swap_failures_total 1.0" in metrics.text()
+        monkeypatch.setattr(TransformersEngine, "load_adapter", load)
+        roster.refresh()
+        assert (roster.served, pool.card(second).usage_count) == (second, used + 11)
+
+
+def test_a_champion_whose_card_is_restored_is_taken(own):
+    first, second, _ = own.run.results()[-1].pool
+    card = own.run.folder / "adapters" / second / "card.json"
+    whole = card.read_bytes()
+    with serving(own) as server:
+        card.write_text("{")
+        promote(own.run, second)
+        assert answered_by(server) == first
+        assert server.series()["agentlab_champion_swap_failures_total"] == 1
+        card.write_bytes(whole)
+        assert answered_by(server) == second
 
 
 def test_a_damaged_result_file_leaves_the_old_champion(own):

@@ -64,6 +64,25 @@ def test_the_shown_words_read_the_token_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "environment_token", "shown"),
+    [
+        ((), "x" * 20, "$AGENTLAB_TOKEN"),
+        (("--token", "y" * 20), None, "<token>"),
+        (("--token", "y" * 20), "x" * 20, "<token>"),
+        (("--no-token",), None, ""),
+    ],
+)
+def test_the_shown_words_are_those_that_a_shell_knows(own, environment, monkeypatch, options, environment_token, shown):
+    found = []
+    monkeypatch.setattr("agentlab.serve.server.serve", lambda *_, token_shown, **__: found.append(token_shown))
+    sets = [word for override in own.overrides for word in ("--set", override)]
+    env = {"AGENTLAB_HOME": environment["AGENTLAB_HOME"], "AGENTLAB_TOKEN": environment_token}
+    result = CliRunner().invoke(main, ["serve", str(own.experiment), *sets, *options], env=env)
+    assert result.exit_code == 0, result.output
+    assert found == [shown]
+
+
+@pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (("--no-token", "--host", "0.0.0.0"), 13, "open to everybody"),

@@ -17,7 +17,7 @@ import pytest
 from serve_helpers import TOKEN, serving
 
 from agentlab import config
-from agentlab.errors import LeaseHeldError
+from agentlab.errors import LeaseHeldError, StorageError
 from agentlab.hardware.lease import holder
 from agentlab.memory import Memory
 from agentlab.serve import app as serve_app
@@ -261,6 +261,53 @@ def test_what_is_no_request_is_refused_in_the_same_form(server):
     assert server.get("/v1/chat/completions").status_code == 405
     assert "error" in server.get("/v1/chat/completions").json()
     assert "allowed: /v1/chat/completions" in server.get("/v1/completions").json()["error"]["message"]
+
+
+def test_a_damaged_card_costs_its_own_adapter_alone(own):
+    _, second, third = own.run.results()[-1].pool
+    with serving(own) as server:
+        (own.run.folder / "adapters" / third / "card.json").write_text("{")
+        assert third not in [model["id"] for model in server.get("/v1/models").json()["data"]]
+        assert server.post(model=second).status_code == 200
+        for response in (server.post(model=third), server.get(f"/v1/models/{third}")):
+            assert response.status_code == 404
+            assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_what_breaks_in_a_route_is_an_error_as_any_other(own, monkeypatch, caplog):
+    page = "http://localhost:3000"
+    with serving(own, cors=(page,)) as server:
+
+        def broken():
+            raise errors.pop()
+
+        errors = [StorageError("the disk is full"), RuntimeError("no such key in /home/tomas/secret")]
+        monkeypatch.setattr(server.service.roster, "models", broken)
+        unknown, known = (server.get("/v1/models", Origin=page) for _ in range(2))
+        assert (unknown.status_code, known.status_code) == (500, 500)
+        assert unknown.json()["error"]["message"] == "the server failed; its log says why"
+        assert "no such key in /home/tomas/secret" in caplog.text
+        assert known.json()["error"]["message"] == "the disk is full"
+        assert {one.json()["error"]["type"] for one in (unknown, known)} == {"server_error"}
+        assert {one.headers["access-control-allow-origin"] for one in (unknown, known)} == {page}
+        series = server.series()
+        assert series['agentlab_http_responses_total{code="500",path="/v1/models"}'] == 2
+        assert series['agentlab_failures_total{reason="failed"}'] == 2
+
+
+def test_a_model_that_is_culled_meanwhile_is_looked_up_once(own, monkeypatch):
+    _, second, _ = own.run.results()[-1].pool
+    with serving(own) as server:
+        roster = server.service.roster
+        models, looks = roster.models, []
+
+        def culled_after_the_first():
+            looks.append(second)
+            return [model for model in models() if len(looks) == 1 or model["id"] != second]
+
+        monkeypatch.setattr(roster, "models", culled_after_the_first)
+        assert server.get(f"/v1/models/{second}").json()["id"] == second
+        assert server.get(f"/v1/models/{second}").status_code == 404
 
 
 def test_silent_and_slow_connections_are_closed(own, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import queue
+import re
 import threading
 import time
 import uuid
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _STORING_S = 1.0  # how long an answer with a deadline waits for its turn to be stored
 _GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
 _WARM_UP = [{"role": "user", "content": "Hello, say a few words about the weather of the four seasons, please."}]
+# what text in SQLite and JSON cannot hold, and a model that talks nonsense writes
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class Agent:
@@ -185,8 +188,9 @@ class Agent:
             try:
                 if recall.conversation is None:
                     raise MemoryStoreError("the memory could not be opened")
+                said = _UNSTORABLE.sub("\ufffd", result.final_answer)
                 recall.conversation.add(
-                    result.prompt, result.final_answer, context_used=result.context_used, notes=recall.notes,
+                    result.prompt, said, context_used=result.context_used, notes=recall.notes,
                     cut_off=result.state == "deadline", agent=str(result.model_info),
                     metadata={"task_id": result.task_id, "state": result.state},
                 )  # fmt: skip

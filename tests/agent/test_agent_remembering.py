@@ -136,3 +136,12 @@ def test_a_talk_goes_on_after_its_session_was_forgotten(tmp_path):
         assert memory.sessions() == []
         talk.prefer(language="de")
         assert talk.session().preferences == {"language": "de"}
+
+
+def test_a_turn_is_kept_whatever_characters_the_model_wrote(tmp_path):
+    engine = Scripted("Hello \x00 there, \ud83d it is me.", "\x00")
+    with open_memory(tmp_path / "memory.db") as memory, agent_of(engine=engine, memory=memory) as agent:
+        results = [agent.ask(f"Who is there, {number}?", session_id="s1") for number in range(2)]
+        assert [result.warnings for result in results] == [[], []]
+        kept = [turn.agent_response for turn in memory.conversation("s1").turns()]
+    assert kept == ["Hello \ufffd there, \ufffd it is me.", "\ufffd"]

@@ -13,7 +13,7 @@ from agentlab.records import Genome
 # The learning rate alone is worth many points, so founders spread it; the first one has the settings' own.
 FOUNDER_RATES = (1.0, 2.0, 0.5, 1.5, 3.0, 0.25, 0.75, 4.0)
 # The rate that wins a founder's few steps is too high for the many that its line goes on for (short-horizon bias, Wu et
-# al. 2018): the line goes on at half of it, and stays there, because a second halving would end its learning.
+# al. 2018): the line goes on at half of it, and stays there.
 CONTINUED_FOUNDER = 0.5
 # The other children try half of their fitter parent's rate and the whole in turn.
 CHILD_RATES = (1.0, 0.5)

@@ -98,8 +98,9 @@ def _execute(template: Path, out: Path, lab: "Lab", generation: int) -> None:
             progress_bar=False,
             log_output=False,
             request_save_on_cell_execute=True,
-            # it warns about TCP on the loopback interface, once per generation
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            # it warns about TCP on the loopback interface, once per generation, and calls the interrupt by which it is
+            # shut down an error; what fails in a cell is in the notebook
+            extra_arguments=["--IPKernelApp.log_level=50"],
             autosave_cell_every=30,
         )
 

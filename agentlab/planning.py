@@ -12,16 +12,15 @@ from agentlab.hardware import monitor
 from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
 from agentlab.hardware.remedies import notes
 from agentlab.hardware.rungs import RUNGS
-from agentlab.hardware.sizing import Device, Machine, Model, Workload
+from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference.contract import OutOfMemoryError
-from agentlab.inference.opening import has_vllm, served_rank
+from agentlab.inference.opening import beside_sleeping, has_vllm, served_rank, vllm_settings
 from agentlab.inference.vllm_settings import (
     ModelSizes,
     VllmSettings,
     least_for_gpu,
     planned_lines,
-    settings_for_gpu,
 )
 from agentlab.tasks import Suite
 
@@ -74,10 +73,11 @@ def _on_vllm(plan: Plan, run: Run, work: Workload) -> Plan:
     """
     if plan.machine.device == "cpu":
         return plan
-    return dataclasses.replace(plan, models=tuple(_answering_on_vllm(model, run, work) for model in plan.models))
+    found = tuple(_answering_on_vllm(model, plan.machine, run, work) for model in plan.models)
+    return dataclasses.replace(plan, models=found)
 
 
-def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
+def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
     settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
     found = _vllm_settings(plan, run, sizes)
@@ -88,10 +88,13 @@ def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
     phases = []
     extra: list[str] = []
     for phase in plan.phases:
+        if phase.name == "train":
+            phases.append(_trained_beside(plan, where, run, work, found.outside_bytes))
+            continue
         tokens = phase.chosen.get("tokens", 0)
         here = serving if phase.name == "serve" else {"batch_size": found.max_num_seqs, "tokens": tokens}
         on_vllm = dataclasses.replace(phase, lines=lines, chosen=here, wanted={})
-        phases.append(phase if phase.name == "train" else on_vllm)
+        phases.append(on_vllm)
         if phase.name == "evaluate" and tokens > found.max_model_len:
             extra.append(
                 f"vLLM would be started with a context of {found.max_model_len:,} tokens, and the longest item takes "
@@ -114,9 +117,18 @@ def _answering_on_vllm(plan: ModelPlan, run: Run, work: Workload) -> ModelPlan:
     )
 
 
+def _trained_beside(plan: ModelPlan, where: Machine, run: Run, work: Workload, asleep_bytes: int) -> Phase:
+    """The training's memory while vLLM sleeps, which gives weights and cache away and keeps its context."""
+    rungs = [RUNGS[plan.rung]] if plan.rung in RUNGS else None
+    again = make_plan(beside_sleeping(run.settings, asleep_bytes), [plan.model], where, work, rungs)
+    (phase,) = (phase for phase in again.models[0].phases if phase.name == "train")
+    lines = [(name, size - asleep_bytes if name == "driver_context" else size) for name, size in phase.lines]
+    return dataclasses.replace(phase, lines=(*lines, ("vllm_asleep", asleep_bytes)))
+
+
 def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings | None:
     """What vLLM would be started with for this model, the least where nothing fits; None where it does not answer."""
-    engine, rank = run.settings.model.engine, served_rank(run.settings)
+    engine = run.settings.model.engine
     if engine == "auto":
         # what `auto` chose first is kept for the whole run
         bound = run.model() if plan.model.role == "primary" else None
@@ -126,9 +138,11 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
     if engine not in ("auto", "vllm"):
         return None
     try:
-        return settings_for_gpu(run.settings.budget.vram_gib, sizes, rank)
+        return vllm_settings(run.settings, sizes)
     except OutOfMemoryError:
-        return None if engine == "auto" else least_for_gpu(sizes, rank)
+        if engine == "auto":
+            return None
+        return least_for_gpu(sizes, served_rank(run.settings), run.settings.budget.context_gib)
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

@@ -29,6 +29,9 @@ class Nvml:
     def nvmlDeviceGetHandleByIndex(self, index):
         return index
 
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{'ab'[handle]}7c1"
+
     def nvmlDeviceGetName(self, handle):
         return b"Card A" if handle == 0 else "Card B"
 

@@ -9,7 +9,7 @@ from agentlab.config import RungName, Settings
 from agentlab.errors import RunError
 from agentlab.events import Event, ModelLoaded, Warned
 from agentlab.inference import Engine
-from agentlab.inference.opening import EngineName
+from agentlab.inference.opening import EngineName, beside_sleeping
 from agentlab.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class Engines:
 
     def _open(self, name: EngineName) -> Engine:
         started = time.monotonic()
-        engine = inference.open_engine(self._settings, self.model_files, name, self._rung)
+        settings = self._settings
+        if self._vllm is not None:
+            settings = beside_sleeping(settings, self._vllm.asleep_bytes())
+        engine = inference.open_engine(settings, self.model_files, name, self._rung)
         self._emit(
             ModelLoaded(
                 model=self.model_files.name,

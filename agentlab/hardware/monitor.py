@@ -76,7 +76,9 @@ def process_ram_mb() -> float:
 def gpus(nvml: Any = None) -> list[Gpu]:
     """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises.
 
-    nvml: the library to ask instead of pynvml.
+    Where CUDA_VISIBLE_DEVICES names some, by number or by UUID, those alone and in that order: the first is the one
+    that torch uses. One that is to hide all (empty, -1) leaves them here, to be shown; see `accelerator`. nvml: the
+    library to ask instead of pynvml.
     """
     nvml = nvml or _nvml()
     return [] if nvml is None else list(_read(nvml))
@@ -97,9 +99,10 @@ def process_vram_mb(index: int, nvml: Any = None) -> float | None:
     driver shows that reports none, and in a container this process may be listed under its id outside.
     """
     nvml = nvml or _nvml()
-    handle = None if nvml is None else _value(nvml.nvmlDeviceGetHandleByIndex, index)
-    if handle is None:
+    handles = [] if nvml is None else _handles(nvml)
+    if index >= len(handles):
         return None
+    handle = handles[index]
     running = _value(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
     mine = _own_pids() if running else set()
     sizes = [one.usedGpuMemory for one in running if one.pid in mine and one.usedGpuMemory is not None]
@@ -136,10 +139,7 @@ def accelerator() -> Literal["cuda", "cpu"]:
 
 
 def _read(nvml: Any) -> Iterator[Gpu]:
-    for index in range(_value(nvml.nvmlDeviceGetCount) or 0):
-        handle = _value(nvml.nvmlDeviceGetHandleByIndex, index)
-        if handle is None:
-            continue
+    for index, handle in enumerate(_handles(nvml)):
         name = _value(nvml.nvmlDeviceGetName, handle) or f"GPU {index}"
         memory = _value(nvml.nvmlDeviceGetMemoryInfo, handle)
         load = _value(nvml.nvmlDeviceGetUtilizationRates, handle)
@@ -156,6 +156,33 @@ def _read(nvml: Any) -> Iterator[Gpu]:
             power_w=None if milliwatts is None else milliwatts / 1000,
             compute_capability=None if capability is None else (int(capability[0]), int(capability[1])),
         )
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """NVML's handles of the GPUs that CUDA_VISIBLE_DEVICES lets programs see.
+
+    Its numbers are taken as NVML's, which count along the bus; CUDA counts so with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
+    count = _value(nvml.nvmlDeviceGetCount) or 0
+    found = [_value(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
+    words = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if words[0] in ("", "-1"):
+        return [handle for handle in found if handle is not None]
+    seen = []
+    for word in words:
+        if word.isdecimal():
+            named = found[int(word) : int(word) + 1]
+        else:  # the beginning of an UUID suffices
+            named = [handle for handle in found if handle is not None and _uuid(nvml, handle).startswith(word)]
+        if len(named) != 1 or named[0] is None:  # CUDA hides the first that is none, and all after it
+            break
+        seen.append(named[0])
+    return seen
+
+
+def _uuid(nvml: Any, handle: Any) -> str:
+    uuid = _value(nvml.nvmlDeviceGetUUID, handle)
+    return uuid.decode(errors="replace") if isinstance(uuid, bytes) else str(uuid)
 
 
 def _value(function: Callable[..., Any], *arguments: Any) -> Any:

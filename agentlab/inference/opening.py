@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from agentlab.config import RungName, Settings
 from agentlab.errors import ModelError
@@ -16,6 +16,9 @@ from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.hardware.sizing import LEAST_TOKENS, Device
 from agentlab.inference.contract import Engine, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
+
+if TYPE_CHECKING:
+    from agentlab.inference.vllm_settings import ModelSizes, VllmSettings
 
 EngineName = Literal["transformers", "vllm", "openai"]
 
@@ -43,13 +46,28 @@ def _has_cuda() -> bool:
 
 
 def _fits_on_vllm(settings: Settings, model: ModelFiles) -> bool:
-    from agentlab.inference.vllm_settings import model_sizes, settings_for_gpu
+    from agentlab.inference.vllm_settings import model_sizes
 
     try:
-        settings_for_gpu(settings.budget.vram_gib, model_sizes(model.folder, 2), served_rank(settings))
+        vllm_settings(settings, model_sizes(model.folder, 2))
     except (OutOfMemoryError, ModelError, AttributeError, ValueError):
         return False  # also a model whose config names its sizes otherwise: transformers can load more kinds
     return True
+
+
+def vllm_settings(settings: Settings, sizes: "ModelSizes") -> "VllmSettings":
+    """What vLLM is started with on a GPU. Raises OutOfMemoryError where nothing fits the budget."""
+    from agentlab.inference.vllm_settings import settings_for_gpu
+
+    budget = settings.budget
+    return settings_for_gpu(budget.vram_gib, sizes, served_rank(settings), context_gib=budget.context_gib)
+
+
+def beside_sleeping(settings: Settings, asleep_bytes: int) -> Settings:
+    """The settings for a model that is loaded while vLLM sleeps and keeps so much of the GPU."""
+    budget = settings.budget
+    context = budget.context_gib + asleep_bytes / GIB
+    return settings.model_copy(update={"budget": budget.model_copy(update={"context_gib": context})})
 
 
 def served_rank(settings: Settings) -> int:
@@ -78,7 +96,10 @@ def open_engine(
             raise ModelError("model.engine vllm: vLLM is not installed; install it, or set model.engine: transformers")
         from agentlab.inference.vllm_engine import VllmEngine
 
-        return VllmEngine(model, settings.budget.vram_gib, rank=served_rank(settings))
+        budget = settings.budget
+        return VllmEngine(
+            model, budget.vram_gib, rank=served_rank(settings), context_gib=budget.context_gib, threads=budget.threads
+        )
     from agentlab.inference.transformers_engine import TransformersEngine
 
     device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"

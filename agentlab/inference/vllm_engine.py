@@ -21,6 +21,7 @@ from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryEr
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_settings import (
+    CONTEXT_GIB,
     VllmSettings,
     model_sizes,
     planned_bytes,
@@ -54,6 +55,7 @@ class VllmEngine(TokenStreamEngine):
     """
 
     name = "vllm"
+    _allowed: float | None = None  # the share of the GPU's memory that its allocator may take
 
     def __init__(
         self,
@@ -62,8 +64,11 @@ class VllmEngine(TokenStreamEngine):
         settings: VllmSettings | None = None,
         rank: int = 64,
         adapters: int = 4,
+        context_gib: float = CONTEXT_GIB,
+        threads: int | None = None,
     ) -> None:
-        """settings: None makes them from the budget for `adapters` of up to `rank` on the device at once.
+        """settings: None makes them from the budget for `adapters` of up to `rank` on the device at once, of which
+        `context_gib` are CUDA's own. threads: at most so many compute on a CPU; None: vLLM's choice, one per core.
 
         Raises ModelError, OutOfMemoryError where the budget or the device is too small, EngineError otherwise.
         """
@@ -72,6 +77,7 @@ class VllmEngine(TokenStreamEngine):
 
         self._child: ChildProcess | None = None
         self._asleep = False
+        self._threads = threads
         self.model_files = model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._dtype = "float32"
@@ -88,10 +94,10 @@ class VllmEngine(TokenStreamEngine):
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
         self.sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
         if self.device == "cuda":
-            self._total_bytes = torch.cuda.get_device_properties(0).total_memory
-            total_gib = self._total_bytes / 2**30
+            total_gib = self._total_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
             budget_gib = min(vram_gib or total_gib, total_gib)
-            settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters)
+            settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters, context_gib=context_gib)
+            self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
         self._shapes = tensor_shapes(model.folder)
         linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
@@ -143,11 +149,13 @@ class VllmEngine(TokenStreamEngine):
         """What vLLM's EngineArgs takes."""
         mine = dataclasses.asdict(self.settings)
         if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
-            mine["gpu_memory_utilization"] = min(0.95, planned_bytes(self.settings, self.sizes) / self._total_bytes)
+            mine["gpu_memory_utilization"] = min(
+                0.95, planned_bytes(self.settings, self.sizes) / 2**30 / self._total_gib
+            )
         if self._nothing is not None:  # it takes a slot
             mine |= {"max_loras": self._slots, "max_cpu_loras": self.settings.max_cpu_loras + 1}
         return {
-            **{name: value for name, value in mine.items() if name != "sleep_mode"},
+            **{name: value for name, value in mine.items() if name not in ("sleep_mode", "outside_bytes")},
             "model": str(self.model_files.folder),
             "dtype": self._dtype,
             "enable_lora": True,
@@ -169,18 +177,9 @@ class VllmEngine(TokenStreamEngine):
         return self.device == "cuda" and self.settings.sleep_mode
 
     def _start(self) -> None:
-        env = {
-            **os.environ,
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the child is process enough
-            "VLLM_NO_USAGE_STATS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would overrule kv_cache_memory_bytes
-        if self.device == "cpu":  # vLLM pins threads to cores, where spinning ones keep everybody else waiting
-            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._child = ChildProcess("agentlab.inference.vllm_worker", env)
+        self._child = ChildProcess("agentlab.inference.vllm_worker", self._environment())
         try:
-            self._child.send({"start": self._arguments()})
+            self._child.send({"start": self._arguments(), "allowed": self._allowed})
             answer = self._child.receive(START_S)
         except ChildDied as died:
             self._kill()
@@ -194,6 +193,20 @@ class VllmEngine(TokenStreamEngine):
         if "failed" in answer:
             self._kill()
             raise _error(f"vLLM cannot load {self.model_files.name}: {answer['failed']}")
+
+    def _environment(self) -> dict[str, str]:
+        env = {
+            **os.environ,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the child is process enough
+            "VLLM_NO_USAGE_STATS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would overrule kv_cache_memory_bytes
+        if self.device == "cpu":  # vLLM pins threads to cores, where spinning ones keep everybody else waiting
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            if self._threads is not None and self._threads < len(os.sched_getaffinity(0)):
+                env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._threads)}
+        return env
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -392,6 +405,10 @@ class VllmEngine(TokenStreamEngine):
         else:
             self._kill()
         self._asleep = True
+
+    def asleep_bytes(self) -> int:
+        """What it keeps of a GPU while it sleeps."""
+        return self.settings.outside_bytes if self._device_sleeps else 0
 
     def wake(self) -> bool:
         """Take the device again. Whether the process had to be started anew because it answered differently.

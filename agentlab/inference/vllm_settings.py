@@ -13,7 +13,8 @@ from agentlab.inference.contract import OutOfMemoryError
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks for which vLLM has slots."""
 _GIB = 2**30
-_CONTEXT_BYTES = int(0.5 * _GIB)  # CUDA's own context and the allocator's slack
+CONTEXT_GIB = 0.35  # CUDA's own context, where nobody says otherwise
+_SLACK_GIB = 0.15  # what the allocator rounds up and the libraries keep beside it
 _CPU_KV_BYTES = _GIB
 _SEQUENCES = 32
 _BATCHED_TOKENS = 2048
@@ -21,12 +22,18 @@ _LONGEST = 8192
 _LEAST = (256, 1, 1024)  # tokens of a step, sequences, context
 
 
+def outside_bytes(context_gib: float) -> int:
+    """What vLLM's process takes of a GPU beside weights, adapters, cache and a step."""
+    return int((context_gib + _SLACK_GIB) * _GIB)
+
+
 @dataclasses.dataclass(frozen=True)
 class VllmSettings:
     """What of vLLM's settings decides about memory and speed; see its documentation of the same names.
 
     max_loras: adapters on the device at once. max_cpu_loras: adapters in RAM; others are read from disk when needed.
-    sleep_mode: weights may go to RAM and the cache away while something else needs the device.
+    sleep_mode: weights may go to RAM and the cache away while something else needs the device. outside_bytes: what the
+    process takes of a GPU beside all that, and keeps while it sleeps: CUDA's context and the allocator's slack.
     """
 
     kv_cache_memory_bytes: int
@@ -38,6 +45,7 @@ class VllmSettings:
     max_lora_rank: int = 64
     enforce_eager: bool = True
     sleep_mode: bool = False
+    outside_bytes: int = outside_bytes(CONTEXT_GIB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,7 @@ def planned_lines(settings: VllmSettings, sizes: ModelSizes) -> tuple[tuple[str,
         ("adapters", settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)),
         ("kv_cache", settings.kv_cache_memory_bytes),
         ("working", sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)),
-        ("driver_context", _CONTEXT_BYTES),
+        ("driver_context", settings.outside_bytes),
     )
 
 
@@ -85,8 +93,9 @@ def lora_rank(rank: int) -> int:
 
 
 def settings_for_gpu(
-    budget_gib: float, sizes: ModelSizes, rank: int, adapters: int = 4, cpu_adapters: int = 16, max_model_len: int = 0
-) -> VllmSettings:
+    budget_gib: float, sizes: ModelSizes, rank: int, adapters: int = 4, cpu_adapters: int = 16, max_model_len: int = 0,
+    context_gib: float = CONTEXT_GIB,
+) -> VllmSettings:  # fmt: skip
     """Settings with which weights, adapter slots, activations and cache stay below the budget together.
 
     What has to shrink does so in this order: adapter slots on the device, tokens of a step, sequences, context.
@@ -98,7 +107,7 @@ def settings_for_gpu(
     tried += [(1, 1024, 16, context), (1, 512, 8, context), (1, 512, 4, min(context, 2048)), (1, *_LEAST)]
     for slots, batched, sequences, wanted in tried:
         length = min(wanted, context)
-        fixed = sizes.weight_bytes + slots * sizes.slot_bytes(slot_rank) + _CONTEXT_BYTES
+        fixed = sizes.weight_bytes + slots * sizes.slot_bytes(slot_rank) + outside_bytes(context_gib)
         left = int(budget_gib * _GIB) - fixed - sizes.step_bytes(batched, sequences)
         if left < length * sizes.kv_bytes_per_token:
             continue
@@ -111,6 +120,7 @@ def settings_for_gpu(
             max_cpu_loras=max(slots, cpu_adapters),
             max_lora_rank=slot_rank,
             sleep_mode=True,
+            outside_bytes=outside_bytes(context_gib),
         )
     raise OutOfMemoryError(
         f"weights of {sizes.weight_bytes / _GIB:.2f} GiB, one adapter slot of rank {slot_rank} and a cache for "
@@ -119,7 +129,7 @@ def settings_for_gpu(
     )
 
 
-def least_for_gpu(sizes: ModelSizes, rank: int) -> VllmSettings:
+def least_for_gpu(sizes: ModelSizes, rank: int, context_gib: float = CONTEXT_GIB) -> VllmSettings:
     """The smallest that `settings_for_gpu` goes down to, whatever the budget."""
     batched, sequences, wanted = _LEAST
     length = min(wanted, sizes.shape.context_length)
@@ -131,6 +141,7 @@ def least_for_gpu(sizes: ModelSizes, rank: int) -> VllmSettings:
         max_loras=1,
         max_lora_rank=lora_rank(rank),
         sleep_mode=True,
+        outside_bytes=outside_bytes(context_gib),
     )
 
 

@@ -1,9 +1,9 @@
 """vLLM in a process of its own: takes requests as messages, steps the engine, sends each step's tokens.
 
-From the parent: {"start": engine arguments}; then any of {"answer": key, "prompt", …}, {"abort": [keys]} and
-{"call": id, "what", …}. To the parent: {"ready": {}} or {"failed": text}; {"step": [[key, tokens, logprobs, finish,
-cached tokens]], "at": monotonic seconds}, {"refused": key, "why": text}, {"result": id, "value"} and
-{"error": id, "why": text}.
+From the parent: {"start": engine arguments, "allowed": share of the GPU's memory or null}; then any of {"answer": key,
+"prompt", …}, {"abort": [keys]} and {"call": id, "what", …}. To the parent: {"ready": {}} or {"failed": text};
+{"step": [[key, tokens, logprobs, finish, cached tokens]], "at": monotonic seconds}, {"refused": key, "why": text},
+{"result": id, "value"} and {"error": id, "why": text}.
 """
 
 import json
@@ -22,6 +22,8 @@ def main() -> None:
     first = channel.receive()
     assert first is not None
     try:
+        if first["allowed"] is not None:
+            _limit_memory(first["allowed"])
         worker = Worker(channel, first["start"])
     except BaseException as error:  # whatever stops vLLM is for the parent to say
         channel.send({"failed": _text(error)})
@@ -29,6 +31,13 @@ def main() -> None:
     channel.send({"ready": {}})
     threading.Thread(target=_read, args=(channel, worker.inbox), daemon=True).start()
     worker.run()
+
+
+def _limit_memory(share: float) -> None:
+    """Have the allocator refuse more than this share of the GPU: what was planned wrongly must not cost the others."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
 
 
 def _read(channel: Channel, inbox: "queue.Queue[Message]") -> None:

@@ -142,7 +142,7 @@ class Line:
             except Exception as error:  # one job's failure is not the next one's
                 _LOG.exception("an answer broke")
                 if job is not None:
-                    what = f"the server failed: {type(error).__name__}: {error}"
+                    what = f"the server failed ({type(error).__name__}); its log says why"
                     job.push(Problem(500, what, code="answer_failed", reason="failed"))
             finally:
                 self._running = None

@@ -1,6 +1,8 @@
 """`agentlab plan`: text for people, JSON for machines, exit codes."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,12 +33,20 @@ def test_the_text_says_what_fits_and_what_does_not():
     assert "NOT" not in fine
 
 
+def train_total(text):
+    return int(re.search(r"train: .*?together +([\d,]+)", text, re.DOTALL)[1].replace(",", ""))
+
+
 def test_what_vllm_would_take_is_planned_where_it_answers():
     on_vllm = ("--set", "model.engine=vllm")
     fine = run("plan", EXPERIMENTS / "laptop-6gb.yaml", *on_vllm).output
     assert "weights on vLLM in 16 bits, trained at bf16" in fine
     assert "8,192 tokens of context, 4 resident adapters" in fine
     assert "everything fits" in fine
+    (_, beside) = fine.split("  train: ", 1)  # training has the card while vLLM sleeps, which keeps its context
+    assert re.search(r"driver context +358\n +vllm asleep +512\n", beside)
+    alone = run("plan", EXPERIMENTS / "laptop-6gb.yaml").output
+    assert train_total(fine) - train_total(alone) == 512
     small = (*on_vllm, "--set", "budget.vram_gib=3.3")
     values = json.loads(run("plan", EXPERIMENTS / "laptop-6gb.yaml", *small, "--json").output)["models"][0]
     assert [(phase["name"], phase["fits"]) for phase in values["phases"]] == [
@@ -48,14 +58,16 @@ def test_what_vllm_would_take_is_planned_where_it_answers():
     ).output  # fmt: skip
 
 
-def test_a_plan_reads_no_model_whatever_would_answer(monkeypatch):
+def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
+    # a project of its own: in the checkout's, a demo that has run is bound to the engine that it ran on
+    demo = tmp_path / "experiments" / "demo.yaml"
+    demo.parent.mkdir()
+    shutil.copy(EXPERIMENTS / "demo.yaml", demo)
     monkeypatch.setattr("agentlab.models.resolve", lambda *_: pytest.fail("a model was opened"))
-    assert "on vLLM" not in run("plan", EXPERIMENTS / "demo.yaml").output
+    assert "on vLLM" not in run("plan", demo).output
     monkeypatch.setattr("agentlab.planning.has_vllm", lambda: True)
     monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
-    assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run(
-        "plan", EXPERIMENTS / "demo.yaml"
-    ).output  # fmt: skip
+    assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run("plan", demo).output
     scarce = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "budget.vram_gib=3.3").output
     assert "weights at int8" in scarce  # where vLLM does not fit `auto` is transformers
 

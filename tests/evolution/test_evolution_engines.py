@@ -1,14 +1,18 @@
 """Runs whose scores come from another engine than the one that learns."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from evolution_helpers import evolve
 from support import write_suite, write_tiny_model
 
 from agentlab.errors import RunError
+from agentlab.evolution.engines import Engines
 from agentlab.evolution.generation import run_generation
 from agentlab.lab import Lab
+from agentlab.models import ModelFiles
 
 
 def test_scores_of_one_engine_are_not_continued_with_another(tiny_experiment):
@@ -42,6 +46,25 @@ def test_nothing_is_learned_on_a_server(tiny_experiment):
     for begin in (lambda: evolve(lab, generations=[0]), lambda: next(lab.evolve())):
         with pytest.raises(RunError, match="'openai' only answers"):
             begin()
+
+
+def test_who_trains_beside_a_sleeping_vllm_leaves_it_its_context(tiny_experiment, monkeypatch):
+    lab = Lab.open(tiny_experiment, ["budget.vram_gib=5.0", "budget.context_gib=0.25"])
+    opened = []
+
+    def open_engine(settings, model, name, rung):
+        opened.append((name, settings.budget.context_gib))
+        return SimpleNamespace(
+            name=name, device="cuda", parameters=lambda: 1, sleep=lambda: None, wake=lambda: False,
+            close=lambda: None, asleep_bytes=lambda: 2**29,
+        )  # fmt: skip
+
+    monkeypatch.setattr("agentlab.inference.open_engine", open_engine)
+    engines = Engines(lab.run.settings, ModelFiles("tiny", Path(), ""), "vllm", lambda event: None)
+    engines.learning()  # nothing sleeps yet
+    engines.answering()
+    engines.learning()
+    assert opened == [("transformers", 0.25), ("vllm", 0.25), ("transformers", 0.75)]
 
 
 @pytest.mark.soak

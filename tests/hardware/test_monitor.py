@@ -85,6 +85,23 @@ def test_the_accelerator_is_where_torch_will_run(monkeypatch):
     assert monitor.accelerator() == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("1", ["Card B"]), ("1,0", ["Card B", "Card A"]), (" 0 , 7, 1", ["Card A"]), ("GPU-b", ["Card B"]),
+        ("GPU-b7c1,0", ["Card B", "Card A"]), ("GPU-", []), ("GPU-c,0", []), ("MIG-GPU-a/1/0", []),
+        ("", ["Card A", "Card B"]), ("-1", ["Card A", "Card B"]),
+    ],
+)  # fmt: skip
+def test_the_cards_are_those_that_programs_may_see_in_their_order(visible, names, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in monitor.gpus(Nvml())] == names
+    # what is measured as this process's own is measured on the same card
+    held = {os.getpid(): 700 * 2**20}
+    own = [monitor.process_vram_mb(index, Nvml(processes=held)) for index in range(3)]
+    assert own == [700.0] * len(names) + [None] * (3 - len(names))
+
+
 def test_a_processs_own_memory_is_the_drivers_or_not_reported():
     assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): 700 * 2**20, 1: 2**30})) == 700
     assert monitor.process_vram_mb(0, Nvml(processes={os.getpid(): None})) is None

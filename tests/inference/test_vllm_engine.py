@@ -13,7 +13,7 @@ from support import has_vllm_for_cpus, write_tiny_model
 from agentlab import adapters as adapter_room
 from agentlab import models
 from agentlab.errors import AdapterError
-from agentlab.inference import EngineError, OutOfMemoryError, Request
+from agentlab.inference import EngineError, OutOfMemoryError, Request, vllm_worker
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.inference.vllm_engine import VllmEngine, _error, _Loaded
@@ -182,6 +182,30 @@ class Sleeper(VllmEngine):
     def _start(self):
         self.did.append("start")
         self._child = object()
+
+
+def test_vllms_process_is_told_how_many_threads_and_how_much_of_the_card(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    engine = Sleeper(())
+    engine.device = "cpu"
+    for threads, told in ((None, None), (4, None), (16, None), (3, "3"), (1, "1")):
+        engine._threads = threads
+        env = engine._environment()
+        assert env.get("OMP_NUM_THREADS") == told
+        assert (env.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind") is (told is not None)  # else it takes a core each
+    shares = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    for share in (0.75, 1.2, -0.1):
+        vllm_worker._limit_memory(share)
+    assert shares == [0.75, 1.0, 0.0]
+
+
+def test_asleep_it_keeps_what_its_process_takes_outside_of_weights_and_cache():
+    engine = Sleeper(())
+    assert engine.asleep_bytes() == engine.settings.outside_bytes > 0
+    engine.settings = dataclasses.replace(engine.settings, sleep_mode=False)  # its process ends instead
+    assert engine.asleep_bytes() == 0
 
 
 @pytest.mark.parametrize(

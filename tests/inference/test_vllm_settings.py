@@ -63,6 +63,14 @@ def test_the_least_is_the_last_that_a_shrinking_budget_gives():
     assert sum(size for _, size in planned_lines(least, SMALL)) == planned_bytes(least, SMALL)
 
 
+def test_what_the_driver_takes_is_the_budgets_to_say():
+    usual, more = (settings_for_gpu(5.0, SMALL, 16, context_gib=size) for size in (0.35, 0.85))
+    assert more.outside_bytes - usual.outside_bytes == GIB // 2
+    assert usual.kv_cache_memory_bytes - more.kv_cache_memory_bytes == GIB // 2  # the cache is what is left
+    assert planned_bytes(more, SMALL) <= 5 * GIB
+    assert least_for_gpu(SMALL, 16, 0.85).outside_bytes == more.outside_bytes
+
+
 def test_ranks_are_those_of_vllm():
     import typing
 

@@ -55,9 +55,9 @@ def list_(experiment: Path, overrides: tuple[str, ...], everything: bool) -> Non
 @overrides
 @click.argument("adapter")
 def show(experiment: Path, overrides: tuple[str, ...], adapter: str) -> None:
-    """An adapter's card as JSON; `champion` names the champion."""
+    """An adapter's card as JSON; `champion` names the champion, `best` the pool's fittest on the run's suite."""
     lab, pool = _pool(experiment, overrides)
-    click.echo(json.dumps(pool.card(_named(lab, adapter)).model_dump(mode="json"), indent=1))
+    click.echo(json.dumps(pool.card(_named(lab, pool, adapter)).model_dump(mode="json"), indent=1))
 
 
 @adapters.command()
@@ -88,7 +88,7 @@ def merge(
     if out.exists():
         raise AdapterError(f"{out} exists already; choose a new folder")
     lab, pool = _pool(experiment, overrides)
-    loras = [load(pool.verify(_named(lab, parent))) for parent in parents]
+    loras = [load(pool.verify(_named(lab, pool, parent))) for parent in parents]
     try:
         shares = [float(text) for text in weights.split(",")] if weights else [1 / len(loras)] * len(loras)
     except ValueError:
@@ -109,7 +109,10 @@ def merge(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
 @click.option("--merged", is_flag=True, help="Write the whole model with the adapter merged in, not the adapter alone.")
 def export(experiment: Path, overrides: tuple[str, ...], adapter: str, out: Path, merged: bool) -> None:
-    """Copy an adapter as a plain PEFT folder, or a merged transformers model; `champion` names the champion."""
+    """Copy an adapter as a plain PEFT folder, or a merged transformers model.
+
+    `champion` names the champion, `best` the pool's fittest on the run's suite, which the gate may have refused.
+    """
     from agentlab import models
 
     lab, pool = _pool(experiment, overrides)
@@ -120,7 +123,7 @@ def export(experiment: Path, overrides: tuple[str, ...], adapter: str, out: Path
             files.folder,
             files.sha256,
         )  # merged into other weights it would be wrong without a word
-    click.echo(str(pool.export(_named(lab, adapter), out, base)))
+    click.echo(str(pool.export(_named(lab, pool, adapter), out, base)))
 
 
 @adapters.command()
@@ -141,7 +144,11 @@ def prune(experiment: Path, overrides: tuple[str, ...], keep: int) -> None:
     click.echo(f"culled: {', '.join(culled) or 'none'}")
 
 
-def _named(lab, adapter: str) -> str:  # type: ignore[no-untyped-def]
+def _named(lab, pool, adapter: str) -> str:  # type: ignore[no-untyped-def]
+    if adapter == "best":
+        if (best := pool.best(lab.suite.name)) is None:
+            raise AdapterError(f"{lab.run.id} has no adapter yet that was measured on {lab.suite.name}")
+        return str(best.adapter_id)
     if adapter != "champion":
         return adapter
     champion = lab.run.champion()

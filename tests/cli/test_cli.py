@@ -160,6 +160,8 @@ class TestOnAFinishedRun:
         assert "g000-c02" in run("adapters", "list", experiment).output
         assert json.loads(run("adapters", "show", experiment, "g000-c01").output)["adapter_id"] == "g000-c01"
         assert run("adapters", "show", experiment, "g000-c99").exit_code == 4
+        fittest = run("adapters", "list", experiment).output.splitlines()[1].split()[0]
+        assert json.loads(run("adapters", "show", experiment, "best").output)["adapter_id"] == fittest
         merged = tmp_path / "merged"
         result = run("adapters", "merge", experiment, "g000-c00", "g000-c01", "--weights", "0.7,0.3", "--out", merged)
         assert result.exit_code == 0, result.output

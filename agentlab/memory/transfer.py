@@ -279,11 +279,14 @@ class _Import:
 
     def _summarised(self, records: Records) -> None:
         """Say in new sessions how far their summary reaches: to the last turn that came in of those that it covers."""
-        order = [value["conversation_id"] for _, value in records["turn"]]
+        place = {value["conversation_id"]: number for number, (_, value) in enumerate(records["turn"])}
+        of_session: dict[str, list[str]] = {}
+        for _, value in records["turn"]:
+            of_session.setdefault(value["session_id"], []).append(value["conversation_id"])
         for _, value in records["session"]:
-            if value.get("known", True) or value["summarised"] not in order:
+            if value.get("known", True) or value["summarised"] not in place:
                 continue
-            covered = order[: order.index(value["summarised"]) + 1]
-            sessions = {value["conversation_id"]: value["session_id"] for _, value in records["turn"]}
-            numbers = [self.turns.get(one, 0) for one in covered if sessions[one] == value["session_id"]]
+            last = place[value["summarised"]]
+            covered = [one for one in of_session.get(value["session_id"], []) if place[one] <= last]
+            numbers = [self.turns.get(one, 0) for one in covered]
             sealed.change(self.rows, "sessions", value["session_id"], summarised=max(numbers, default=0))

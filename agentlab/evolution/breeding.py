@@ -19,11 +19,11 @@ CONTINUED_FOUNDER = 0.5
 CHILD_RATES = (1.0, 0.5)
 # A line of descent learns only what its own members were trained on, so the largest share of the steps goes to the
 # first child, which carries the fittest line on; the others look with fewer what another way would give.
-FIRST_CHILD, OTHER_CHILDREN = 1.7, 0.3
+FIRST_CHILD, OTHER_CHILDREN = 1.85, 0.15
 LEAST_STEPS = 8  # of the others: two of Adam's steps without moments only shake what a merge knows
 # Later generations learn less of the same training items, and the gate, which sees large gains only, turns most of it
-# down. So the first children get more steps and the last ones fewer.
-FIRST_CHILDREN, LAST_CHILDREN = 1.5, 0.5
+# down: what they trained is lost to the champion. So the first children, whose gain is large, get most of the steps.
+FIRST_CHILDREN, LAST_CHILDREN = 1.7, 0.3
 LEAST_RATE = 0.125  # of the settings' own: with many generations, halving would end all learning
 
 

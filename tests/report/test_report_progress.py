@@ -77,7 +77,7 @@ def test_estimate_is_close_to_the_truth_at_an_even_pace() -> None:
 
 
 def test_estimate_knows_that_founders_train_little_and_first_children_much() -> None:
-    """One step is a second here, a founder has 3, and a child of the last two generations 15 and 5."""
+    """One step is a second here, a founder has 3, and a child of the last two generations 17 and 3."""
     progress, now = Progress.of(config.from_mapping({"name": "x", "population": {"size": 2}}, "test")), 0.0
     started = events.EvolutionStarted(run="r", name="x", generations=3, population=2, continued=False, time_s=now)
     progress.update(started)
@@ -86,8 +86,8 @@ def test_estimate_knows_that_founders_train_little_and_first_children_much() -> 
         now += 1.0
         one = events.TrainingStep(candidate="g000-c00", step=step, steps=3, loss=1.0, tokens=9, seconds=1.0, time_s=now)
         progress.update(one)
-    assert progress._steps_left(1) == pytest.approx(15)
-    assert progress._steps_left(2) == pytest.approx(5)
+    assert progress._steps_left(1) == pytest.approx(17)
+    assert progress._steps_left(2) == pytest.approx(3)
 
 
 def cut(stop: type[events.Event], nth: int) -> int:

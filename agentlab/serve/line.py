@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from agentlab.errors import AgentlabError
 from agentlab.serve.asking import Ask
 from agentlab.serve.problems import Problem, shutting_down
 
@@ -142,7 +143,9 @@ class Line:
             except Exception as error:  # one job's failure is not the next one's
                 _LOG.exception("an answer broke")
                 if job is not None:
-                    what = f"the server failed ({type(error).__name__}); its log says why"
+                    # what nobody foresaw may name files and more of this machine
+                    known = isinstance(error, AgentlabError)
+                    what = str(error) if known else "the server failed; its log says why"
                     job.push(Problem(500, what, code="answer_failed", reason="failed"))
             finally:
                 self._running = None

@@ -1,0 +1,37 @@
+"""The queue of requests: a job that breaks costs its own request alone, and the client learns what concerns it."""
+
+import asyncio
+
+import pytest
+
+from agentlab.errors import StorageError
+from agentlab.serve.line import Job, Line
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StorageError("the disk is full"), "the disk is full"),
+        (RuntimeError("no such key in /home/tomas/secret"), "the server failed; its log says why"),
+    ],
+)
+def test_a_job_that_breaks_tells_what_is_known_and_logs_the_rest(error, told, caplog):
+    async def ask():
+        def answer(job):
+            if job is broken:
+                raise error
+            job.push("answered")
+
+        broken, next_one = Job(None), Job(None)
+        line = Line(answer, lambda: None, places=2)
+        try:
+            line.submit(broken)
+            line.submit(next_one)
+            return [await asyncio.wait_for(job.news.get(), 10) for job in (broken, next_one)]
+        finally:
+            line.close()
+
+    problem, answered = asyncio.run(ask())
+    assert (problem.status, problem.message, problem.code, problem.reason) == (500, told, "answer_failed", "failed")
+    assert answered == "answered"  # the thread lives on
+    assert str(error) in caplog.text

@@ -16,12 +16,13 @@ from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import joint
 from agentlab.agent.formats import Message
 from agentlab.agent.loop import Loop, Options
+from agentlab.agent.measuring import measure
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import Answered, ModelInfo, ReasoningResult, State, Step
 from agentlab.agent.tools import Tool, builtin, tool
 from agentlab.errors import AgentError, MemoryStoreError
 from agentlab.hardware.monitor import memory_stats, process_ram_mb
-from agentlab.inference import Engine, Request
+from agentlab.inference import Engine
 from agentlab.inference.chain import Chain, ChainExhausted, Link
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _STORING_S = 1.0  # how long an answer with a deadline waits for its turn to be stored
 _GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
-_WARM_UP = [{"role": "user", "content": "Hello, say a few words about the weather of the four seasons, please."}]
 # what text in SQLite and JSON cannot hold, and a model that talks nonsense writes
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -289,13 +289,8 @@ class Agent:
 
     def _warm_up(self, link: Link, engine: Engine) -> None:
         speed = self.speeds.setdefault(link.model, Speed())
-        if speed.known:
-            return
-        budget, first_s = Budget(None), 0.0
-        for chunk in engine.stream(Request(_WARM_UP, adapter=link.adapter, max_new_tokens=8, reuse_prompt=False)):
-            first_s = first_s or budget.elapsed_s
-            if (done := chunk.completion) is not None:
-                speed.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)
+        if not speed.known:
+            measure(engine, link.adapter, speed)
 
     def take_chain(self, other: "Agent") -> None:
         """Answer with the models of `other`, an agent that was never loaded, from now on; the own ones are freed."""

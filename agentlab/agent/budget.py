@@ -1,11 +1,13 @@
 """How long an answer may take, and how many tokens and steps fit into what is left of it."""
 
 import dataclasses
+import math
 import threading
 import time
 
 UNBOUNDED = 10**9
 _WEIGHT = 0.3  # of the newest measurement; speeds change with load and length
+_DOUBTED_EVERY_S = 30.0
 _LEAST_READ = 32  # tokens; the time of fewer says nothing about reading
 
 
@@ -15,10 +17,23 @@ class Speed:
 
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
+    doubted_at: float = -math.inf  # when it was last measured anew because nothing seemed to fit
 
     @property
     def known(self) -> bool:
         return self.prefill_tokens_per_s > 0 and self.decode_tokens_per_s > 0
+
+    def doubted(self) -> bool:
+        """Whether it may be measured anew where nothing seems to fit: once in a while, which is noted.
+
+        A measurement of a moment when the machine was busy would keep every answer with a deadline from being begun,
+        and so from measuring anything else.
+        """
+        now = time.monotonic()
+        if now - self.doubted_at < _DOUBTED_EVERY_S:
+            return False
+        self.doubted_at = now
+        return True
 
     def observe(self, prompt_tokens: int, first_token_s: float, new_tokens: int, total_s: float) -> None:
         """Take in one generation: its first token came after `first_token_s`, its last after `total_s`.

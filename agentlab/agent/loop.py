@@ -10,6 +10,7 @@ from agentlab.agent.budget import Budget, Speed
 from agentlab.agent.confidence import token_probability
 from agentlab.agent.fitting import fitted
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
+from agentlab.agent.measuring import measure
 from agentlab.agent.reading import THINK, THINK_END, Answer, Reader, Said, stopped
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import (
@@ -385,6 +386,9 @@ class Loop:
             return self._request("none", link, engine, form)
         if size + least > context:
             raise AgentError(f"the task takes {size} tokens of the {context} that {link.model} can read; shorten it")
+        if room < least and not self.prompt_tokens and not self.budget.over() and speed.doubted():
+            measure(engine, adapter, speed, self.budget.over)
+            return self._request(choice, link, engine, form)
         if room < least or self.budget.over():
             self._out_of_time()
             return None

@@ -95,11 +95,14 @@ def ask(
     Nothing is remembered of it without --session, except what the agent itself notes with its tool.
     """
     from agentlab.agent.agent import check_asked
+    from agentlab.memory.records import check_text
 
     # what cannot be answered is refused before the model is loaded
     if session is not None and no_memory:
         raise click.UsageError("--session keeps the talk in a memory, --no-memory keeps nothing; allowed: one of them")
     check_asked(task, deadline)
+    if session is not None:
+        check_text("--session", session)
     chosen = (experiment, overrides, adapter, thinking, python, no_memory, max_tokens, call_format)
     with _opened(*chosen) as (lab, agent):
         show = _Printer(steps=steps, silent=as_json)

@@ -72,11 +72,12 @@ def search(
     since: datetime.datetime | None, until: datetime.datetime | None, words: bool, explain: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Recall what answers QUERY best."""
-    day_s = 86_400
+    told_after = _seconds(since) if since else None
+    told_before = _seconds(until, 1) if until else None
     with _open(file) as memory:
         hits = memory.recall(
             query, count, memory_type=kind, session_id=session, tags=list(tags), words_only=words, explain=explain,
-            since=since.timestamp() if since else None, until=until.timestamp() + day_s if until else None,
+            since=told_after, until=told_before,
         )  # fmt: skip
     for hit in hits:
         if as_json:
@@ -88,6 +89,14 @@ def search(
             click.echo("       " + "  ".join(f"{name} {value:.3f}" for name, value in hit.parts.items()))
     if not hits and not as_json:
         click.echo("nothing found")
+
+
+def _seconds(day: datetime.datetime, days: int = 0) -> float:
+    """When the local day begins, or one so many days later, which may be an hour off 24 apart."""
+    try:
+        return (day + datetime.timedelta(days=days)).timestamp()
+    except (ValueError, OverflowError):
+        raise MemoryStoreError(f"{day:%Y-%m-%d} is no day that this machine can count; allowed: 1970 to 9998") from None
 
 
 @memory.command()

@@ -168,8 +168,9 @@ class Talk:
             for one in memory.sessions():
                 click.echo(f"{one.session_id}" + ("  (this one)" if one.session_id == self.session else ""))
             return
+        turns = len(memory.conversation(name).turns())  # refuses what is no name, and the talk stays where it is
         self.session = name
-        click.echo(f"talk {name!r}, {len(memory.conversation(name).turns())} turns so far")
+        click.echo(f"talk {name!r}, {turns} turns so far")
 
     def _think(self, value: str) -> None:
         self.agent.options = dataclasses.replace(self.agent.options, thinking=_switch("think", value))

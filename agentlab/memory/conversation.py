@@ -1,5 +1,6 @@
 """One session's talk: the last turns word for word, the older ones as a summary with its sources, across restarts."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -10,7 +11,15 @@ from agentlab.errors import MemoryStoreError
 from agentlab.memory import consolidation, forgetting, sealed, writing
 from agentlab.memory.compression import Context, Part, count_tokens, extract, fit
 from agentlab.memory.core import Core
-from agentlab.memory.records import ConversationItem, SessionContext, check_share, check_tags, check_text
+from agentlab.memory.records import (
+    ConversationItem,
+    SessionContext,
+    check_metadata,
+    check_share,
+    check_tags,
+    check_text,
+    check_time,
+)
 
 if TYPE_CHECKING:
     from agentlab.memory.memory import Memory
@@ -38,7 +47,7 @@ class Conversation:
         self._core = core
         self._memory = memory
         self.session_id = check_text("session_id", session_id)
-        self._user_id = user_id
+        self._user_id = check_text("user_id", user_id) if user_id else ""
         self._summariser = summariser
         self._tokens = tokens
 
@@ -68,13 +77,14 @@ class Conversation:
         Raises MemoryStoreError, and keeps nothing of the turn, when something it was answered with, or something that
         it told, was forgotten meanwhile: what is forgotten would come back in other words.
         """
-        now = time.time() if timestamp is None else float(timestamp)
+        now = time.time() if timestamp is None else check_time("timestamp", timestamp)
+        context_used, notes = check_tags(list(context_used), "context_used"), check_tags(list(notes), "notes")
         item = ConversationItem(
             conversation_id=writing.new_id("c"), session_id=self.session_id, timestamp=now,
             user_input=check_text("user_input", user_input),
             agent_response=check_text("agent_response", agent_response),
             context_used=list(context_used), importance_score=check_share("importance_score", importance_score),
-            tags=check_tags(tags), metadata=dict(metadata or {}),
+            tags=check_tags(tags), metadata=check_metadata(metadata or {}),
         )  # fmt: skip
         if self._core.store.buried([*context_used, *notes]):  # before anything of it is written
             self._take_back(list(notes), [])
@@ -156,7 +166,7 @@ class Conversation:
         """Set preferences of the session; None removes one."""
         with self._core.store.writing():
             merged = {**self._begin()["preferences"], **preferences}
-            merged = {key: value for key, value in merged.items() if value is not None}
+            merged = check_metadata({key: value for key, value in merged.items() if value is not None})
             sealed.change(self._core.store, "sessions", self.session_id, preferences=merged)
 
     def context(self, query: str, budget_tokens: int, *, k: int = 5, **filters: Any) -> Context:
@@ -217,12 +227,21 @@ class Conversation:
             said = [Part(text, [turn.conversation_id]) for turn in folded
                     for text in (turn.user_input, turn.agent_response)]  # fmt: skip
             return extract([*before, *said], SUMMARY_LIMIT, self._tokens)
-        parts = [*before, Part(self._summariser(folded), [turn.conversation_id for turn in folded])]
+        parts = [*before, Part(self._summary_of(folded), [turn.conversation_id for turn in folded])]
         if sum(self._tokens(part.text) for part in parts) > SUMMARY_LIMIT and len(parts) > 1:
             sources = list(dict.fromkeys(source for part in parts for source in part.sources))
             turns = [turn for turn in self.turns(10**9) if turn.conversation_id in set(sources)]
-            parts = [Part(self._summariser(turns), sources)]
+            parts = [Part(self._summary_of(turns), sources)]
         return parts
+
+    def _summary_of(self, turns: list[ConversationItem]) -> str:
+        """What the summariser says; what the turns say where it says nothing that can be kept."""
+        assert self._summariser is not None
+        with contextlib.suppress(MemoryStoreError):
+            return check_text("a summary", self._summariser(turns))
+        said = [Part(text, [turn.conversation_id]) for turn in turns
+                for text in (turn.user_input, turn.agent_response)]  # fmt: skip
+        return " ".join(part.text for part in extract(said, SUMMARY_LIMIT, self._tokens))
 
 
 def sessions(core: Core) -> list[SessionContext]:

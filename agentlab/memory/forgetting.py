@@ -140,7 +140,10 @@ def finish(core: Core, dropped: Dropped) -> None:
 
 def _without_words_of(reason: str, gone: Iterable[MemoryItem]) -> str:
     """`reason` with … for each word that a forgotten text has: a tombstone keeps none of them."""
-    known = {word for item in gone for word in content_words(item.content)}
+    known = {
+        word for item in gone for text in (item.content, item.session_id or "", *item.tags)
+        for word in content_words(text)
+    }  # fmt: skip
     return "".join("…" if known & set(content_words(part)) else part for part in re.split(r"(\s+)", reason))
 
 

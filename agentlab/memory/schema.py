@@ -221,10 +221,21 @@ def check_file(path: Path, create: bool) -> None:
         return
     with disk_access(path), open(path, "rb") as file:
         head = file.read(100)
+    if not head and not create and not _filled_soon(path):
+        raise MemoryStoreError(f"{path} is empty: what it held is lost; restore it from a copy, or delete it")
     if head and not head.startswith(b"SQLite format 3\x00"):
         raise MemoryStoreError(f"{path} is not a memory: it does not begin as an SQLite file; it was left untouched")
     if head and len(head) < 100:
         raise MemoryStoreError(f"{path} is damaged: it ends after {len(head)} bytes; restore it from a copy")
+
+
+def _filled_soon(path: Path) -> bool:
+    """Whether a file without a byte is a memory that another process makes just now."""
+    for _ in range(5):
+        time.sleep(0.05)
+        if path.stat().st_size or path.with_name(path.name + "-wal").exists():
+            return True
+    return False
 
 
 def missing_bytes(path: Path, file: BinaryIO | None = None) -> int:

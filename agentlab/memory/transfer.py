@@ -65,7 +65,16 @@ def _line(kind: str, value: dict[str, Any]) -> str:
 
 
 def export(core: Core, path: Path) -> int:
-    """Write the memory to `path` atomically; how many memories went."""
+    """Write the memory to `path` atomically; how many memories went.
+
+    Raises MemoryStoreError where a file of the memory's own or something that is no file would be lost.
+    """
+    path = path.resolve()  # a link stays one
+    own = core.store.path.resolve()
+    if path in (own, *(own.with_name(own.name + end) for end in ("-wal", "-shm", "-journal"))):
+        raise MemoryStoreError(f"{path} is the memory itself; give another file to export to")
+    if path.exists() and not path.is_file():
+        raise MemoryStoreError(f"{path} is no file; give the path of a file to export to, like memory.jsonl")
     count = 0
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
@@ -136,7 +145,7 @@ def _read(path: Path) -> Records:
                 try:
                     value = json.loads(line)
                     kind = value.pop("record")
-                except (ValueError, AttributeError, KeyError, TypeError):
+                except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                     raise MemoryStoreError(
                         f"{path}, line {number} is not a record of a memory; nothing was imported"
                     ) from None
@@ -179,7 +188,7 @@ def _chunks(
         try:
             made = [(int(start), int(end), base64.b64decode(blob, validate=True)) for start, end, blob in parts]
             checked_spans(item.content, [(start, end) for start, end, _ in made])
-            fits = all(len(blob) == 2 * header["dimension"] for _, _, blob in made)
+            fits = all(len(blob) == 2 * header.get("dimension", 0) for _, _, blob in made)
             if len(made) > MAX_CHUNKS:
                 raise MemoryStoreError(f"{len(made)} vectors; allowed: up to {MAX_CHUNKS}")
             finite = fits and all(np.isfinite(np.frombuffer(blob, "<f2")).all() for _, _, blob in made)
@@ -188,7 +197,7 @@ def _chunks(
         except MemoryStoreError as error:
             raise MemoryStoreError(f"{path}, line {number}: {error}; nothing was imported") from None
         if not finite:
-            raise MemoryStoreError(f"{path}, line {number}: its vectors are not {header['dimension']} float16 each")
+            raise MemoryStoreError(f"{path}, line {number}: its vectors are not {header.get('dimension')} float16 each")
     return [Chunk(start, end, index_terms(item.content[start:end], item.created_at), blob) for start, end, blob in made]
 
 

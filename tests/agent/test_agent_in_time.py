@@ -311,3 +311,37 @@ def test_a_memory_that_is_locked_costs_its_share_of_the_time_and_never_the_answe
 def test_loading_passes_over_a_model_that_breaks_at_it():
     agent = agent_of(chain=chain_of(Scripted(RuntimeError("CUDA error")), Scripted("ok")))
     assert agent.load().role == "fallback"
+
+
+class BusyWhileLoading(Scripted):
+    """Its machine is busy for the first generations, and then is not."""
+
+    busy = 1
+
+    def stream(self, request, should_stop=lambda: False):
+        self.busy, busy = max(0, self.busy - 1), self.busy > 0
+        self.prefill_s, self.token_s = (0.6, 0.1) if busy else (0.0, 0.002)
+        return super().stream(request, should_stop)
+
+
+def test_a_moment_in_which_the_machine_was_busy_keeps_no_later_answer_from_being_begun():
+    engine = BusyWhileLoading("The answer is 5, of course.")
+    agent = agent_of(engine=engine)
+    agent.load()
+    question = "What is 2 + 3? " + "Some more words of a question. " * 60
+    assert agent.speeds["model-primary"].seconds(engine.count_tokens([{"content": question}]), 8) > 2
+    first = agent.ask(question, deadline_s=2)
+    assert (first.state, first.final_answer) == ("answered", "The answer is 5, of course.")
+
+
+def test_a_machine_that_is_too_slow_is_measured_anew_now_and_then_and_not_for_every_answer():
+    engine = BusyWhileLoading("The answer is 5, of course.")
+    engine.busy = 100
+    agent = agent_of(engine=engine)
+    agent.load()
+    question = "What is 2 + 3? " + "Some more words of a question. " * 400
+    for _ in range(3):
+        result, seconds = timed(lambda: agent.ask(question, deadline_s=2))
+        assert (result.state, result.final_answer) == ("deadline", "")
+        assert seconds < 2.5
+    assert len(engine.requests) == 2  # while it was loaded, and once since

@@ -295,3 +295,18 @@ def test_what_a_worker_process_cannot_get_is_refused_at_once():
 
     with pytest.raises(ToolError, match="cannot be sent to a worker process"):
         tool(locked, isolated=True)
+
+
+@dataclasses.dataclass
+class Branch:
+    value: int
+    inner: "Branch | None" = None
+
+
+def test_a_type_that_holds_itself_has_no_schema():
+    def climb(branch: Branch) -> int:
+        """Climb."""
+        return branch.value
+
+    with pytest.raises(ToolError, match="climb: parameter branch: its type holds itself, which has no end"):
+        tool(climb)

@@ -56,6 +56,7 @@ def test_an_answer_is_not_lost_when_no_trace_can_be_written(opened, as_json):
     [
         ([""], 11, "the task is empty"),
         (["Hm?", "--session", "s1", "--no-memory"], 2, "allowed: one of them"),
+        (["Hm?", "--session", " "], 9, "--session is empty"),
         (["Hm?", "--deadline", "1e7"], 11, "deadline_s: 10000000.0; allowed"),
     ],
 )
@@ -108,7 +109,7 @@ def talk(tmp_path, monkeypatch):
         agent = agent_of("Fine.", memory=memory, engine=engine)
         Talk(None, agent, "s1" if memory is not None else None, None, False).run()
         path = tmp_path / "home" / "chat-history"
-        return path.read_text() if path.exists() else None
+        return path.read_text(errors="replace") if path.exists() else None
 
     yield typed
     readline.clear_history()
@@ -120,6 +121,14 @@ def test_typed_lines_are_kept_for_the_next_talk(talk, tmp_path):
         kept = talk("And now?", memory=memory)
         assert "Hello" in kept
         assert "And now?" in kept
+
+
+def test_a_session_that_cannot_be_leaves_the_talk_where_it_is(talk, tmp_path, capsys):
+    with open_memory(tmp_path / "memory.db") as memory:
+        talk("Hello", "/session \udcff", "And now?", "/session", memory=memory)
+        shown = capsys.readouterr()
+        assert "s1  (this one)" in shown.out
+        assert len(memory.conversation("s1").turns()) == 2
 
 
 def test_without_a_memory_no_typed_line_is_kept(talk):

@@ -1,5 +1,6 @@
 """`agentlab memory …` from end to end, with the embedding model where a command needs it."""
 
+import datetime
 import json
 
 import pytest
@@ -27,6 +28,35 @@ def filled(path):
     first = ok("add", "The report is due on Friday.", "--file", path, "--tag", "work").strip()
     second = ok("add", "祖母は金沢に住んでいます。", "--file", path, "--type", "preference", "--session", "s1").strip()
     return path, first, second
+
+
+def test_days_are_those_of_the_calendar(path, monkeypatch):
+    import time
+
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        with open_memory(path) as memory:  # a day of 25 hours
+            late = datetime.datetime(2026, 10, 25, 23, 30).timestamp()
+            memory.remember("The clocks went back.", created_at=late)
+        for day in ("--since", "--until"):
+            assert "clocks" in ok("search", "clocks", "--file", path, "--words", day, "2026-10-25")
+        assert "nothing found" in ok("search", "clocks", "--file", path, "--words", "--until", "2026-10-24")
+        for words in (("--since", "0001-01-01"), ("--until", "9999-12-31")):
+            result = run("search", "clocks", "--file", path, "--words", *words)
+            assert result.exit_code == 0 or "is no day that this machine can count" in result.output
+            assert result.exception is None or isinstance(result.exception, SystemExit)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_memory_of_no_bytes_is_not_whole(path):
+    path.write_bytes(b"")
+    for command in (("doctor", path), ("stats", "--file", path), ("search", "x", "--file", path, "--words")):
+        result = run(*command)
+        assert (result.exit_code, path.stat().st_size) == (9, 0)
+        assert "is empty: what it held is lost; restore it from a copy" in result.output
 
 
 def test_add_search_show_forget(filled):

@@ -177,3 +177,44 @@ def test_empty_turns_are_refused(memory):
         talk.add("x", "")
     assert talk.turns() == []
     assert contents(memory.recall("x", words_only=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"metadata": {"a": float("nan")}}, "metadata"), ({"metadata": {"a": object()}}, "metadata"),
+        ({"metadata": {"a": "\ud800"}}, "half a surrogate pair"), ({"context_used": [""]}, "context_used"),
+        ({"context_used": [5]}, "context_used"), ({"notes": [""]}, "notes"), ({"tags": [" "]}, "tags"),
+        ({"timestamp": "yesterday"}, "timestamp"),
+    ],
+)  # fmt: skip
+def test_what_an_export_could_not_hold_is_refused_before_anything_is_stored(memory, values, words):
+    talk = memory.conversation("s1")
+    with pytest.raises(MemoryStoreError, match=words):
+        talk.add("I live in Ghent.", "Noted, Ghent.", **values)
+    assert (len(list(memory.items())), talk.turns()) == (0, [])
+
+
+def test_who_talks_and_what_they_prefer_can_be_exported(memory, tmp_path):
+    for user in (" ", "\x00"):
+        with pytest.raises(MemoryStoreError, match="user_id"):
+            memory.conversation("s1", user_id=user)
+    talk = memory.conversation("s1", user_id="ana")
+    talk.prefer(tone="short")
+    with pytest.raises(MemoryStoreError, match="allowed: a dict of what JSON can hold"):
+        talk.prefer(speed=float("nan"))
+    assert talk.session().preferences == {"tone": "short"}
+    assert memory.export(tmp_path / "out.jsonl") == 0
+
+
+@pytest.mark.parametrize("said", ["", " ", "a\x00b", "\ud800", None])
+def test_a_summariser_that_says_nothing_leaves_what_the_turns_say(path, tmp_path, said):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s1", summariser=lambda turns: said)
+        talk_about(talk, WINDOW + 3)
+        assert talk.summary()
+        assert all(part.text.strip() and part.sources for part in talk.summary())
+        memory.export(tmp_path / "out.jsonl")
+        with open_memory(tmp_path / "other.db") as other:
+            other.import_(tmp_path / "out.jsonl")
+            assert other.conversation("s1").summary() == talk.summary()

@@ -335,3 +335,6 @@ def test_a_reason_keeps_no_word_of_what_is_forgotten(path):
         memory.forget(memory.remember(f"My passphrase is {SECRET}."), reason=f"asked: {SECRET} leaked")
         assert left(path) == []
         assert memory.tombstones()[0].reason == "asked: … leaked"
+        named = memory.remember("The build is green.", session_id=f"project {SECRET}x", tags=[f"tag-{SECRET}y"])
+        memory.forget(named, reason=f"project {SECRET}x is over, and tag-{SECRET}y with it")
+        assert not any(SECRET in tombstone.reason for tombstone in memory.tombstones())

@@ -1,6 +1,7 @@
 """Export and import: everything goes round, all or nothing, and what was forgotten stays forgotten."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -343,3 +344,39 @@ def test_a_record_of_any_kind_is_checked(rich, path, tmp_path, kind, change, wor
         with pytest.raises(MemoryStoreError, match=f"line {number}.*{words}.*nothing was imported"):
             copy.import_(out)
         assert (len(copy), copy.sessions()) == (0, [])
+
+
+def test_an_export_takes_the_place_of_a_file_alone_and_never_of_the_memory(rich, path, tmp_path):
+    words = contents(rich.items())
+    for own in (path, path.with_name(path.name + "-wal"), tmp_path / "a" / ".." / path.name):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        with pytest.raises(MemoryStoreError, match="is the memory itself; give another file"):
+            rich.export(own)
+    os.mkfifo(tmp_path / "pipe")
+    for taken in (tmp_path / "a", tmp_path / "pipe"):
+        with pytest.raises(MemoryStoreError, match="is no file; give the path of a file"):
+            rich.export(taken)
+    (tmp_path / "link").symlink_to(tmp_path / "target.jsonl")
+    rich.export(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target.jsonl").stat().st_size > 0
+    assert contents(rich.items()) == words
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"record": "memory", "chunks": ' + "[" * 200_000])
+def test_a_line_that_nests_without_end_imports_nothing(path, tmp_path, line):
+    out = tmp_path / "deep.jsonl"
+    out.write_text(line + "\n")
+    with open_memory(path) as memory, pytest.raises(MemoryStoreError, match="line 1 is not a record of a memory"):
+        memory.import_(out)
+
+
+def test_a_header_without_a_dimension_is_said(rich, path, tmp_path):
+    out = tmp_path / "all.jsonl"
+    rich.export(out)
+    header, *rest = out.read_text().splitlines()
+    values = json.loads(header)
+    del values["dimension"]
+    out.write_text("\n".join([json.dumps(values), *rest]))
+    with open_memory(tmp_path / "other.db") as other, pytest.raises(MemoryStoreError, match="are not None float16"):
+        other.import_(out)

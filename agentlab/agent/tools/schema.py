@@ -43,6 +43,8 @@ def of_function(function: Callable[..., Any], descriptions: Mapping[str, str]) -
             raise ToolError(f"{where} has no type hint; allowed: {ALLOWED}")
         try:
             schema = of_type(hints[parameter.name])
+        except RecursionError:
+            raise ToolError(f"{where}: its type holds itself, which has no end; allowed: {ALLOWED}") from None
         except _Unsupported as error:
             raise ToolError(f"{where}: {error} is not a type that JSON can carry; allowed: {ALLOWED}") from None
         if text := descriptions.get(parameter.name):

@@ -232,7 +232,9 @@ def chat(
 ) -> None:  # fmt: skip
     """Talk with the champion of an experiment; /help lists what can be typed."""
     from agentlab.cli.talk import Talk
+    from agentlab.memory.records import check_text
 
+    check_text("--session", session)
     chosen: tuple[Any, ...] = (experiment, overrides, adapter, thinking, python, no_memory, max_tokens, call_format)
     with _opened(*chosen) as (lab, agent):
         Talk(lab, agent, None if no_memory else session, deadline, trace).run()

@@ -173,9 +173,9 @@ def check_time(what: str, value: Any) -> float:
 
 
 def check_count(what: str, value: Any) -> int:
-    """`value` as an int from 0; raises MemoryStoreError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 1 << 63:
-        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from 0")
+    """`value` as an int from 0 to 2**53, so that sums of some stay what SQLite holds; raises MemoryStoreError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= 1 << 53:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from 0 to 2**53")
     return int(value)
 
 

@@ -18,7 +18,7 @@ from agentlab.memory.core import Core
 from agentlab.memory.embedding import MAX_CHUNKS, chunk
 from agentlab.memory.index import Index
 from agentlab.memory.lines import checked_record, checked_spans
-from agentlab.memory.records import MemoryItem
+from agentlab.memory.records import MemoryItem, check_text
 from agentlab.memory.store import Chunk, pack
 from agentlab.memory.words import signature
 from agentlab.memory.writing import checked, index_terms, replaced
@@ -107,6 +107,8 @@ def import_(core: Core, path: Path) -> int:
         raise MemoryStoreError(f"{path} is not an export of a memory: its first line is not its header")
     if header.get("version") != VERSION:
         raise MemoryStoreError(f"{path} has format version {header.get('version')}; allowed: {VERSION}")
+    if header.get("embedding_model") is not None:
+        check_text(f"{path}, line 1: embedding_model", header["embedding_model"])
     for kind in _TABLES:
         records[kind] = [(number, _checked(path, number, kind, value)) for number, value in records.get(kind, [])]
     items = [(number, _item(path, number, value), value.get("chunks")) for number, value in records.get("memory", [])]

@@ -29,6 +29,8 @@ def _open(file: Path | None, *, create: bool = False, model: str | None = None) 
         yield memory
         for problem in memory.damage():
             click.echo(f"agentlab: {memory.path} is damaged: {problem}; see: agentlab memory doctor", err=True)
+        if memory.only_read():
+            click.echo(f"agentlab: {memory.path} can only be read: nothing can be written there", err=True)
     finally:
         memory.close()
 

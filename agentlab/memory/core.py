@@ -183,7 +183,7 @@ class Core:
     def write_uses(self, now: float) -> None:
         """Store the counted uses; they are the only thing that a kill or a full disk may lose."""
         with self.store.lock:
-            if not self._uses or self.store.damage:
+            if not self._uses or self.store.damage or self.store.frozen:
                 return
             counted, self._uses = self._uses, {}
             self.aside(lambda: self._write_uses(counted, now), "some uses of memories are not counted")
@@ -207,7 +207,7 @@ class Core:
 
     def _purge_if_due(self) -> None:
         """Finish what somebody who forgot could not, because another process was reading or it was killed."""
-        if self.store.purge_due:
+        if self.store.purge_due and not self.store.frozen:
             self.aside(self.store.purge, f"traces of what was forgotten stay in {self.path}")
 
     def write_uses_now(self) -> None:

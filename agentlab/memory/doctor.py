@@ -53,7 +53,8 @@ def examine(core: Core) -> Report:
                 problems.append(f"memory {item.memory_id} is indexed under other words than its own")
         problems += _references(store, {item.memory_id for item in items.values()})
     problems += _text_index(store)
-    return Report(len(items), sum(map(len, chunks.values())), list(dict.fromkeys(problems)), [])
+    store.damage.update(dict.fromkeys(problems))  # from now on nothing is written to it
+    return Report(len(items), sum(map(len, chunks.values())), list(store.damage), [])
 
 
 def _chunks(store: Store, dimension: int) -> tuple[dict[int, list[Chunk]], list[str]]:
@@ -107,6 +108,8 @@ def _text_index(store: Store) -> list[str]:
     try:
         store.db.execute("INSERT INTO text_index(text_index, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
+        if (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY"):
+            return []  # who may only read cannot ask
         if not is_damage(error):
             raise
         return ["the text index does not agree with the memories"]

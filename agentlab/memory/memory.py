@@ -340,6 +340,14 @@ class Memory:
         """
         return repair(Path(path).expanduser(), embedding_model, embedder)
 
+    def only_read(self) -> str:
+        """Why nothing can be stored just now, where the disk is full or takes no writes; else empty.
+
+        What is there can be read all the same, as it was when the memory was opened. Whoever stores something tries the
+        file again.
+        """
+        return str(self._core.store.frozen or "")
+
     def damage(self) -> list[str]:
         """What was found damaged while reading so far, one sentence each."""
         return list(self._core.store.damage)

@@ -6,15 +6,15 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from agentlab.errors import MemoryStoreError
-from agentlab.memory import handles, sealed
+from agentlab.errors import MemoryStoreError, StorageError
+from agentlab.memory import frozen, handles, sealed
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, is_damage, sqlite_errors
 
@@ -82,10 +82,29 @@ class Store:
         self.path = path
         self.lock = threading.RLock()
         self.damage: dict[str, None] = {}  # what was found wrong while reading, one sentence each
+        self.frozen: StorageError | None = None  # why it can only be read
         with handles.opening(path) as known:
-            self.db = connect(path, create=create, known=known)
-            self._inode = path.stat().st_ino
-            self._let_go = handles.hold(self, path)
+            try:
+                self._take(connect(path, create=create, known=known))
+            except StorageError as error:
+                if known or not frozen.can_be_read(path, error):
+                    raise
+                self.frozen = error
+                self.db = frozen.state_of(path)
+                self._let_go: Callable[[], object] = lambda: None
+
+    def _take(self, connection: sqlite3.Connection) -> None:
+        self.db = connection
+        self._inode = self.path.stat().st_ino
+        self._let_go = handles.hold(self, self.path)
+
+    def _thaw(self) -> None:
+        """Take the file itself again, if it can be written by now; raises the StorageError that it still meets."""
+        state = self.db
+        with handles.opening(self.path) as known:
+            self._take(connect(self.path, create=False, known=known))
+        state.close()
+        self.frozen = None
 
     def close(self) -> None:
         with self.lock, sqlite_errors(self.path):
@@ -112,6 +131,10 @@ class Store:
         with self.lock, sqlite_errors(self.path):
             if self.damage:
                 raise damaged(self.path, next(iter(self.damage)))  # writing could make it worse
+            if self.frozen is not None and self.db.in_transaction:
+                raise self.frozen
+            if self.frozen is not None:
+                self._thaw()
             if self.db.in_transaction:
                 yield self.db
                 return

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import random
 import resource
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from agentlab import Memory
 from agentlab.errors import AgentlabError, MemoryStoreError, StorageError
 from agentlab.memory import core, schema
-from agentlab.memory.schema import VERSION
+from agentlab.memory.schema import VERSION, sqlite_errors
 from agentlab.memory.store import Store
 
 from .helpers import HashingEmbedder, contents, digest, flip, open_memory
@@ -491,3 +492,118 @@ def test_a_full_disk_stores_all_or_nothing_and_stays_readable(path, request):
     root = str(request.config.rootpath)
     done = subprocess.run([sys.executable, "-c", code, root, str(path)], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte, a function that fills it, and one that makes it take no writes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs rights that this user has not")
+
+    def fill():
+        with contextlib.suppress(OSError), open(place / "filling", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1024))
+
+    yield place, fill, lambda: subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def left_by_a_kill(path, count=3):
+    """A memory whose process was killed: its log holds what it acknowledged."""
+    script = (
+        "import os, sys; from memory.helpers import open_memory; from pathlib import Path\n"
+        "memory = open_memory(Path(sys.argv[1]))\n"
+        f"for n in range({count}): memory.remember(f'The gate has the number {{n}}.')\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    run = subprocess.run([sys.executable, "-c", script, path], cwd=tests, env={**os.environ, "PYTHONPATH": str(tests)})
+    assert run.returncode == -9
+    assert path.with_name(f"{path.name}-wal").stat().st_size
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_what_takes_no_writes_can_be_read_and_written_again_later(small_disk, tmp_path, how, killed):
+    place, fill, write_protect = small_disk
+    path = place / "memory.db"
+    if killed:
+        left_by_a_kill(path)
+        path.with_name("memory.db-shm").unlink()
+    else:
+        with open_memory(path) as memory:
+            for number in range(3):
+                memory.remember(f"The gate has the number {number}.")
+    fill() if how == "full" else write_protect()
+    before = digest(path)
+    with open_memory(path) as memory:
+        assert len(memory.recall("gate number", k=5, words_only=True)) == 3
+        assert (memory.export(tmp_path / "out.jsonl"), memory.doctor().clean) == (3, True)
+        assert memory.only_read()
+        for change in (lambda: memory.remember("A fourth."), memory.consolidate):
+            with pytest.raises(StorageError, match="disk is full" if how == "full" else "for writing"):
+                change()
+        assert digest(path) == before
+        if how == "full":
+            (place / "filling").unlink()
+            memory.remember("A fourth gate number.")  # by the memory that was opened while it was full
+            assert not memory.only_read()
+            assert len(memory.recall("gate number", k=5, words_only=True)) == 4
+    if how == "full":
+        with open_memory(path) as memory:
+            assert memory.doctor().clean
+            assert len(memory) == 4
+
+
+def test_a_log_with_its_index_is_read_where_nothing_can_be_written(small_disk, tmp_path):
+    place, _, write_protect = small_disk
+    left_by_a_kill(place / "memory.db")
+    write_protect()
+    with open_memory(place / "memory.db") as memory:
+        assert len(list(memory.items())) == 3
+        assert memory.doctor().clean
+        with pytest.raises(StorageError, match="for writing"):
+            memory.remember("A fourth.")
+
+
+def test_a_damaged_file_that_takes_no_writes_is_named_by_its_own_path(full, monkeypatch):
+    flip(full, 4096 * 2, 4096)
+
+    def refused(path, **_):
+        with sqlite_errors(path):
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorname = "SQLITE_CANTOPEN"
+            raise error
+
+    monkeypatch.setattr("agentlab.memory.store.connect", refused)
+    try:
+        with open_memory(full) as memory:
+            found = [*memory.damage(), *memory.doctor().problems]
+    except MemoryStoreError as error:
+        found = [str(error)]
+    assert found
+    assert not any("agentlab-" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE memories SET signature = x'00' WHERE id = 1",
+        "DELETE FROM text_index_data WHERE id > 10",
+        "UPDATE memories SET generation = 10000000 WHERE id = 2",
+    ],
+)
+def test_nothing_is_written_to_what_an_examination_found_damaged(full, damage):
+    with contextlib.closing(sqlite3.connect(full)) as db, db:
+        db.execute(damage)
+    with open_memory(full) as memory:
+        first = memory.doctor()
+        assert first.problems
+        before = digest(full)
+        with pytest.raises(MemoryStoreError, match="is damaged"):
+            memory.remember("A fact that was never told.")
+        assert memory.doctor().problems == first.problems
+    assert digest(full) == before

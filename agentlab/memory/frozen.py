@@ -40,8 +40,10 @@ def state_of(path: Path) -> sqlite3.Connection:
                     ram.text_factory = text_of
                     on_disk.backup(ram)
                     return ram
-            except (MemoryStoreError, StorageError) as problem:
-                raise type(problem)(str(problem).replace(str(copy), str(path))) from None
+            except StorageError:
+                continue  # that place is full, too
+            except MemoryStoreError as problem:
+                raise MemoryStoreError(str(problem).replace(str(copy), str(path))) from None
     raise StorageError(f"cannot read {path}: its disk takes no writes, and there is no room for a copy elsewhere")
 
 

@@ -558,6 +558,21 @@ def test_what_takes_no_writes_can_be_read_and_written_again_later(small_disk, tm
             assert len(memory) == 4
 
 
+def test_where_everything_on_disk_is_full_the_copy_is_made_in_ram(small_disk, monkeypatch):
+    place, fill, _ = small_disk
+    with open_memory(place / "memory.db") as memory:
+        memory.remember("The gate has the number 7.")
+    (place / "tmp").mkdir()
+    fill()
+    monkeypatch.setattr("tempfile.tempdir", str(place / "tmp"))
+    with open_memory(place / "memory.db") as memory:
+        assert contents(memory.items()) == ["The gate has the number 7."]
+    assert not list((place / "tmp").iterdir())
+    monkeypatch.setattr("agentlab.memory.frozen._PLACES", (None,))
+    with pytest.raises(StorageError, match="takes no writes, and there is no room for a copy elsewhere"):
+        open_memory(place / "memory.db")
+
+
 def test_a_log_with_its_index_is_read_where_nothing_can_be_written(small_disk, tmp_path):
     place, _, write_protect = small_disk
     left_by_a_kill(place / "memory.db")

@@ -145,11 +145,16 @@ class Talk:
             click.secho(f"not everywhere: {trace}", err=True, dim=True)
 
     def _undo(self, _: str) -> None:
-        asked = None
+        asked: str | None = None
         if self.session is None:
             asked = self.said.pop()[0] if self.said else None
-        elif (turn := self._known().conversation(self.session).undo()) is not None:
-            asked = turn.user_input
+        else:
+            try:
+                turn = self._known().conversation(self.session).undo()
+            except StorageError:  # as in forgetting
+                self.lines.clear()
+                raise
+            asked = None if turn is None else turn.user_input
         click.echo("nothing to take back" if asked is None else f"taken back: {asked}")
         if asked is not None:
             self.lines.clear()

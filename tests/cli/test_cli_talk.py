@@ -215,6 +215,17 @@ def test_typed_lines_are_dropped_also_where_the_file_cannot_be_rewritten(talk, t
     assert not (tmp_path / "home" / "chat-history").exists()
 
 
+def test_taking_back_drops_the_typed_lines_also_where_the_file_cannot_be_rewritten(talk, tmp_path, monkeypatch):
+    def full(store):
+        raise StorageError("no space left")
+
+    with open_memory(tmp_path / "memory.db") as memory:
+        talk("The code is zebra4711.", memory=memory)
+        monkeypatch.setattr(Store, "purge", full)
+        assert "zebra4711" not in (talk("/undo", memory=memory) or "")
+        assert not memory.conversation("s1").turns()
+
+
 def test_a_forgetting_just_before_the_lines_are_written_leaves_none(tmp_path, monkeypatch):
     readline = pytest.importorskip("readline")
     path = tmp_path / "chat-history"

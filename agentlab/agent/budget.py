@@ -7,7 +7,7 @@ import time
 
 UNBOUNDED = 10**9
 _WEIGHT = 0.3  # of the newest measurement; speeds change with load and length
-_DOUBTED_EVERY_S = 30.0
+_DOUBTED_EVERY_S = 30.0  # a machine that is too slow pays for being measured anew no more often
 _LEAST_READ = 32  # tokens; the time of fewer says nothing about reading
 
 

@@ -98,7 +98,9 @@ def _seconds(day: datetime.datetime, days: int = 0) -> float:
     try:
         return (day + datetime.timedelta(days=days)).timestamp()
     except (ValueError, OverflowError):
-        raise MemoryStoreError(f"{day:%Y-%m-%d} is no day that this machine can count; allowed: 1970 to 9998") from None
+        raise MemoryStoreError(
+            f"{day:%Y-%m-%d} is no day that this machine can count; allowed: the years 2 to 9998"
+        ) from None
 
 
 @memory.command()

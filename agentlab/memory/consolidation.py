@@ -6,11 +6,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from agentlab.memory import sealed
+from agentlab.memory.chunks import Chunk
 from agentlab.memory.core import Core
 from agentlab.memory.echo import repeats
 from agentlab.memory.index import Index
 from agentlab.memory.records import KnowledgeItem, MemoryItem
-from agentlab.memory.store import Chunk
 from agentlab.memory.words import overlap, signature, terms
 from agentlab.memory.writing import add_to_index, new_id
 

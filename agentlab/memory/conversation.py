@@ -224,9 +224,7 @@ class Conversation:
 
     def _shortened(self, before: list[Part], folded: list[ConversationItem]) -> list[Part]:
         if self._summariser is None:
-            said = [Part(text, [turn.conversation_id]) for turn in folded
-                    for text in (turn.user_input, turn.agent_response)]  # fmt: skip
-            return extract([*before, *said], SUMMARY_LIMIT, self._tokens)
+            return extract([*before, *_said(folded)], SUMMARY_LIMIT, self._tokens)
         parts = [*before, Part(self._summary_of(folded), [turn.conversation_id for turn in folded])]
         if sum(self._tokens(part.text) for part in parts) > SUMMARY_LIMIT and len(parts) > 1:
             sources = list(dict.fromkeys(source for part in parts for source in part.sources))
@@ -239,9 +237,7 @@ class Conversation:
         assert self._summariser is not None
         with contextlib.suppress(MemoryStoreError):
             return check_text("a summary", self._summariser(turns))
-        said = [Part(text, [turn.conversation_id]) for turn in turns
-                for text in (turn.user_input, turn.agent_response)]  # fmt: skip
-        return " ".join(part.text for part in extract(said, SUMMARY_LIMIT, self._tokens))
+        return " ".join(part.text for part in extract(_said(turns), SUMMARY_LIMIT, self._tokens))
 
 
 def sessions(core: Core) -> list[SessionContext]:
@@ -261,6 +257,10 @@ def _context(core: Core, row: sealed.Row) -> SessionContext:
 
 def _turn(row: sealed.Row) -> ConversationItem:
     return ConversationItem(**{name: row[name] for name in _FIELDS})
+
+
+def _said(turns: Sequence[ConversationItem]) -> list[Part]:
+    return [Part(text, [turn.conversation_id]) for turn in turns for text in (turn.user_input, turn.agent_response)]
 
 
 def _plain(parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ import sqlite3
 import numpy as np
 
 from agentlab.memory import sealed
+from agentlab.memory.chunks import Chunk, chunk_is_intact
 from agentlab.memory.core import Core
 from agentlab.memory.schema import CHUNK_BITS, is_damage
-from agentlab.memory.store import Chunk, Store, chunk_is_intact
+from agentlab.memory.store import Store
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 

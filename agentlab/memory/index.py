@@ -11,12 +11,13 @@ import numpy as np
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import ranking
 from agentlab.memory.bulk import no_collections
+from agentlab.memory.chunks import chunk_is_intact, unpack
 from agentlab.memory.columns import Columns, Filter, Slot
 from agentlab.memory.postings import Postings
 from agentlab.memory.ranking import Weights
 from agentlab.memory.records import Hit, MemoryItem
 from agentlab.memory.schema import CHUNK_BITS, is_damage
-from agentlab.memory.store import Store, chunk_is_intact, tags_of, unpack
+from agentlab.memory.store import Store, tags_of
 from agentlab.memory.vectors import Vectors
 
 CANDIDATES = 100  # of each kind, before they are ranked together

@@ -4,11 +4,11 @@ import sqlite3
 from typing import Any
 
 from agentlab.errors import MemoryStoreError
+from agentlab.memory.chunks import chunk_checksum, pack
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Embedder, chunk
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.schema import CHUNK_BITS
-from agentlab.memory.store import chunk_checksum, pack
 from agentlab.memory.writing import index_terms
 
 _BATCH = 256

@@ -17,13 +17,13 @@ from typing import BinaryIO
 from agentlab.errors import MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
 from agentlab.memory import handles, sealed
+from agentlab.memory.chunks import Chunk, pack
 from agentlab.memory.core import Core
 from agentlab.memory.doctor import Report, examine
 from agentlab.memory.embedding import DEFAULT, Embedder, chunk
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.salvage import Salvage, salvage
 from agentlab.memory.schema import APPLICATION_ID, VERSION, check_file, missing_bytes, sqlite_errors
-from agentlab.memory.store import Chunk, pack
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from agentlab.memory import sealed
+from agentlab.memory.chunks import Chunk, chunk_is_intact
 from agentlab.memory.leaves import records
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.schema import CHUNK_BITS, MIGRATIONS, VERSION, migrate, text_of
-from agentlab.memory.store import COLUMNS, Chunk, chunk_is_intact, to_item
+from agentlab.memory.store import COLUMNS, to_item
 
 Rows = dict[Any, tuple[Any, ...]]
 _META = ("dimension", "embedding_model", "generation", "epoch", "purge", "consolidated_at", "consolidated")

@@ -9,16 +9,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from agentlab.errors import MemoryStoreError, StorageError
 from agentlab.memory import frozen, handles, sealed
+from agentlab.memory.chunks import Chunk, chunk_is_intact, unpack
 from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, is_damage, sqlite_errors
 
-_BLOCK = 1_024  # vectors that stay in the processor's cache while they are unpacked
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
 COLUMNS = (
     "id, memory_id, memory_type, content, importance, created_at, session_id, source, source_name, tags, metadata, "
@@ -26,53 +26,11 @@ COLUMNS = (
 )
 
 
-class Chunk(NamedTuple):
-    """A piece of a memory: its characters, its terms with spaces between, its vector as float16 bytes."""
-
-    start: int
-    end: int
-    terms: str
-    vector: bytes
-
-    @property
-    def checksum(self) -> int:
-        return chunk_checksum(self.start, self.end, self.terms, self.vector)
-
-
-def chunk_checksum(start: int, end: int, terms: str, vector: bytes) -> int:
-    return zlib.crc32(f"{start}\x1f{end}\x1f{terms}".encode(), zlib.crc32(vector))
-
-
-def chunk_is_intact(start: Any, end: Any, terms: Any, vector: Any, checksum: Any) -> bool:
-    """Whether a chunk is as it was stored; damage may have made anything of its fields."""
-    try:
-        return bool(isinstance(vector, bytes) and chunk_checksum(start, end, terms, vector) == checksum)
-    except (TypeError, UnicodeError):
-        return False
-
-
 def row_checksum(memory_id: str, memory_type: str, content: str, session_id: str | None, source: str,
                  created_at: float, metadata: str) -> int:  # fmt: skip
     """CRC-32 of what uses do not change in a memory's row."""
     parts = (memory_id, memory_type, content, session_id or "", source, repr(created_at), metadata)
     return zlib.crc32("\x1f".join(parts).encode())
-
-
-def pack(vectors: np.ndarray) -> list[bytes]:
-    """Each row as float16 bytes: half the file, and the exact top 10 stays what it was (docs/MEMORY.md)."""
-    half = np.ascontiguousarray(vectors, dtype="<f2")
-    return [row.tobytes() for row in half]
-
-
-def unpack(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
-    """float32 (n, dimension) unit rows of packed vectors."""
-    vectors = np.empty((len(blobs), dimension), dtype=np.float32)
-    for start in range(0, len(blobs), _BLOCK):
-        part = blobs[start : start + _BLOCK]
-        rows = vectors[start : start + _BLOCK]
-        rows[:] = np.frombuffer(b"".join(part), dtype="<f2").reshape(len(part), dimension)
-        rows /= np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)[:, None]
-    return vectors
 
 
 class Store:

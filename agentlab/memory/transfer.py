@@ -14,12 +14,12 @@ import numpy as np
 from agentlab.errors import AgentlabError, MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
 from agentlab.memory import forgetting, sealed
+from agentlab.memory.chunks import Chunk, pack
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import MAX_CHUNKS, chunk
 from agentlab.memory.index import Index
 from agentlab.memory.lines import checked_record, checked_spans
 from agentlab.memory.records import MemoryItem, check_text
-from agentlab.memory.store import Chunk, pack
 from agentlab.memory.words import signature
 from agentlab.memory.writing import checked, index_terms, replaced
 

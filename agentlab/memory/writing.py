@@ -11,6 +11,7 @@ import numpy as np
 
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import echo
+from agentlab.memory.chunks import Chunk, pack, unpack
 from agentlab.memory.columns import Slot
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import Span, chunk
@@ -29,7 +30,6 @@ from agentlab.memory.records import (
     check_time,
     told_again,
 )
-from agentlab.memory.store import Chunk, pack, unpack
 from agentlab.memory.words import date_terms, signature_and_terms, terms
 
 # ids of one process never meet, those of two meet in the same millisecond with a chance of one in four billion

@@ -99,7 +99,7 @@ def _seconds(day: datetime.datetime, days: int = 0) -> float:
         return (day + datetime.timedelta(days=days)).timestamp()
     except (ValueError, OverflowError):
         raise MemoryStoreError(
-            f"{day:%Y-%m-%d} is no day that this machine can count; allowed: the years 2 to 9998"
+            f"{day.date()} is no day that this machine can count; allowed: the years 2 to 9998"
         ) from None
 
 

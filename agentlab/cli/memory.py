@@ -117,7 +117,9 @@ def show(memory_id: str, file: Path | None) -> None:
 @memory.command()
 @click.argument("memory_ids", nargs=-1)
 @where
-@click.option("--session", help="Forget a whole session with its turns and summary.")
+@click.option(
+    "--session", help="Forget a whole session with its turns and summary; what another one told, too, stays there."
+)
 @click.option("--reason", default="", help="Kept with the tombstone, without words of what is forgotten.")
 def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, reason: str) -> None:
     """Forget memories, and what was derived from them, in every byte of the file.
@@ -135,7 +137,7 @@ def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, 
             drop(history_path())
             raise
         traces, kept = memory.traces(), memory.kept_files()
-    click.echo(f"forgotten: {' '.join(gone) or 'nothing was there'}")
+    click.echo(f"forgotten: {' '.join(gone) or 'no memory that was told nowhere else'}")
     drop(history_path())
     say_what_stays()
     for trace in traces:

@@ -1,6 +1,7 @@
 """What ranking and filters need of every slot, as arrays in RAM. A slot is one chunk; most memories have one."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class Slot(NamedTuple):
     uses: int
     told: int
     tags: Sequence[str]
+    told_in: Sequence[str]  # sessions, where they are several
 
 
 class Columns:
@@ -82,6 +84,7 @@ class Columns:
         self._sessions: dict[str, int] = {}
         self._last: dict[int, int] = {}  # session → its newest slot
         self._tagged: dict[str, set[int]] = {}  # tag → row ids
+        self._told_in: dict[str, set[int]] = {}  # session → row ids of what was told in others, too
 
     def slots(self, row: int) -> slice:
         """Where the memory with this row id stands; an empty slice when it is not here."""
@@ -105,8 +108,10 @@ class Columns:
         for number, slot in enumerate(slots, start=first):
             for tag in slot.tags:
                 self._tagged.setdefault(tag, set()).add(slot.row)
+            for name in slot.told_in:
+                self._told_in.setdefault(name, set()).add(slot.row)
             if slot.session_id is not None:
-                session = self._sessions.setdefault(slot.session_id, len(self._sessions))
+                session = self._session(slot.session_id)
                 before = self._last.get(session, -1)
                 self.session[number], self.previous[number] = session, before
                 if before >= 0:
@@ -115,17 +120,47 @@ class Columns:
         self.size = last
 
     def update(
-        self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Iterable[str],
-        source: str,
+        self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Sequence[str],
+        source: str, session_id: str | None, told_in: Sequence[str],
     ) -> None:  # fmt: skip
         """Set what may change after a memory was made."""
         self.importance[where], self.told[where], self.uses[where] = importance, told, uses
         self.accessed[where] = accessed or 0.0
         self.source[where] = SOURCES.index(source)
-        if where.start < where.stop:
-            row = int(self.row[where.start])
-            for tag in tags:
-                self._tagged.setdefault(tag, set()).add(row)
+        if where.start == where.stop:
+            return
+        row = int(self.row[where.start])
+        moved = self._move(where, -1 if session_id is None else self._session(session_id))
+        if moved or told_in or any(row in rows for rows in self._told_in.values()):
+            for names, kept in ((self._told_in, told_in), (self._tagged, tags)):  # a session may have left it
+                for name, rows in names.items():
+                    if name not in kept:
+                        rows.discard(row)
+                for name in kept:
+                    names.setdefault(name, set()).add(row)
+        for tag in tags:
+            self._tagged.setdefault(tag, set()).add(row)
+
+    def _session(self, name: str) -> int:
+        return self._sessions.setdefault(name, len(self._sessions))
+
+    def _move(self, where: slice, session: int) -> bool:
+        """Let a memory stand in a session, beside its neighbours there; whether it stood in another."""
+        if self.session[where.start] == session:
+            return False
+        self._unlink(where)
+        self.session[where], self.previous[where], self.next[where] = -1, -1, -1
+        if session < 0:
+            return True
+        theirs = np.flatnonzero((self.session[: self.size] == session) & self.alive[: self.size])
+        place = int(np.searchsorted(theirs, where.start))
+        chain = [*theirs[place - 1 : place].tolist(), *range(where.start, where.stop), *theirs[place:][:1].tolist()]
+        for before, after in itertools.pairwise(chain):
+            self.next[before], self.previous[after] = after, before
+        self.session[where] = session
+        if place == len(theirs):
+            self._last[session] = where.stop - 1
+        return True
 
     def count_use(self, rows: Sequence[int], now: float) -> None:
         """One use more of each of these memories, which are all here."""
@@ -144,7 +179,13 @@ class Columns:
         row = int(self.row[where.start]) if where.start < where.stop else -1
         self.dead += int(self.alive[where].sum())
         self.alive[where] = False
-        for slot in range(where.start, where.stop):  # its neighbours become each other's, as in a view loaded anew
+        self._unlink(where)
+        for rows in (*self._tagged.values(), *self._told_in.values()):
+            rows.discard(row)
+
+    def _unlink(self, where: slice) -> None:
+        """Let a memory's neighbours become each other's, as in a view loaded anew."""
+        for slot in range(where.start, where.stop):
             before, after = int(self.previous[slot]), int(self.next[slot])
             if before >= 0:
                 self.next[before] = after
@@ -152,15 +193,16 @@ class Columns:
                 self.previous[after] = before
             elif self.session[slot] >= 0:
                 self._last[int(self.session[slot])] = before
-        for rows in self._tagged.values():
-            rows.discard(row)
 
     def allowed(self, wanted: Filter) -> np.ndarray | None:
         """Which slots match, as a mask (size,); None when all that are alive do."""
         n = self.size
         mask = self.alive[:n].copy()
         if wanted.session_id is not None:
-            mask &= self.session[:n] == self._sessions.get(wanted.session_id, -2)
+            theirs = self.session[:n] == self._sessions.get(wanted.session_id, -2)
+            if shared := self._told_in.get(wanted.session_id):
+                theirs |= self._among(shared)
+            mask &= theirs
         if wanted.memory_type is not None:
             mask &= self.kind[:n] == MEMORY_TYPES.index(wanted.memory_type)
         if wanted.source is not None:
@@ -170,10 +212,15 @@ class Columns:
         if wanted.until is not None:
             mask &= self.created[:n] <= wanted.until
         for tag in wanted.tags:
-            flags = np.zeros(int(self.row[n - 1]) + 1 if n else 1, dtype=np.bool_)
-            flags[list(self._tagged.get(tag, ()))] = True
-            mask &= flags[self.row[:n]]
+            mask &= self._among(self._tagged.get(tag, ()))
         return None if not self.dead and wanted == Filter() else mask
+
+    def _among(self, rows: Iterable[int]) -> np.ndarray:
+        """Which slots are of these memories, as a mask (size,)."""
+        known = self.row[: self.size]
+        flags = np.zeros(int(known[-1]) + 1 if self.size else 1, dtype=np.bool_)
+        flags[list(rows)] = True
+        return np.asarray(flags[known])
 
     def _grow(self) -> None:
         for name in _FIELDS:

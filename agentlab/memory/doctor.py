@@ -89,6 +89,9 @@ def _references(store: Store, there: set[str]) -> list[str]:
         for row in known["sources"]:
             if row["derived"] not in there:
                 problems.append(f"sources are noted for {row['derived']}, which is not there")
+        for row in known["tellings"]:
+            if row["memory_id"] not in there:
+                problems.append(f"a telling is noted of {row['memory_id']}, which is not there")
         for row in known["tombstones"]:
             if row["memory_id"] in there:
                 problems.append(f"memory {row['memory_id']} was forgotten and is still there")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentlab.errors import StorageError
-from agentlab.memory import consolidation, sealed
+from agentlab.memory import consolidation, sealed, tellings, writing
 from agentlab.memory.core import Core
 from agentlab.memory.echo import SAME, content_words, repeats, unframed
 from agentlab.memory.index import Index
@@ -24,6 +24,8 @@ _NEAR = 0.3  # share of a sentence's words that a memory must have to be compare
 def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: str | None = None) -> list[str]:
     """Forget memories, or a whole session, and what derives from them; the memory ids that went, as they were found.
 
+    What another session told, too, stays with that one.
+
     Derived are: what names them as its source, turns that contain their text, the agent's answers to them or with a
     word that only they had, and the sentences of summaries made of such turns. What shares nothing with them stays.
     Knowledge that loses a source is made anew of the sources that stay, where these suffice.
@@ -36,13 +38,18 @@ def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: st
         return []
     with core.changing() as (index, generation):
         numbers: set[int] = set()
+        shared: list[str] = []
         if session_id is not None:
-            own = core.store.items("session_id = ?", (session_id,)).values()
-            asked = list(dict.fromkeys([*(item.memory_id for item in own), *asked]))
+            alone, shared = tellings.told_in(core.store, session_id)
+            asked = list(dict.fromkeys([*alone, *asked]))
             numbers = {row["id"] for row in sealed.rows(core.store, "turns", "session_id = ?", (session_id,))}
         gone, turns = closure(core, asked)
         dropped = drop(core, index, generation, gone, turns | numbers, reason)
         if session_id is not None:
+            for memory_id in shared:
+                if memory_id not in gone:
+                    row, item = tellings.leave(core.store, memory_id, session_id, generation)
+                    writing.refresh(core, index, row, item)
             core.store.db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
             core.store.bury(session_mark(session_id), 0, generation, "session", time.time(), "")
     finish(core, dropped)
@@ -310,6 +317,7 @@ def _drop_names(core: Core, gone: set[str], conversations: set[str]) -> None:
         store.db.execute("DELETE FROM sources WHERE derived = ? OR source = ?", (memory_id, memory_id))
         store.db.execute("DELETE FROM aliases WHERE stands_for = ?", (memory_id,))
         store.db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
+        store.db.execute("DELETE FROM tellings WHERE memory_id = ?", (memory_id,))
     for row in sealed.rows(store, "knowledge"):
         related = [other for other in row["relationships"] if other not in gone]
         sealed.change(store, "knowledge", row["knowledge_id"], relationships=related)

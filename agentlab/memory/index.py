@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import ranking
+from agentlab.memory import ranking, tellings
 from agentlab.memory.bulk import no_collections
 from agentlab.memory.chunks import chunk_is_intact, unpack
 from agentlab.memory.columns import Columns, Filter, Slot
@@ -93,16 +93,17 @@ class Index:
                 raise
             store.damage[str(error)] = None
             rows = store.one_by_one(f"{query} AND id = ?", (after,))
+        told_in = tellings.changed_after(store, after)
         for row in rows:
             if row[0] <= newest:
-                self._refresh(store, row)
+                self._refresh(store, row, told_in.get(row[0], []))
         added = [row for row in rows if row[0] > newest]
         for start in range(0, len(added), _BATCH):
-            self._add(store, added[start : start + _BATCH])
+            self._add(store, added[start : start + _BATCH], told_in)
         self.vectors.settle()
 
-    def _refresh(self, store: Store, row: tuple) -> None:  # type: ignore[type-arg]
-        number, _, source, _, importance, _, accessed, uses, told, _ = row
+    def _refresh(self, store: Store, row: tuple, told_in: list[str]) -> None:  # type: ignore[type-arg]
+        number, _, source, session, importance, _, accessed, uses, told, _ = row
         where = self.columns.slots(number)
         if where.start == where.stop:
             return
@@ -111,10 +112,13 @@ class Index:
             self.bury(number)
             return
         self.columns.update(
-            where, importance=importance, told=told, uses=uses, accessed=accessed, tags=known, source=source
-        )
+            where, importance=importance, told=told, uses=uses, accessed=accessed, tags=known, source=source,
+            session_id=session, told_in=told_in,
+        )  # fmt: skip
 
-    def _add(self, store: Store, rows: Sequence[tuple]) -> None:  # type: ignore[type-arg]
+    def _add(
+        self, store: Store, rows: Sequence[tuple], told_in: Mapping[int, list[str]]  # type: ignore[type-arg]
+    ) -> None:  # fmt: skip
         known = {row[0]: row for row in rows}
         slots, blobs, texts = [], [], []
         bytes_each = 2 * self.dimension
@@ -130,8 +134,9 @@ class Index:
                 continue
             number, kind, source, session, importance, created, accessed, uses, told, _ = row
             slots.append(
-                Slot(number, start, end, kind, source, session, importance, created, accessed, uses, told, known_tags)
-            )
+                Slot(number, start, end, kind, source, session, importance, created, accessed, uses, told, known_tags,
+                     told_in.get(number, ()))
+            )  # fmt: skip
             blobs.append(vector)
             texts.append(terms)
         self._append(slots, unpack(blobs, self.dimension), texts)

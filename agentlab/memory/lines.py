@@ -4,7 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory.records import check_metadata, check_share, check_tags, check_text, check_time
+from agentlab.memory.records import (
+    SOURCES,
+    check_choice,
+    check_count,
+    check_metadata,
+    check_share,
+    check_tags,
+    check_text,
+    check_time,
+)
 
 Value = dict[str, Any]
 
@@ -13,6 +22,19 @@ def checked_record(kind: str, value: Value) -> Value:
     """The record with every field as the file holds it; raises MemoryStoreError or KeyError naming what is wrong."""
     checks = _CHECKS[kind]
     return {name: check(name, value[name] if name in value else _DEFAULTS[name]) for name, check in checks.items()}
+
+
+def checked_tellings(value: Value) -> list[Value]:
+    """The tellings of a memory's record, none where it has none; raises MemoryStoreError or KeyError."""
+    given = value.get("tellings", [])
+    if not isinstance(given, list) or not all(isinstance(part, dict) for part in given):
+        raise MemoryStoreError(f"tellings: {given!r}; allowed: a list of {{session_id, times, tags, source, …}}")
+    told = [{name: check(name, part[name]) for name, check in _TELLING.items()} for part in given]
+    names = [part["session_id"] for part in told]
+    own = value["session_id"] or ""
+    if told and (len(set(names)) < max(2, len(names)) or own not in names):
+        raise MemoryStoreError(f"tellings: sessions {names}; allowed: several, each once, {own!r} among them")
+    return told
 
 
 def checked_spans(content: str, spans: list[tuple[int, int]]) -> None:
@@ -52,6 +74,11 @@ def _dict(what: str, value: Any) -> Value:
 
 _PART = {"text", "sources"}
 _DEFAULTS: Value = {"retold": []}  # what exports of older versions lack
+_TELLING: dict[str, Callable[[str, Any], Any]] = {
+    "session_id": _string, "times": check_count, "tags": lambda what, value: check_tags(value, what),
+    "source": lambda what, value: check_choice(what, value, SOURCES), "source_name": _string,
+}  # fmt: skip
+TELLING_FIELDS = tuple(_TELLING)
 _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
     "turn": {
         "conversation_id": check_text, "session_id": check_text, "timestamp": check_time, "user_input": check_text,

@@ -10,7 +10,7 @@ import numpy as np
 
 from agentlab.config import home
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import consolidation, forgetting, maintenance, transfer, writing
+from agentlab.memory import consolidation, forgetting, maintenance, tellings, transfer, writing
 from agentlab.memory.bulk import no_collections
 from agentlab.memory.columns import Filter
 from agentlab.memory.compression import count_tokens
@@ -208,13 +208,14 @@ class Memory:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def get(self, memory_id: str) -> MemoryItem:
-        """The whole memory: its embedding, and up to five related ones by similarity."""
+        """The whole memory: its embedding, the sessions it was told in, and up to five related ones by similarity."""
         core = self._core
         with core.view() as index, core.store.reading():  # one state: somebody else may forget it in between
             row = core.store.row_of(memory_id)
             if row is None:
                 raise unknown(core.path, memory_id)
             item = core.store.item_of(row)
+            told_in = tellings.sessions_of(core.store, memory_id)
             vectors = core.store.vectors_of(row, index.dimension)
             near: dict[int, float] = {}
             for vector in vectors:
@@ -225,7 +226,7 @@ class Memory:
             )
             related = core.store.items_of(order[:_RELATED_SHOWN])
         return writing.replaced(
-            item, embedding=vectors, access_count=item.access_count + core.uncounted(row),
+            item, embedding=vectors, access_count=item.access_count + core.uncounted(row), told_in=told_in,
             related_memories=[related[other].memory_id for other in order[:_RELATED_SHOWN] if other in related],
         )  # fmt: skip
 
@@ -238,12 +239,12 @@ class Memory:
     def items(self, *, session_id: str | None = None, memory_type: str | None = None) -> Iterator[MemoryItem]:
         """All memories in the order they came, without embeddings."""
         self._core.check_usable()
-        conditions, values = ["1"], []
-        for column, value in (("session_id", session_id), ("memory_type", memory_type)):
-            if value is not None:
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        yield from self._core.store.items(" AND ".join(conditions), values).values()
+        told_there = (
+            "(session_id = ?1 OR memory_id IN (SELECT memory_id FROM tellings t WHERE t.session_id = ?1) OR ?1 IS NULL)"
+        )
+        found = self._core.store.items(f"{told_there} AND memory_type IS coalesce(?2, memory_type)",
+                                       (session_id, memory_type))  # fmt: skip
+        yield from found.values()
 
     def __len__(self) -> int:
         self._core.check_usable()
@@ -254,6 +255,8 @@ class Memory:
 
     def forget(self, *memory_ids: str, session_id: str | None = None, reason: str = "") -> list[str]:
         """The ids that were forgotten: those asked for, or a whole session, and what derives from them.
+
+        Of what another session told, too, a forgotten session loses its part: it stays, and is found from there.
 
         When this returns, no byte of them is in any of the memory's files, unless another process is reading just now:
         then when it has closed and this one wrote, closed or opened the memory again. Tombstones keep the ids.

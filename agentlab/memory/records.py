@@ -36,6 +36,7 @@ class MemoryItem:
     source_name: str = ""  # which agent or tool, where that is known
     validation_count: int = 1  # how often it was told; duplicates merge and count here
     derived_from: list[str] = dataclasses.field(default_factory=list)  # memory ids; they take this one along
+    told_in: list[str] = dataclasses.field(default_factory=list)  # sessions, where they are several; filled by `get`
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -179,7 +179,7 @@ def _fill(new: Core, intact: Salvage) -> list[str]:
         for table, rows in intact.beside.items():
             for values in rows:
                 about = values["stands_for" if table == "aliases" else sealed.COLUMNS[table][0]]
-                if table in ("knowledge", "sources", "aliases") and about not in there:
+                if table in ("knowledge", "sources", "aliases", "tellings") and about not in there:
                     continue
                 beside = {"id": values["id"]} if table == "turns" else {}
                 if table == "tombstones":  # rows are numbered anew: an old number would bury whoever has it now

@@ -80,7 +80,7 @@ class _Reader:
         names = [name for name, _ in self.columns[table]]
         found: dict[tuple[Any, ...], None] = {}
         for order in ("", " DESC"):
-            key = ", ".join(f'"{name}"{order}' for name in names[: 2 if table == "sources" else 1])
+            key = ", ".join(f'"{name}"{order}' for name in names[: sealed.KEYS.get(table, 1)])
             quoted = ", ".join(f'"{name}"' for name in names)
             try:
                 for row in self.db.execute(f"SELECT {quoted} FROM {table} ORDER BY {key}"):
@@ -119,14 +119,14 @@ class _Reader:
         for row in rows:
             values = [row.get(name, "[]") for name in names]  # version 1 has no `retold`
             checksum = row["checksum"] if "checksum" in row else sealed.seal(table, values)
-            key = tuple(values[:2]) if table == "sources" else values[0]
+            key = tuple(values[: sealed.KEYS[table]])
             intact = sealed.opened(table, values, checksum)
             if intact is not None:
                 found[key] = intact | {"id": row.get("id", 0)}
             elif table not in self.failed:
                 bad.add(str(values[0]))
         self.lost += [f"{sealed.NAMES[table]} {key} does not match its checksum and is lost" for key in sorted(bad)]
-        if table in self.failed and not (table == "turns" and self._turns_named({str(key) for key in found})):
+        if table in self.failed and not (table == "turns" and self._turns_named({str(key[0]) for key in found})):
             self.lost.append(f"{table}: {len(found)} were readable; what stood on damaged pages is lost")
         return list(found.values())
 

@@ -113,6 +113,13 @@ MIGRATIONS = (
     CREATE INDEX aliases_stands_for ON aliases(stands_for);
     UPDATE tombstones SET row = 0 WHERE row IN (SELECT id FROM memories);
     """,
+    """
+    CREATE TABLE tellings(
+        memory_id TEXT NOT NULL, session_id TEXT NOT NULL, times INTEGER NOT NULL, tags TEXT NOT NULL,
+        source TEXT NOT NULL, source_name TEXT NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (memory_id, session_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX tellings_session ON tellings(session_id);
+    """,
 )
 VERSION = len(MIGRATIONS)
 _SEALED = 2  # the version from which the rows beside the memories have checksums, those that `sealed` covers today

@@ -1,4 +1,4 @@
-"""Rows beside the memories (turns, sessions, knowledge, sources, tombstones): read and written with a checksum each."""
+"""Rows beside the memories, such as turns, sessions and tombstones: read and written with a checksum each."""
 
 import json
 import sqlite3
@@ -26,14 +26,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sources": ("derived", "source"),
     "tombstones": ("memory_id", "kind", "forgotten_at", "reason"),
     "aliases": ("memory_id", "stands_for"),
+    "tellings": ("memory_id", "session_id", "times", "tags", "source", "source_name"),
 }  # fmt: skip
+KEYS = {table: 2 if table in ("sources", "tellings") else 1 for table in COLUMNS}  # how many columns name a row
 JSON_COLUMNS = frozenset(
     ("context_used", "tags", "metadata", "memory_ids", "echoes", "retold", "active_memories", "preferences", "summary",
      "relationships")
 )  # fmt: skip
 NAMES = {
     "turns": "turn", "sessions": "session", "knowledge": "knowledge", "sources": "a source of",
-    "tombstones": "tombstone", "aliases": "alias",
+    "tombstones": "tombstone", "aliases": "alias", "tellings": "a telling of",
 }  # fmt: skip
 
 
@@ -147,8 +149,8 @@ def link(db: sqlite3.Connection, derived: str, sources: Sequence[str]) -> None:
 def seal_all(db: sqlite3.Connection) -> None:
     """Give every row its checksum: what schema version 2 adds to a file of version 1."""
     for table, names in COLUMNS.items():
-        key = " AND ".join(f"{name} IS ?" for name in (names if table == "sources" else names[:1]))
-        count = len(names) if table == "sources" else 1
+        count = KEYS[table]
+        key = " AND ".join(f"{name} IS ?" for name in names[:count])
         found = db.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall()
         db.executemany(
             f"UPDATE {table} SET checksum = ? WHERE {key}", [(seal(table, values), *values[:count]) for values in found]

@@ -16,7 +16,7 @@ import numpy as np
 from agentlab.errors import MemoryStoreError, StorageError
 from agentlab.memory import frozen, handles, sealed
 from agentlab.memory.chunks import Chunk, chunk_is_intact, unpack
-from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone, told_again
+from agentlab.memory.records import MEMORY_TYPES, SOURCES, MemoryItem, Tombstone
 from agentlab.memory.schema import BUSY_S, CHUNK_BITS, connect, damaged, is_damage, sqlite_errors
 
 _READERS_MS = 1_000  # how long forgetting waits for readers elsewhere before it leaves the log to a later step
@@ -305,20 +305,18 @@ class Store:
             found.update(mark for (mark,) in self.db.execute(query, part))
         return found
 
-    def retell(self, row: int, again: MemoryItem, generation: int) -> MemoryItem:
-        """Count that a memory was told again: what it is now."""
-        told = told_again(self.item_of(row), again)
+    def rewrite(self, row: int, item: MemoryItem, generation: int) -> None:
+        """Set what may change of a memory: its session, source, tags, importance and how often it was told."""
         (metadata,) = self.db.execute("SELECT metadata FROM memories WHERE id = ?", (row,)).fetchone()
         checksum = row_checksum(
-            told.memory_id, told.memory_type, told.content, told.session_id, told.source, told.created_at, metadata
+            item.memory_id, item.memory_type, item.content, item.session_id, item.source, item.created_at, metadata
         )
         self.db.execute(
-            "UPDATE memories SET validation_count = ?, tags = ?, importance = ?, source = ?, source_name = ?, "
-            "checksum = ?, generation = ? WHERE id = ?",
-            (told.validation_count, json.dumps(told.tags, ensure_ascii=False), told.importance, told.source,
-             told.source_name, checksum, generation, row),
+            "UPDATE memories SET validation_count = ?, tags = ?, importance = ?, session_id = ?, source = ?, "
+            "source_name = ?, checksum = ?, generation = ? WHERE id = ?",
+            (item.validation_count, json.dumps(item.tags, ensure_ascii=False), item.importance, item.session_id,
+             item.source, item.source_name, checksum, generation, row),
         )  # fmt: skip
-        return told
 
     def _sources(self, memory_ids: Sequence[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}

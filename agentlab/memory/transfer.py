@@ -13,12 +13,12 @@ import numpy as np
 
 from agentlab.errors import AgentlabError, MemoryStoreError
 from agentlab.files import disk_errors, sync_folder
-from agentlab.memory import forgetting, sealed
+from agentlab.memory import forgetting, sealed, tellings
 from agentlab.memory.chunks import Chunk, pack
 from agentlab.memory.core import Core
 from agentlab.memory.embedding import MAX_CHUNKS, chunk
 from agentlab.memory.index import Index
-from agentlab.memory.lines import checked_record, checked_spans
+from agentlab.memory.lines import TELLING_FIELDS, checked_record, checked_spans, checked_tellings
 from agentlab.memory.records import MemoryItem, check_text
 from agentlab.memory.words import signature
 from agentlab.memory.writing import checked, index_terms, replaced
@@ -29,7 +29,7 @@ _FIELDS = (
     "memory_id", "content", "memory_type", "importance", "access_count", "last_accessed", "created_at", "tags",
     "session_id", "source", "source_name", "validation_count", "derived_from", "metadata",
 )  # fmt: skip
-Items = list[tuple[MemoryItem, list[Chunk]]]
+Items = list[tuple[MemoryItem, list[Chunk], list[tellings.Telling]]]
 Records = dict[str, list[tuple[int, dict[str, Any]]]]  # kind → (line number, values)
 _TABLES = {"knowledge": "knowledge", "session": "sessions", "turn": "turns", "tombstone": "tombstones"}
 
@@ -47,7 +47,9 @@ def lines(core: Core) -> Iterator[str]:
             vectors = [
                 [start, end, base64.b64encode(blob).decode()] for start, end, _, blob in core.store.chunks_of(row)
             ]
-            yield _line("memory", {**{name: getattr(item, name) for name in _FIELDS}, "chunks": vectors})
+            told = [{name: one[name] for name in TELLING_FIELDS} for one in tellings.of(core.store, item.memory_id)]
+            fields = {name: getattr(item, name) for name in _FIELDS}
+            yield _line("memory", {**fields, **({"tellings": told} if told else {}), "chunks": vectors})
         for kind, table in _TABLES.items():
             # a session's name is no id: elsewhere the same one may be of another talk
             which = "kind != 'session'" if kind == "tombstone" else "1"
@@ -111,14 +113,17 @@ def import_(core: Core, path: Path) -> int:
         check_text(f"{path}, line 1: embedding_model", header["embedding_model"])
     for kind in _TABLES:
         records[kind] = [(number, _checked(path, number, kind, value)) for number, value in records.get(kind, [])]
-    items = [(number, _item(path, number, value), value.get("chunks")) for number, value in records.get("memory", [])]
+    items = [
+        (number, *_item(path, number, value), value.get("chunks")) for number, value in records.get("memory", [])
+    ]  # fmt: skip
     if isinstance(header.get("embedding_model"), str):
         core.adopt(header["embedding_model"])  # after the lines were checked
     known = header.get("embedding_model") == core.model
     if known and header.get("dimension") is not None:
         core.check_dimension(header["dimension"], f"{path}, made with the memory's own {core.model},")
     ready = [
-        (item, _chunks(core, path, number, item, parts if known else None, header)) for number, item, parts in items
+        (item, _chunks(core, path, number, item, parts if known else None, header), told)
+        for number, item, told, parts in items
     ]
     dimension = len(ready[0][1][0].vector) // 2 if ready else None
     with core.changing(dimension) as (index, generation):
@@ -170,9 +175,9 @@ def _checked(path: Path, number: int, kind: str, value: dict[str, Any]) -> dict[
         raise MemoryStoreError(f"{path}, line {number}: {error}; nothing was imported") from None
 
 
-def _item(path: Path, number: int, value: dict[str, Any]) -> MemoryItem:
+def _item(path: Path, number: int, value: dict[str, Any]) -> tuple[MemoryItem, list[tellings.Telling]]:
     try:
-        return checked(MemoryItem(**{name: value[name] for name in _FIELDS}))
+        return checked(MemoryItem(**{name: value[name] for name in _FIELDS})), checked_tellings(value)
     except (KeyError, TypeError) as error:
         raise MemoryStoreError(f"{path}, line {number} lacks or mistypes {error}; nothing was imported") from None
     except AgentlabError as error:
@@ -239,15 +244,17 @@ class _Import:
 
     def _memories(self, ready: Items, there: set[str]) -> dict[str, MemoryItem]:
         fresh: dict[str, tuple[MemoryItem, bytes, list[Chunk]]] = {}
-        for item, parts in ready:
+        for item, parts, told in ready:
             if item.memory_id in there or item.memory_id in self.merged:
                 continue
             mark = signature(item.content)
             found = None if item.memory_id in self.forgotten else self.rows.same_wording(mark, item)
             if found is None:
                 fresh[item.memory_id] = (item, mark, parts)
+                for telling in told:
+                    tellings.insert(self.rows, telling | {"memory_id": item.memory_id})
                 continue
-            known = self.rows.retell(found, item, self.generation).memory_id
+            known = tellings.retell(self.rows, found, item, self.generation, told).memory_id
             self.merged[item.memory_id] = known
             # another import of it is no further telling, and forgetting the one forgets the other
             sealed.insert(self.db, "aliases", {"memory_id": item.memory_id, "stands_for": known})

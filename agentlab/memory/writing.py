@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import echo
+from agentlab.memory import echo, tellings
 from agentlab.memory.chunks import Chunk, pack, unpack
 from agentlab.memory.columns import Slot
 from agentlab.memory.core import Core
@@ -175,6 +175,7 @@ def _remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray 
     fresh: list[tuple[MemoryItem, bytes, list[Chunk]]] = []
     at = 0
     known: dict[tuple[bytes, str, str | None], int] = {}
+    elsewhere: list[tuple[int, MemoryItem]] = []  # what another session of the batch told first, and at which place
     worded = [signature_and_terms(item.content) for item in items]
     marks = [mark for mark, _ in worded]
     with core.changing(vectors.shape[1]) as (index, generation):
@@ -185,9 +186,11 @@ def _remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray 
             at += len(cuts)
             key = (mark, item.memory_type, item.session_id if item.memory_type == "conversation" else None)
             if (place := known.get(key)) is not None:  # told twice in one batch: the first stands, the second counts
-                twin = told_again(fresh[place][0], item)
-                fresh[place] = (twin, *fresh[place][1:])
-                ids.append(twin.memory_id)
+                ids.append(fresh[place][0].memory_id)
+                if fresh[place][0].session_id == item.session_id:
+                    fresh[place] = (told_again(fresh[place][0], item), *fresh[place][1:])
+                else:
+                    elsewhere.append((place, item))
                 continue
             if mark in told and (older := core.store.same_wording(mark, item)) is not None:
                 ids.append(_merge(core, index, older, item, generation))
@@ -200,6 +203,8 @@ def _remember_many(core: Core, items: Sequence[MemoryItem], vectors: np.ndarray 
         rows = core.store.insert(fresh, generation)
         added = [(row, item, parts) for row, (item, _, parts) in zip(rows, fresh, strict=True)]
         add_to_index(index, added, core.store.dimension)
+        for place, item in elsewhere:
+            _merge(core, index, rows[place], item, generation)
     return ids
 
 
@@ -227,19 +232,25 @@ def _chunks(item: MemoryItem, spans: Sequence[Span], blobs: Sequence[bytes], fou
 
 def _merge(core: Core, index: Index, row: int, item: MemoryItem, generation: int) -> str:
     """Count `item` as one more telling of the memory at `row`, and give that its tags."""
-    told = core.store.retell(row, item, generation)
-    index.columns.update(
-        index.columns.slots(row), importance=told.importance, told=told.validation_count, uses=told.access_count,
-        accessed=told.last_accessed, tags=told.tags, source=told.source,
-    )  # fmt: skip
+    told = tellings.retell(core.store, row, item, generation)
+    refresh(core, index, row, told)
     return told.memory_id
+
+
+def refresh(core: Core, index: Index, row: int, item: MemoryItem) -> None:
+    """Bring what was changed of a memory into the view."""
+    index.columns.update(
+        index.columns.slots(row), importance=item.importance, told=item.validation_count, uses=item.access_count,
+        accessed=item.last_accessed, tags=item.tags, source=item.source, session_id=item.session_id,
+        told_in=tellings.sessions_of(core.store, item.memory_id),
+    )  # fmt: skip
 
 
 def add_to_index(index: Index, added: Sequence[tuple[int, MemoryItem, Sequence[Chunk]]], dimension: int) -> None:
     """Bring new rows into the view, after they were inserted."""
     slots = [
         Slot(row, part.start, part.end, item.memory_type, item.source, item.session_id, item.importance,
-             item.created_at, item.last_accessed, item.access_count, item.validation_count, item.tags)
+             item.created_at, item.last_accessed, item.access_count, item.validation_count, item.tags, ())
         for row, item, parts in added for part in parts
     ]  # fmt: skip
     blobs = [part.vector for _, _, parts in added for part in parts]

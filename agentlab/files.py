@@ -23,17 +23,24 @@ _DISK_ERRORS = {
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a `StorageError` that names the path; let other errors pass."""
+def disk_errors(path: Path, *, resumes: bool = True) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a `StorageError` that names the path; let other errors pass.
+
+    resumes: whether the command goes on where it stopped when it is given again, which the error then says.
+    """
     try:
         yield
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0)
         if reason is None:
             raise
+        place = Path(os.fsdecode(error.filename or path))
+        if place.name.startswith(f".{path.name}."):
+            place = path  # what a file is called while it is written says nothing to a person
+        again = ": it continues where it stopped" if resumes else ""
         raise StorageError(
-            f"cannot write {error.filename or path}: {reason}; free space or choose another folder, then run the same "
-            "command again: it continues where it stopped"
+            f"cannot write {place}: {reason}; free space or choose another folder, then run the same command again"
+            f"{again}"
         ) from error
 
 

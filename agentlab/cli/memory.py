@@ -35,6 +35,12 @@ def _open(file: Path | None, *, create: bool = False, model: str | None = None) 
         memory.close()
 
 
+def _one_of(path: Path | None, file: Path | None) -> Path | None:
+    if path is not None and file is not None:
+        raise MemoryStoreError("the memory's file was given twice; give PATH or --file")
+    return path or file
+
+
 @click.group()
 def memory() -> None:
     """Add to the memory, search it, forget, export, import, check it."""
@@ -173,16 +179,17 @@ def import_(source: Path, file: Path | None) -> None:
 
 
 @memory.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@where
 @click.option("--repair", is_flag=True, help="Make it anew of what is intact; the damaged file is kept beside it.")
 @click.option("--model", help="With --repair: whose vectors they are, where the file no longer says.")
 @click.option("--drop-kept", is_flag=True, help="Delete the damaged files that repairs kept.")
-def doctor(file: Path | None, repair: bool, model: str | None, drop_kept: bool) -> None:
-    """Read and check every row; exit code 9 when something is wrong or lost."""
+def doctor(path: Path | None, file: Path | None, repair: bool, model: str | None, drop_kept: bool) -> None:
+    """Read and check every row; exit code 9 when something is wrong or lost. PATH is the same as --file."""
     from agentlab.config import home
     from agentlab.memory import Memory
 
-    path = file or home() / "memory.db"
+    path = _one_of(path, file) or home() / "memory.db"
     if repair:
         report = Memory.repair(path, embedding_model=model)
     else:
@@ -226,9 +233,10 @@ def stats(file: Path | None, as_json: bool) -> None:
 
 
 @memory.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@where
 @click.option("--model", required=True, help="A sentence-transformers name or folder that is on this machine.")
-def reembed(file: Path | None, model: str) -> None:
-    """Change all vectors to another embedding model's."""
-    with _open(file) as memory:
+def reembed(path: Path | None, file: Path | None, model: str) -> None:
+    """Change all vectors to another embedding model's. PATH is the same as --file."""
+    with _open(_one_of(path, file)) as memory:
         click.echo(f"{memory.reembed(model)} memories now have vectors of {memory.embedding_model}")

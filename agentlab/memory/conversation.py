@@ -15,7 +15,9 @@ from agentlab.memory.records import (
     ConversationItem,
     SessionContext,
     check_metadata,
+    check_number,
     check_share,
+    check_string,
     check_tags,
     check_text,
     check_time,
@@ -47,7 +49,7 @@ class Conversation:
         self._core = core
         self._memory = memory
         self.session_id = check_text("session_id", session_id)
-        self._user_id = check_text("user_id", user_id) if user_id else ""
+        self._user_id = check_string("user_id", user_id)
         self._summariser = summariser
         self._tokens = tokens
 
@@ -78,7 +80,8 @@ class Conversation:
         it told, was forgotten meanwhile: what is forgotten would come back in other words.
         """
         now = time.time() if timestamp is None else check_time("timestamp", timestamp)
-        context_used, notes = check_tags(list(context_used), "context_used"), check_tags(list(notes), "notes")
+        context_used, notes = check_tags(context_used, "context_used"), check_tags(notes, "notes")
+        check_string("agent", agent)
         item = ConversationItem(
             conversation_id=writing.new_id("c"), session_id=self.session_id, timestamp=now,
             user_input=check_text("user_input", user_input),
@@ -132,7 +135,7 @@ class Conversation:
 
     def turns(self, last: int = WINDOW) -> list[ConversationItem]:
         """The last turns, oldest first."""
-        newest = f"id DESC LIMIT {int(last)}"
+        newest = f"id DESC LIMIT {check_number('last', last, 0)}"
         rows = sealed.rows(self._core.store, "turns", "session_id = ?", (self.session_id,), order=newest)
         return [_turn(row) for row in reversed(rows)]
 
@@ -147,7 +150,7 @@ class Conversation:
 
     def memories_of(self, conversation_ids: Iterable[str]) -> list[str]:
         """Ids of the memories that these turns told or repeated and that are not forgotten, oldest first."""
-        asked = (json.dumps(list(conversation_ids)),)
+        asked = (json.dumps(check_tags(conversation_ids, "conversation_ids")),)
         with self._core.store.reading():
             rows = sealed.rows(
                 self._core.store, "turns", "conversation_id IN (SELECT value FROM json_each(?))", asked, order="id"
@@ -175,6 +178,7 @@ class Conversation:
         Long memories are cut to the sentences that share most with the query; what does not fit is left out, the
         newest turn last. `Context.used` are the ids of the memories in it, for `add(context_used=…)`.
         """
+        check_number("budget_tokens", budget_tokens, 0)
         hits = self._memory.recall(query, k, **filters)
         return fit(query, budget_tokens, self.window(), hits, self.summary(), self._tokens)
 

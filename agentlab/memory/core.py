@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,10 @@ class Core:
 
     def vector(self, given: Sequence[float] | np.ndarray) -> np.ndarray:
         """A vector from outside as unit float32 (dimension,); refuses a wrong length, NaN and zero."""
-        array = np.asarray(given, dtype=np.float32).reshape(-1)
+        array = as_floats(given, "the vector is no list of numbers")
+        array = array[0] if array.ndim == 2 and len(array) == 1 else array
+        if array.ndim != 1:
+            raise MemoryStoreError(f"the vector has the shape {array.shape}; allowed: one dimension")
         self.check_dimension(len(array), "the vector")
         length = float(np.linalg.norm(array))
         if not np.isfinite(length) or length == 0:
@@ -249,3 +253,11 @@ class Core:
                 finally:
                     self.closed = True
                     self.store.close()
+
+
+def as_floats(given: Any, otherwise: str) -> np.ndarray:
+    """`given` as a float32 array; raises MemoryStoreError that begins with `otherwise` where it is none."""
+    try:
+        return np.asarray(given, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise MemoryStoreError(f"{otherwise}: {given!r:.80}") from None

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 import time
 from collections import Counter
@@ -121,7 +122,7 @@ def drop(
     for turn in talk:
         store.db.execute("DELETE FROM turns WHERE id = ?", (turn["id"],))
         store.bury(turn["conversation_id"], 0, generation, "turn", now, "")
-    _drop_names(core, set(gone), {turn["conversation_id"] for turn in talk})
+    _drop_names(core, gone, {turn["conversation_id"] for turn in talk})
     _untell(core, index, generation, told_less)
     left = [row for row in map(store.row_of, dict.fromkeys(stay)) if row is not None]
     store.db.executemany("UPDATE memories SET generation = ? WHERE id = ?", [(generation, row) for row in left])
@@ -310,8 +311,11 @@ def _memories(core: Core, memory_ids: Iterable[str], without: Iterable[str]) -> 
     return list(core.store.items_of(row for row in rows if row is not None).values())
 
 
-def _drop_names(core: Core, gone: set[str], conversations: set[str]) -> None:
-    """Remove what names forgotten memories and turns: relations, knowledge, sentences of summaries."""
+def _drop_names(core: Core, gone: Mapping[str, MemoryItem], conversations: set[str]) -> None:
+    """Remove what names forgotten memories and turns: relations, knowledge, sentences of summaries, preferences.
+
+    A preference of a session goes when it has a word that they had and nothing that stays has.
+    """
     store = core.store
     for memory_id in gone:
         store.db.execute("DELETE FROM sources WHERE derived = ? OR source = ?", (memory_id, memory_id))
@@ -321,7 +325,17 @@ def _drop_names(core: Core, gone: set[str], conversations: set[str]) -> None:
     for row in sealed.rows(store, "knowledge"):
         related = [other for other in row["relationships"] if other not in gone]
         sealed.change(store, "knowledge", row["knowledge_id"], relationships=related)
-    for row in sealed.rows(store, "sessions"):
+    sessions = sealed.rows(store, "sessions")
+    words: set[str] = set()
+    if any(row["preferences"] for row in sessions):
+        words = {word for item in gone.values() for word in content_words(item.content) if not store.rows_with(word)}
+    for row in sessions:
         ids = [memory_id for memory_id in row["active_memories"] if memory_id not in gone]
         parts = [part for part in row["summary"] if not conversations & set(part["sources"])]
-        sealed.change(store, "sessions", row["session_id"], active_memories=ids, summary=parts)
+        wishes = {
+            name: wish for name, wish in row["preferences"].items()
+            if not words & set(content_words(f"{name} {json.dumps(wish, ensure_ascii=False)}"))
+        }  # fmt: skip
+        sealed.change(
+            store, "sessions", row["session_id"], active_memories=ids, summary=parts, preferences=wishes
+        )  # fmt: skip

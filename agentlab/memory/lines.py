@@ -10,6 +10,7 @@ from agentlab.memory.records import (
     check_count,
     check_metadata,
     check_share,
+    check_string,
     check_tags,
     check_text,
     check_time,
@@ -38,16 +39,19 @@ def checked_tellings(value: Value) -> list[Value]:
 
 
 def checked_spans(content: str, spans: list[tuple[int, int]]) -> None:
-    """Raise MemoryStoreError unless each (start, end) is a piece of `content` and they come in order."""
-    before = 0
+    """Raise MemoryStoreError unless the (start, end) are pieces of `content`, in order, that leave no word out."""
+    before = reach = 0
     for start, end in spans:
         if not before <= start < end <= len(content):
             raise MemoryStoreError(f"chunk: characters {start} to {end}; allowed: pieces in order of {len(content)}")
-        before = start
+        _no_word(content, reach, start)
+        before, reach = start, max(reach, end)
+    _no_word(content, reach, len(content))
 
 
-def _string(what: str, value: Any) -> str:
-    return "" if value == "" else check_text(what, value)
+def _no_word(content: str, start: int, end: int) -> None:
+    if any(sign.isalnum() for sign in content[start:end]):
+        raise MemoryStoreError(f"chunks: characters {start} to {end} are in none; allowed: pieces that cover all")
 
 
 def _ids(what: str, value: Any) -> list[str]:
@@ -75,8 +79,8 @@ def _dict(what: str, value: Any) -> Value:
 _PART = {"text", "sources"}
 _DEFAULTS: Value = {"retold": []}  # what exports of older versions lack
 _TELLING: dict[str, Callable[[str, Any], Any]] = {
-    "session_id": _string, "times": check_count, "tags": lambda what, value: check_tags(value, what),
-    "source": lambda what, value: check_choice(what, value, SOURCES), "source_name": _string,
+    "session_id": check_string, "times": check_count, "tags": lambda what, value: check_tags(value, what),
+    "source": lambda what, value: check_choice(what, value, SOURCES), "source_name": check_string,
 }  # fmt: skip
 TELLING_FIELDS = tuple(_TELLING)
 _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
@@ -86,12 +90,12 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
         "metadata": _dict, "memory_ids": _ids, "echoes": _ids, "retold": _ids,
     },
     "session": {
-        "session_id": check_text, "user_id": _string, "start_time": check_time, "last_activity": check_time,
+        "session_id": check_text, "user_id": check_string, "start_time": check_time, "last_activity": check_time,
         "active_memories": _ids, "preferences": _dict, "summary": _parts, "summarised": _maybe,
     },
     "knowledge": {
-        "knowledge_id": check_text, "title": check_text, "domain": _string, "confidence": check_share,
+        "knowledge_id": check_text, "title": check_text, "domain": check_string, "confidence": check_share,
         "last_updated": check_time, "relationships": _ids,
     },
-    "tombstone": {"memory_id": check_text, "kind": check_text, "forgotten_at": check_time, "reason": _string},
+    "tombstone": {"memory_id": check_text, "kind": check_text, "forgotten_at": check_time, "reason": check_string},
 }  # fmt: skip

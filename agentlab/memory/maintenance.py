@@ -3,12 +3,12 @@
 import sqlite3
 from typing import Any
 
-from agentlab.errors import MemoryStoreError
 from agentlab.memory.chunks import chunk_checksum, pack
 from agentlab.memory.core import Core
+from agentlab.memory.doctor import examine
 from agentlab.memory.embedding import Embedder, chunk
 from agentlab.memory.records import MemoryItem
-from agentlab.memory.schema import CHUNK_BITS
+from agentlab.memory.schema import CHUNK_BITS, damaged
 from agentlab.memory.writing import index_terms
 
 _BATCH = 256
@@ -42,16 +42,16 @@ def stats(core: Core) -> dict[str, Any]:
 def reembed(core: Core, embedder: Embedder) -> int:
     """Give every memory vectors of another model, in one transaction; how many memories there are.
 
-    Memories that were written between the embedding and the transaction are embedded inside it.
+    Memories that were written between the embedding and the transaction are embedded inside it. Raises MemoryStoreError
+    where the file is not whole: what is read of it would be written as if it were right.
     """
     vectors: dict[int, list[tuple[int, int, str, bytes]]] = {}
-    items = core.store.items()
-    if core.store.damage:
-        raise MemoryStoreError(f"{core.path} is damaged ({next(iter(core.store.damage))}); repair it first")
-    _embed(items, vectors, embedder)
+    if not (report := examine(core)).clean:
+        raise damaged(core.path, report.problems[0])
+    _embed(core.store.items(), vectors, embedder)
     with core.store.writing() as db:
-        _embed({row: item for row, item in core.store.items().items() if row not in vectors}, vectors, embedder)
-        there = {row for (row,) in db.execute("SELECT id FROM memories")}
+        there = core.store.items()
+        _embed({row: item for row, item in there.items() if row not in vectors}, vectors, embedder)
         db.execute("INSERT INTO text_index(text_index) VALUES ('delete-all')")
         db.execute("DELETE FROM chunks")
         for row in sorted(there):

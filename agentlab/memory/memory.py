@@ -15,7 +15,7 @@ from agentlab.memory.bulk import no_collections
 from agentlab.memory.columns import Filter
 from agentlab.memory.compression import count_tokens
 from agentlab.memory.conversation import Conversation, Summariser, sessions
-from agentlab.memory.core import Core
+from agentlab.memory.core import Core, as_floats
 from agentlab.memory.doctor import Report, examine
 from agentlab.memory.embedding import Embedder, SentenceEmbedder
 from agentlab.memory.index import to_hit
@@ -29,8 +29,12 @@ from agentlab.memory.records import (
     SessionContext,
     Tombstone,
     check_choice,
+    check_number,
+    check_path,
+    check_string,
     check_tags,
     check_text,
+    check_time,
 )
 from agentlab.memory.repair import kept_files, repair
 from agentlab.memory.store import unknown
@@ -63,7 +67,9 @@ class Memory:
         fulfils `Embedder` instead. The file keeps the model it began with: another one raises MemoryStoreError, and so
         do a damaged file, one of another program and one of a newer agentlab; none of them is touched.
         """
-        place = home() / "memory.db" if path is None else Path(path).expanduser()
+        place = home() / "memory.db" if path is None else check_path(path)
+        if embedding_model is not None:
+            check_text("embedding_model", embedding_model)
         return cls(Core(place, embedding_model, embedder, create=create), weights or Weights())
 
     @property
@@ -120,7 +126,11 @@ class Memory:
         """
         now = time.time()
         full = []
+        if isinstance(items, str) or not isinstance(items, Iterable):
+            raise MemoryStoreError(f"items: {items!r:.80}; allowed: a list of MemoryItems and texts")
         for item in items:
+            if not isinstance(item, MemoryItem | str):
+                raise MemoryStoreError(f"items: {item!r:.80}; allowed: MemoryItem or text")
             whole = MemoryItem(memory_id="", content=item, created_at=now) if isinstance(item, str) else item
             if not whole.memory_id:
                 whole = writing.replaced(whole, memory_id=writing.new_id(), created_at=whole.created_at or now)
@@ -128,7 +138,7 @@ class Memory:
         self._core.check_usable()
         ready = None
         if vectors is not None:
-            ready = np.array(vectors, dtype=np.float32)
+            ready = as_floats(vectors, "vectors are no list of lists of numbers")
             if ready.ndim != 2 or len(ready) != len(full):
                 raise MemoryStoreError(f"vectors: shape {ready.shape}; allowed: ({len(full)}, dimension), one per item")
             if len(ready):
@@ -136,7 +146,7 @@ class Memory:
             lengths = np.sqrt(np.vecdot(ready, ready))
             if not np.isfinite(lengths).all() or (lengths == 0).any():
                 raise MemoryStoreError("a vector is zero or not finite; allowed: any direction")
-            ready /= lengths[:, None]
+            ready = ready / lengths[:, None]
         return writing.remember_many(self._core, full, ready)
 
     # -- recalling ----------------------------------------------------------------------------------------------------
@@ -154,16 +164,18 @@ class Memory:
         vector: the query's embedding, made elsewhere.
         """
         check_text("the query", query)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise MemoryStoreError(f"k: {k!r}; allowed: a whole number from 1")
+        check_number("k", k, 1)
+        if session_id is not None:
+            check_text("session_id", session_id)
         if memory_type is not None:
             check_choice("memory_type", memory_type, MEMORY_TYPES)
         if source is not None:
             check_choice("source", source, SOURCES)
         core = self._core
         wanted = Filter(
-            session_id=session_id, memory_type=memory_type, source=source, tags=tuple(check_tags(tags)), since=since,
-            until=until,
+            session_id=session_id, memory_type=memory_type, source=source, tags=tuple(check_tags(tags)),
+            since=None if since is None else check_time("since", since),
+            until=None if until is None else check_time("until", until),
         )  # fmt: skip
         core.check_usable()
         if core.empty:
@@ -187,6 +199,7 @@ class Memory:
     def search(self, words: str, k: int = 10) -> list[Hit]:
         """The memories that have all of `words`, by FTS5 in the file: no model and nothing loaded, for a quick look."""
         check_text("the query", words)
+        check_number("k", k, 1)
         expression = " AND ".join(f'"{term}"' for term in dict.fromkeys(terms(words)))
         self._core.check_usable()
         if not expression:
@@ -210,6 +223,7 @@ class Memory:
     def get(self, memory_id: str) -> MemoryItem:
         """The whole memory: its embedding, the sessions it was told in, and up to five related ones by similarity."""
         core = self._core
+        check_text("memory_id", memory_id)
         with core.view() as index, core.store.reading():  # one state: somebody else may forget it in between
             row = core.store.row_of(memory_id)
             if row is None:
@@ -233,12 +247,17 @@ class Memory:
     def peek(self, memory_id: str) -> MemoryItem | None:
         """The memory without embedding and related ones; None when it is not there."""
         self._core.check_usable()
+        check_text("memory_id", memory_id)
         row = self._core.store.row_of(memory_id)
         return None if row is None else self._core.store.items_of([row]).get(row)
 
     def items(self, *, session_id: str | None = None, memory_type: str | None = None) -> Iterator[MemoryItem]:
         """All memories in the order they came, without embeddings."""
         self._core.check_usable()
+        if session_id is not None:
+            check_text("session_id", session_id)
+        if memory_type is not None:
+            check_choice("memory_type", memory_type, MEMORY_TYPES)
         told_there = (
             "(session_id = ?1 OR memory_id IN (SELECT memory_id FROM tellings t WHERE t.session_id = ?1) OR ?1 IS NULL)"
         )
@@ -262,6 +281,11 @@ class Memory:
         then when it has closed and this one wrote, closed or opened the memory again. Tombstones keep the ids.
         """
         self._core.check_usable()
+        for memory_id in memory_ids:
+            check_text("memory_id", memory_id)
+        if session_id is not None:
+            check_text("session_id", session_id)
+        check_string("reason", reason)
         return forgetting.forget(self._core, memory_ids, reason, session_id=session_id)
 
     def traces(self) -> list[str]:
@@ -321,12 +345,12 @@ class Memory:
     def export(self, path: str | Path) -> int:
         """Write everything as JSON lines; how many memories went. Vectors go along, so an import needs no model."""
         self._core.check_usable()
-        return transfer.export(self._core, Path(path))
+        return transfer.export(self._core, check_path(path))
 
     def import_(self, path: str | Path) -> int:
         """Take in an export, all or nothing; how many memories were new. What was forgotten here stays forgotten."""
         self._core.check_usable()
-        return transfer.import_(self._core, Path(path))
+        return transfer.import_(self._core, check_path(path))
 
     def doctor(self) -> Report:
         """Read and check everything; `report.clean` says whether the file is whole, `report.problems` what is not."""
@@ -341,7 +365,7 @@ class Memory:
 
         `report.problems` names what is lost. Raises MemoryStoreError where any program has the file open.
         """
-        return repair(Path(path).expanduser(), embedding_model, embedder)
+        return repair(check_path(path), embedding_model, embedder)
 
     def only_read(self) -> str:
         """Why nothing can be stored just now, where the disk is full or takes no writes; else empty.
@@ -363,4 +387,6 @@ class Memory:
     def reembed(self, model: str | None = None, *, embedder: Embedder | None = None) -> int:
         """Change the vectors of all memories to another model's; how many there are. Other processes open anew."""
         self._core.check_usable()
+        if model is not None:
+            check_text("model", model)
         return maintenance.reembed(self._core, embedder or SentenceEmbedder(model or self._core.model))

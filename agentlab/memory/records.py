@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -118,7 +119,7 @@ class Tombstone:
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> str:
     """`value` if it is one of `allowed`; raises MemoryStoreError that lists them."""
     if value not in allowed:
-        raise MemoryStoreError(f"{what}: {value!r}; allowed: {', '.join(allowed)}")
+        raise MemoryStoreError(f"{what}: {value!r:.80}; allowed: {', '.join(allowed)}")
     return value
 
 
@@ -131,7 +132,9 @@ def check_share(what: str, value: float) -> float:
 
 def check_text(what: str, value: str) -> str:
     """`value` if it is text that SQLite and JSON can hold and that is not empty; raises MemoryStoreError."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
+        raise MemoryStoreError(f"{what}: {value!r:.80}; allowed: text")
+    if not value.strip():
         raise MemoryStoreError(f"{what} is empty; allowed: text with at least one visible character")
     if "\x00" in value:
         raise MemoryStoreError(f"{what} contains a NUL character, which text cannot hold")
@@ -140,6 +143,27 @@ def check_text(what: str, value: str) -> str:
     except UnicodeEncodeError:
         raise MemoryStoreError(f"{what} contains half a surrogate pair, which UTF-8 cannot hold") from None
     return value
+
+
+def check_string(what: str, value: str) -> str:
+    """`check_text` that also takes an empty string, which says that there is none."""
+    return "" if isinstance(value, str) and value == "" else check_text(what, value)
+
+
+def check_number(what: str, value: int, least: int) -> int:
+    """`value` if it is a whole number from `least`; raises MemoryStoreError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from {least}")
+    return int(value)
+
+
+def check_path(path: str | Path) -> Path:
+    """The path with ~ replaced; raises MemoryStoreError for what no file system takes."""
+    if isinstance(path, str | Path) and str(path) and "\x00" not in str(path):
+        with contextlib.suppress(UnicodeEncodeError, RuntimeError):
+            str(path).encode(errors="surrogateescape")  # names that are no UTF-8 are read so
+            return Path(path).expanduser()
+    raise MemoryStoreError(f"{path!r:.80} is no path; allowed: the path of a file, like memory.db")
 
 
 def told_again(old: MemoryItem, again: MemoryItem) -> MemoryItem:

@@ -49,7 +49,8 @@ def repair(path: Path, model: str | None, embedder: Embedder | None) -> Report:
                 return found
             problems = found.problems
         except MemoryStoreError as error:
-            problems = [str(error)]
+            # of the copy, with what to do about it, which is being done
+            problems = [str(error).replace(str(copy), str(path)).split("; `agentlab memory doctor")[0]]
         intact = salvage(copy)
         with contextlib.closing(Core(made, *_model_of(intact, model, embedder))) as new:
             done = _fill(new, intact)
@@ -114,7 +115,7 @@ def _scratch(path: Path, *names: Path) -> Iterator[None]:
 
 def _copy(path: Path, file: BinaryIO, to: Path, short: int) -> None:
     """Copy the file, its log too; where its end is missing with zeros, because SQLite reads nothing of a short one."""
-    with disk_errors(to):
+    with disk_errors(to, resumes=False):
         file.seek(0)
         _written(file, to, path.stat().st_size + short)
         log = path.with_name(path.name + "-wal")

@@ -226,6 +226,8 @@ def check_file(path: Path, create: bool) -> None:
         if not create:
             raise MemoryStoreError(f"no memory at {path}; `agentlab memory add` makes one")
         return
+    if not path.is_file():
+        raise MemoryStoreError(f"{path} is no file; give the path of a memory's file, like memory.db")
     with disk_access(path), open(path, "rb") as file:
         head = file.read(100)
     if not head and not create and not _filled_soon(path):

@@ -25,6 +25,7 @@ from agentlab.memory.writing import checked, index_terms, replaced
 
 FORMAT = "agentlab-memory"
 VERSION = 1
+_ROUNDING = 0.02  # how far the squared length of a unit vector may be from 1 in float16
 _FIELDS = (
     "memory_id", "content", "memory_type", "importance", "access_count", "last_accessed", "created_at", "tags",
     "session_id", "source", "source_name", "validation_count", "derived_from", "metadata",
@@ -79,7 +80,7 @@ def export(core: Core, path: Path) -> int:
         raise MemoryStoreError(f"{path} is no file; give the path of a file to export to, like memory.jsonl")
     count = 0
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
+    with disk_errors(path, resumes=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -193,19 +194,33 @@ def _chunks(
         made = [(start, end, blob) for (start, end), blob in zip(spans, blobs, strict=True)]
     else:
         try:
-            made = [(int(start), int(end), base64.b64decode(blob, validate=True)) for start, end, blob in parts]
-            checked_spans(item.content, [(start, end) for start, end, _ in made])
-            fits = all(len(blob) == 2 * header.get("dimension", 0) for _, _, blob in made)
+            made = [(_whole(start), _whole(end), base64.b64decode(blob, validate=True)) for start, end, blob in parts]
             if len(made) > MAX_CHUNKS:
                 raise MemoryStoreError(f"{len(made)} vectors; allowed: up to {MAX_CHUNKS}")
-            finite = fits and all(np.isfinite(np.frombuffer(blob, "<f2")).all() for _, _, blob in made)
+            checked_spans(item.content, [(start, end) for start, end, _ in made])
+            fit = all(len(blob) == 2 * header.get("dimension", 0) and _of_length_one(blob) for _, _, blob in made)
         except (TypeError, ValueError):
-            finite = False
+            fit = False
         except MemoryStoreError as error:
             raise MemoryStoreError(f"{path}, line {number}: {error}; nothing was imported") from None
-        if not finite:
-            raise MemoryStoreError(f"{path}, line {number}: its vectors are not {header.get('dimension')} float16 each")
+        if not fit:
+            raise MemoryStoreError(
+                f"{path}, line {number}: its vectors are not {header.get('dimension')} float16 of length 1 each; "
+                "nothing was imported"
+            )
     return [Chunk(start, end, index_terms(item.content[start:end], item.created_at), blob) for start, end, blob in made]
+
+
+def _whole(place: Any) -> int:
+    """`place` if it is a whole number; raises TypeError."""
+    if type(place) is not int:
+        raise TypeError
+    return place
+
+
+def _of_length_one(blob: bytes) -> bool:
+    vector = np.frombuffer(blob, "<f2").astype(np.float32)
+    return bool(abs(float(np.vecdot(vector, vector)) - 1) < _ROUNDING)
 
 
 class _Import:

@@ -25,6 +25,7 @@ from agentlab.memory.records import (
     check_count,
     check_metadata,
     check_share,
+    check_string,
     check_tags,
     check_text,
     check_time,
@@ -62,8 +63,7 @@ def checked(item: MemoryItem) -> MemoryItem:
     check_text("memory_id", item.memory_id)
     check_choice("memory_type", item.memory_type, MEMORY_TYPES)
     check_choice("source", item.source, SOURCES)
-    if item.source_name != "":
-        check_text("source_name", item.source_name)
+    check_string("source_name", item.source_name)
     if item.session_id is not None:
         check_text("session_id", item.session_id)
     accessed = item.last_accessed

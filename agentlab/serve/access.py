@@ -77,7 +77,7 @@ def token_file(path: Path) -> tuple[str, bool]:
     new = f"al-{secrets.token_urlsafe(32)}"
     if _made(path, new):
         return new, True
-    with disk_errors(path):
+    with disk_errors(path, resumes=False):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             mode = os.fstat(handle).st_mode
@@ -94,7 +94,7 @@ def token_file(path: Path) -> tuple[str, bool]:
 def _made(path: Path, text: str) -> bool:
     """Write a file that nobody else may read, whole or not at all; False when there is one already."""
     draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with disk_errors(path):
+    with disk_errors(path, resumes=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             return False

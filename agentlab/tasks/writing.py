@@ -21,7 +21,7 @@ def new_folder(out: Path) -> Iterator[None]:
     try:
         if out.exists():
             raise SuiteError(f"{out} already exists; choose another folder or delete it first")
-        with disk_errors(out):
+        with disk_errors(out, resumes=False):
             yield
     except OSError as error:
         nearest = next(parent for parent in out.absolute().parents if os.path.exists(parent))

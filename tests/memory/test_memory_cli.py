@@ -1,7 +1,9 @@
 """`agentlab memory …` from end to end, with the embedding model where a command needs it."""
 
 import datetime
+import errno
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -129,3 +131,30 @@ def test_reembed_brings_a_foreign_memory_home(path):
     assert run("reembed", path, "--model", "org/missing").exit_code == 3
     assert "1 memories" in ok("reembed", path, "--model", "all-MiniLM-L6-v2")
     assert "kettle" in ok("search", "what does not work?", "--file", path)
+
+
+def test_doctor_and_reembed_take_the_file_like_all_others(path):
+    with open_memory(path) as memory:
+        memory.remember("The kettle is broken.")
+    assert "is whole" in ok("doctor", "--file", path)
+    assert "is whole" in ok("doctor", path)
+    for command in (["doctor"], ["reembed", "--model", "all-MiniLM-L6-v2"]):
+        assert "given twice" in run(*command, path, "--file", path).output
+    assert "1 memories now have vectors" in ok("reembed", "--model", "all-MiniLM-L6-v2", "--file", path)
+    assert "model is empty" in run("reembed", "--model", "", "--file", path).output
+    assert "memory_id is empty" in run("forget", "", "--file", path).output
+
+
+def test_where_an_export_cannot_be_written_the_place_is_named_and_nothing_said_to_resume(path, tmp_path, monkeypatch):
+    from agentlab.memory import transfer
+
+    with open_memory(path) as memory:
+        memory.remember("The kettle is broken.")
+
+    def refused(*_arguments):
+        raise OSError(errno.EROFS, "read-only", str(tmp_path / f".out.jsonl.{os.getpid()}.tmp"))
+
+    monkeypatch.setattr(transfer.os, "open", refused)
+    said = run("export", tmp_path / "out.jsonl", "--file", path).output
+    assert f"cannot write {tmp_path / 'out.jsonl'}: the file system is read-only" in said
+    assert "stopped" not in said

@@ -343,3 +343,28 @@ def test_nobody_waits_for_a_repair_in_the_same_process(path):
         assert time.monotonic() - started < 2
     with open_memory(path) as memory:
         assert len(memory) == 5
+
+
+def test_a_repair_names_the_file_and_no_copy_of_it(path):
+    with open_memory(path) as memory:
+        memory.remember_many(facts(400))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(MemoryStoreError, match=r"ends .* bytes too early"):
+        open_memory(path)
+    for line in repair(path).repaired:
+        assert "-old" not in line
+        assert "--repair" not in line
+
+
+@pytest.mark.parametrize("name", ["memories", "memories_generation", "sqlite_autoindex_memories_1", "chunks"])
+def test_a_damaged_file_gets_no_other_vectors(path, name):
+    """An index that names other rows than the table made it end in a KeyError."""
+    with open_memory(path) as memory:
+        memory.remember_many(facts(400))
+    there = pages(path, name, "leaf")
+    flip(path, (there[len(there) // 2] - 1) * 4096 + 8, 200)
+    before = path.read_bytes()
+    with open_memory(path) as memory, pytest.raises(MemoryStoreError, match=r"is damaged.*--repair"):
+        memory.reembed(embedder=HashingEmbedder(model_id="other-64"))
+    assert path.read_bytes() == before

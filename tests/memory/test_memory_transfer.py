@@ -1,5 +1,6 @@
 """Export and import: everything goes round, all or nothing, and what was forgotten stays forgotten."""
 
+import base64
 import json
 import os
 
@@ -99,6 +100,14 @@ def test_vectors_of_another_model_are_made_anew(rich, tmp_path):
         assert copy.recall("ship 17 arrived", k=1)[0].content == "Ship 17 arrived in the harbour."
 
 
+def with_vector(line, change):
+    value = json.loads(line)
+    ((start, end, blob),) = value["chunks"]
+    with np.errstate(all="ignore"):
+        vector = change(np.frombuffer(base64.b64decode(blob), "<f2")).astype("<f2")
+    return json.dumps({**value, "chunks": [[start, end, base64.b64encode(vector.tobytes()).decode()]]})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -115,6 +124,16 @@ def test_vectors_of_another_model_are_made_anew(rich, tmp_path):
         (lambda lines: [json.dumps({**json.loads(lines[0]), "embedding_model": ""}), *lines[1:]],
          "line 1: embedding_model is empty"),
         (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, ', '"chunks": [["x", ')], "line 3: its vectors"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, ', '"chunks": [[0.0, ')], "line 3: its vectors"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, ', '"chunks": [[2, ')],
+         "line 3: chunks: characters 0 to 2 are in none"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, 9, ', '"chunks": [[0, 7, ')],
+         "line 3: chunks: characters 7 to 9 are in none"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"chunks": [[0, 9, ', '"chunks": [[0, 90, ')],
+         "line 3: chunk: characters 0 to 90"),
+        (lambda lines: [*lines[:-1], with_vector(lines[-1], lambda vector: 2 * vector)], "of length 1 each"),
+        (lambda lines: [*lines[:-1], with_vector(lines[-1], lambda vector: 0 * vector)], "of length 1 each"),
+        (lambda lines: [*lines[:-1], with_vector(lines[-1], lambda vector: vector / 0)], "of length 1 each"),
         (lambda lines: [*lines, '{"record": "turn", "session_id": "s"}'], "nothing was imported"),
     ],
 )  # fmt: skip

@@ -1,0 +1,105 @@
+"""What a memory is asked with: anything it cannot take is refused in a sentence of its own, and changes nothing."""
+
+import datetime
+
+import numpy as np
+import pytest
+
+from agentlab.errors import AgentlabError, MemoryStoreError
+from agentlab.memory import Memory, MemoryItem
+
+from .helpers import HashingEmbedder, open_memory
+
+HALF = "\ud800"
+CALLS = [
+    (lambda m: m.recall("fact", since="2024-01-01"), "since: '2024-01-01'"),
+    (lambda m: m.recall("fact", until=datetime.datetime(2024, 1, 1)), "until: datetime"),
+    (lambda m: m.recall("fact", vector=[[1.0], [1.0, 2.0]]), "the vector is no list of numbers"),
+    (lambda m: m.recall("fact", vector="abc"), "the vector is no list of numbers"),
+    (lambda m: m.recall("fact", vector=np.zeros((2, 32))), "the vector has the shape (2, 32)"),
+    (lambda m: m.recall("fact", session_id=5), "session_id: 5"),
+    (lambda m: m.recall("fact", tags=5), "tags: 5"),
+    (lambda m: m.recall(5), "the query: 5"),
+    (lambda m: m.recall("fact", memory_type=["knowledge"]), "memory_type: "),
+    (lambda m: m.search("fact", k="x"), "k: 'x'"),
+    (lambda m: m.search("fact", k=0), "k: 0"),
+    (lambda m: m.remember("news", vector="abc"), "the vector is no list of numbers"),
+    (lambda m: m.remember(b"news"), "content: b'news'"),
+    (lambda m: m.remember("news", derived_from=5), "derived_from: 5"),
+    (lambda m: m.remember_many([None]), "items: None; allowed: MemoryItem or text"),
+    (lambda m: m.remember_many("abc"), "items: 'abc'; allowed: a list"),
+    (lambda m: m.remember_many(5), "items: 5; allowed: a list"),
+    (lambda m: m.remember_many(["a b"], vectors=[[1.0], [1.0, 2.0]]), "vectors are no list of lists of numbers"),
+    (lambda m: m.remember_many(["a b"], vectors="abc"), "vectors are no list of lists of numbers"),
+    (lambda m: m.remember_many([MemoryItem(memory_id=5, content="a b")]), "memory_id: 5"),
+    (lambda m: m.get(5), "memory_id: 5"),
+    (lambda m: m.get(HALF), "memory_id contains half a surrogate"),
+    (lambda m: m.peek(HALF), "memory_id contains half a surrogate"),
+    (lambda m: m.peek(None), "memory_id: None"),
+    (lambda m: list(m.items(session_id=HALF)), "session_id contains half a surrogate"),
+    (lambda m: list(m.items(memory_type="fact")), "memory_type: 'fact'"),
+    (lambda m: m.forget(["m-1"]), "memory_id: "),
+    (lambda m: m.forget(""), "memory_id is empty"),
+    (lambda m: m.forget("m-1", reason=None), "reason: None"),
+    (lambda m: m.forget(session_id=5), "session_id: 5"),
+    (lambda m: m.forget(session_id=""), "session_id is empty"),
+    (lambda m: m.reembed(""), "model is empty"),
+    (lambda m: m.export(5), "5 is no path"),
+    (lambda m: m.import_(None), "None is no path"),
+    (lambda m: m.export("a\x00b"), "no path"),
+    (lambda m: m.conversation(5), "session_id: 5"),
+    (lambda m: m.conversation("s", user_id=5), "user_id: 5"),
+    (lambda m: m.conversation("s").add("a b", "c d", timestamp="x"), "timestamp: 'x'"),
+    (lambda m: m.conversation("s").add("a b", "c d", timestamp=datetime.datetime.now()), "timestamp: datetime"),
+    (lambda m: m.conversation("s").add("a b", "c d", context_used=5), "context_used: 5"),
+    (lambda m: m.conversation("s").add("a b", "c d", context_used="m-1"), "context_used: 'm-1'"),
+    (lambda m: m.conversation("s").add("a b", "c d", notes=None), "notes: None"),
+    (lambda m: m.conversation("s").add("a b", "c d", metadata=[1]), "metadata: "),
+    (lambda m: m.conversation("s").add("a b", "c d", agent=5), "agent: 5"),
+    (lambda m: m.conversation("s").turns("x"), "last: 'x'"),
+    (lambda m: m.conversation("s").context("fact", "x"), "budget_tokens: 'x'"),
+    (lambda m: m.conversation("s").memories_of("c-1"), "conversation_ids: 'c-1'"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS, ids=[message for _, message in CALLS])
+def test_what_it_cannot_take_is_refused_in_a_sentence_and_changes_nothing(memory, call, message):
+    memory.remember("a fact of the house")
+    before = [(item.memory_id, item.content) for item in memory.items()]
+    with pytest.raises(MemoryStoreError) as refused:
+        call(memory)
+    said = str(refused.value)
+    assert message in said
+    assert "\n" not in said
+    assert [(item.memory_id, item.content) for item in memory.items()] == before
+    assert memory.sessions() == []
+
+
+@pytest.mark.parametrize("path", ["a\x00b", 5, "", HALF])
+def test_an_impossible_path_is_refused(path):
+    with pytest.raises(AgentlabError, match="no path"):
+        Memory.open(path)
+    with pytest.raises(AgentlabError, match="no path"):
+        Memory.repair(path)
+
+
+def test_an_empty_name_of_a_model_is_no_default(path):
+    with pytest.raises(MemoryStoreError, match="embedding_model is empty"):
+        Memory.open(path, embedding_model="")
+    assert not path.exists()
+
+
+def test_a_device_is_no_memory():
+    with pytest.raises(MemoryStoreError, match="/dev/null is no file"):
+        Memory.open("/dev/null", embedder=HashingEmbedder())
+
+
+def test_forgetting_takes_preferences_that_say_what_only_it_said(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add("My nickname is Zebrafinch7731.", "Noted.")
+        memory.remember("Answers should be short.")
+        talk.prefer(name="Zebrafinch7731", deep={"of": ["Zebrafinch7731"]}, length="short", Zebrafinch7731=True)
+        memory.forget(next(item.memory_id for item in memory.items() if "nickname" in item.content))
+        assert talk.session().preferences == {"length": "short"}
+        assert memory.doctor().clean

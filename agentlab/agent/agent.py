@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,7 +54,7 @@ class Agent:
         self.options = checked(options or Options())
         self.run_id = run
         self.speeds: dict[str, Speed] = {}
-        self.own_tools = [one if isinstance(one, Tool) else tool(one) for one in tools]
+        self.own_tools = [_as_tool(one) for one in tools] if isinstance(tools, Iterable) else [_as_tool(tools)]
         self.switches = {"builtin_tools": builtin_tools, "python": python}
         names = [one.name for one in self._tools(Recall(), None)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -81,6 +81,8 @@ class Agent:
         option, or a session without a memory.
         """
         check_asked(task, deadline_s, history)
+        if session_id is not None:
+            check_session(session_id)
         if session_id is not None and self.memory is None:
             raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
         options = self.options if options is None else checked(options)
@@ -336,6 +338,13 @@ def _next(steps: "queue.SimpleQueue[Step | BaseException | None]", budget: Budge
 
 def checked(options: Options) -> Options:
     """`options` if they are possible; raises AgentError that says what is allowed."""
+    if not isinstance(options, Options):
+        raise AgentError(f"options: {options!r:.80}; allowed: Options(…)")
+    for name in ("thinking", "constrained", "single_call", "notes"):
+        if not isinstance(getattr(options, name), bool):
+            raise AgentError(f"{name}: {getattr(options, name)!r}; allowed: True or False")
+    if not isinstance(options.system, str):
+        raise AgentError(f"system: {options.system!r:.80}; allowed: text")
     for name, least in (("max_steps", 1), ("max_new_tokens", 1), ("recall", 0), ("context_tokens", 0)):
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -344,25 +353,50 @@ def checked(options: Options) -> Options:
         raise AgentError(f"format: {options.format!r}; allowed: auto, native, tags, react")
     if options.tool_choice not in ("auto", "required", "none"):
         raise AgentError(f"tool_choice: {options.tool_choice!r}; allowed: auto, required, none")
-    if not isinstance(options.temperature, int | float) or not 0 <= options.temperature <= 10:
+    if not _is_number(options.temperature) or not 0 <= options.temperature <= 10:
         raise AgentError(f"temperature: {options.temperature!r}; allowed: 0 to 10")
     if not isinstance(options.seed, int) or not -(2**63) <= options.seed < 2**63:
         raise AgentError(f"seed: {options.seed!r}; allowed: a whole number of 64 bits")
-    if not all(isinstance(text, str) and text for text in options.stop):
-        raise AgentError(f"stop: {options.stop!r}; allowed: strings of one character or more")
+    if not isinstance(options.stop, tuple | list) or not all(isinstance(text, str) and text for text in options.stop):
+        raise AgentError(f"stop: {options.stop!r:.80}; allowed: a tuple of strings of one character or more")
     return options
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_tool(given: Any) -> Tool:
+    if isinstance(given, Tool):
+        return given
+    if not callable(given):
+        raise AgentError(f"tools: {given!r:.80} is no tool; allowed: a list of typed functions and Tools")
+    return tool(given)
+
+
+def check_session(session_id: Any) -> str:
+    """`session_id` if a memory can keep it; raises AgentError."""
+    from agentlab.memory.records import check_text
+
+    try:
+        return check_text("session_id", session_id)
+    except MemoryStoreError as error:
+        raise AgentError(str(error)) from None
 
 
 def check_asked(task: str, deadline_s: float | None = None, history: Sequence[Message] = ()) -> None:
     """Raise AgentError for a task, a deadline or a history that no agent can take."""
+    if isinstance(history, str) or not isinstance(history, Sequence):
+        raise AgentError(f"history: {history!r:.80}; allowed: a list of messages")
     for message in history:
-        if message.get("role") not in ("user", "assistant") or not isinstance(message.get("content"), str):
+        known = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
+        if not known or not isinstance(message.get("content"), str):
             raise AgentError(f'history: {message!r:.80}; allowed: {{"role": "user" or "assistant", "content": text}}')
     if not isinstance(task, str) or not task.strip():
         raise AgentError("the task is empty; allowed: text with at least one visible character")
     with contextlib.suppress(UnicodeEncodeError):
         "".join([task, *(message["content"] for message in history)]).encode()
-        if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 1e6):
+        if deadline_s is not None and not (_is_number(deadline_s) and 0 < deadline_s < 1e6):
             raise AgentError(f"deadline_s: {deadline_s!r}; allowed: seconds above 0, or None")
         return
     raise AgentError("the task or its history contains half a surrogate pair, which UTF-8 cannot hold")

@@ -40,15 +40,17 @@ class Tool:
     runner: Runner | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ToolError(
                 f"tool name {self.name!r}; allowed: a letter, then up to 63 letters, digits, dots, - and _ (no lambda)"
             )
         if not callable(self.function):
             raise ToolError(f"tool {self.name}: {self.function!r} is not a function")
-        if not self.timeout_s > 0:
+        if not isinstance(self.description, str):
+            raise ToolError(f"tool {self.name}: description: {self.description!r:.80}; allowed: text")
+        if not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
             raise ToolError(f"tool {self.name}: timeout_s: {self.timeout_s!r}; allowed: a number above 0")
-        if self.max_output_chars < 100:
+        if not isinstance(self.max_output_chars, int) or self.max_output_chars < 100:
             raise ToolError(f"tool {self.name}: max_output_chars: {self.max_output_chars!r}; allowed: from 100")
         if problem := toolformat.check_tool(self.definition):
             raise ToolError(problem)

@@ -158,6 +158,8 @@ class TrainingSettings(_Section):
     of children gets most and the last one least, `tokens` in the mean of all children.
     `average` is the share of a candidate's steps, the last ones, whose weights are averaged, at a steady rate; with 0
     the rate falls to zero and the last weights count.
+    `focus` is how much a continuation prefers items that it would get wrong just now (0: not at all): halfway, and at
+    the beginning unless it continues a founder, it looks at twice as many items as it is trained on next.
     `loraplus_ratio` is how many times faster than LoRA's A its B is trained, around `learning_rate`; 1: alike.
     `max_length` is in tokens of prompt and answer together. `max_remedies` are tried against NaN and divergence.
     """
@@ -170,6 +172,7 @@ class TrainingSettings(_Section):
     learning_rate: Number = Field(2.0e-3, gt=0, le=1)
     warmup_steps: int = Field(1, ge=0)
     average: Number = Field(0.5, ge=0, le=1)
+    focus: Number = Field(0.95, ge=0, lt=1)
     loraplus_ratio: Number = Field(1.0, ge=1, le=64)
     max_length: int = Field(1024, ge=16)
     max_remedies: int = Field(3, ge=0)

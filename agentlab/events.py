@@ -90,6 +90,15 @@ class TrainingStarted(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Focused(Event):
+    """A continuation looked at training items: so many of them it would probably get wrong just now."""
+
+    candidate: str
+    items: int
+    doubted: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingStep(Event):
     durable: ClassVar[bool] = False
     candidate: str

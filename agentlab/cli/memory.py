@@ -190,6 +190,8 @@ def doctor(path: Path | None, file: Path | None, repair: bool, model: str | None
     from agentlab.memory import Memory
 
     path = _one_of(path, file) or home() / "memory.db"
+    if repair and drop_kept:
+        raise MemoryStoreError("--drop-kept deletes what --repair keeps; look at what was repaired first")
     if repair:
         report = Memory.repair(path, embedding_model=model)
     else:

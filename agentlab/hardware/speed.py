@@ -78,7 +78,9 @@ def estimate(
     passes = 6 if device == "cuda" else 4
     children = (population.generations - 1) * (population.size - population.elites)
     founders = population.size * (training.founder_share if children else 1.0)
-    train_s = (founders + children) / population.generations * tokens * passes * active / speed.flops
+    # a continuation looks at twice as many items as it learns from, one pass forward each
+    looks = 2 * 2 * children if settings.continues and training.focus else 0
+    train_s = ((founders + children) * passes + looks) / population.generations * tokens * active / speed.flops
     # the challenger and the champion answer the gate's items
     items = evaluated * workload.fitness_items + 2 * workload.gate_items
     batches = items / batch_size

@@ -23,22 +23,28 @@ class Example:
     completion_mask: list[int]
 
 
-def sample(items: Sequence[Item], count: int, mix: Mapping[str, float], seed: int) -> list[Item]:
+def sample(
+    items: Sequence[Item], count: int, mix: Mapping[str, float], seed: int, wanted: np.ndarray | None = None
+) -> list[Item]:  # fmt: skip
     """`count` items in a seeded order; no item comes back before all others have been used.
 
     `mix` gives groups a relative weight (default 1): a group of weight 2 comes twice as early and as often in an epoch
-    that is not completed. Weight 0 leaves a group out.
+    that is not completed. Weight 0 leaves a group out. wanted: a weight above 0 for each item (n,) beside that; then an
+    item may come back after half of the others, so that it does come more often.
     """
     rng = np.random.default_rng(seed)
     weights = np.array([mix.get(item.group, 1.0) for item in items], dtype=float)
+    if wanted is not None:
+        weights = weights * wanted
     usable = np.flatnonzero(weights > 0)
     if len(usable) == 0:
         usable, weights = np.arange(len(items)), np.ones(len(items))
+    most = len(usable) if wanted is None else -(-len(usable) // 2)  # of a round
     chosen: list[int] = []
     while len(chosen) < count:
         # Efraimidis and Spirakis 2006: sorting by u^(1/w) is weighted sampling without replacement
         keys = rng.random(len(usable)) ** (1.0 / weights[usable])
-        chosen += usable[np.argsort(-keys)][: count - len(chosen)].tolist()
+        chosen += usable[np.argsort(-keys)][: min(most, count - len(chosen))].tolist()
     return [items[i] for i in chosen]
 
 

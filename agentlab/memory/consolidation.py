@@ -25,6 +25,11 @@ def confidence(told: int) -> float:
     return float(1 - 0.5**told)
 
 
+def is_question(text: str) -> bool:
+    """Whether a text asks, and tells nothing."""
+    return text.rstrip().endswith(("?", "？"))
+
+
 def same_fact(one: str, other: str) -> bool:
     """Whether two texts tell the same: all content words of one are in the other, which adds nearly nothing.
 
@@ -59,13 +64,14 @@ def consolidate_rows(core: Core, rows: Iterable[int]) -> set[str]:
 def _family(core: Core, index: Index, row: int) -> dict[int, MemoryItem]:
     """The memories that tell what the one at `row` tells, it among them; none where all of them told it once."""
     item = core.store.items_of([row]).get(row)
-    if item is None or item.source != "person" or item.memory_type != "conversation":
+    if item is None or item.source != "person" or item.memory_type != "conversation" or is_question(item.content):
         return {}
     vector = core.store.vectors_of(row, index.dimension)[0]
     near = [other for other, cosine in index.nearest(vector, _LOOKED_AT) if cosine >= ALIKE and other != row]
     others = {
         other: twin for other, twin in core.store.items_of(near).items()
         if twin.source == "person" and twin.memory_type == "conversation" and same_fact(item.content, twin.content)
+        and not is_question(twin.content)
     }  # fmt: skip
     family = {row: item, **others}
     return family if sum(member.validation_count for member in family.values()) > 1 else {}

@@ -50,6 +50,8 @@ class Conversation:
         self._memory = memory
         self.session_id = check_text("session_id", session_id)
         self._user_id = check_string("user_id", user_id)
+        if not callable(tokens) or not (summariser is None or callable(summariser)):
+            raise MemoryStoreError(f"tokens: {tokens!r:.80}, summariser: {summariser!r:.80}; allowed: functions")
         self._summariser = summariser
         self._tokens = tokens
 
@@ -165,7 +167,7 @@ class Conversation:
             found = sealed.row(self._core.store, "sessions", self.session_id)
             return _context(self._core, found or self._empty())
 
-    def prefer(self, **preferences: Any) -> None:
+    def prefer(self, /, **preferences: Any) -> None:
         """Set preferences of the session; None removes one."""
         with self._core.store.writing():
             merged = {**self._begin()["preferences"], **preferences}

@@ -53,6 +53,12 @@ _GRAMMAR_JA = frozenset(
     for part in (phrase, *(phrase[i : i + 2] for i in range(len(phrase) - 1)))
 )
 _DENIAL_JA = re.compile(r"ません|な(?:い|かった|く)|(?<=[ぁ-ん])ず(?:に|、|。|$)")
+# function words that no term tells of, one of which turns what a sentence says
+_OPPOSITES = (
+    ("on", "off"), ("up", "down"), ("before", "after"), ("above", "below"), ("over", "under"), ("in", "out"),
+    ("inside", "outside"), ("he", "she"), ("his", "her"), ("was", "is"), ("were", "are"), ("was", "will"),
+    ("more", "less"), ("into", "from"),
+)  # fmt: skip
 _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
 
 
@@ -113,12 +119,35 @@ def repeats(sentence: str, known: str) -> bool:
     there = set(terms(known))
     if not said or overlap(said, there) < SAME:
         return False
-    names = {term for word in sentence.split()[1:] if word[:1].isupper() for term in terms(word)} - _REPORTING
-    if any(term in names or any(char.isnumeric() for char in term) for term in set(said) - there):
+    if set(names(sentence)) & (set(said) - there):
+        return False
+    if _turned(sentence, known):
         return False
     if len(_DENIAL_JA.findall(sentence)) != len(_DENIAL_JA.findall(known)):
         return False
     return bool(_NEGATIONS & set(tokens(sentence))) == bool(_NEGATIONS & set(tokens(known)))
+
+
+def names(text: str) -> list[str]:
+    """The terms of `text` that name something: capitalised within a sentence, or with a digit."""
+    capitals = {term for word in text.split()[1:] if word[:1].isupper() for term in terms(word)} - _REPORTING
+    return [term for term in terms(text) if term in capitals or any(char.isnumeric() for char in term)]
+
+
+def _turned(sentence: str, known: str) -> bool:
+    """Whether two texts of like words say the opposite: on for off, or what they name in another order."""
+    said, there = set(tokens(sentence)), set(tokens(known))
+    for one, other in _OPPOSITES:
+        for here, yonder in ((one, other), (other, one)):
+            if here in said - there and yonder in there - said:
+                return True
+    both = set(names(sentence)) | set(names(known))
+    orders = []
+    for text in (sentence, known):
+        found = dict.fromkeys(term for term in terms(text) if term in both)
+        orders.append(list(found))
+    shared = set(orders[0]) & set(orders[1])
+    return [term for term in orders[0] if term in shared] != [term for term in orders[1] if term in shared]
 
 
 def content_words(text: str) -> list[str]:

@@ -41,6 +41,12 @@ class Embedder(Protocol):
         ...
 
 
+def check_embedder(given: Any) -> None:
+    """Raise MemoryStoreError for what cannot be an `Embedder`."""
+    if missing := [name for name in ("model_id", "dimension", "embed", "spans", "window") if not hasattr(given, name)]:
+        raise MemoryStoreError(f"embedder: {given!r:.80} has no {', '.join(missing)}; allowed: what fulfils Embedder")
+
+
 class SentenceEmbedder:
     """A sentence-transformers model: the embedded MiniLM, a folder, or a hub id that is on this machine already."""
 

@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from agentlab.errors import StorageError
 from agentlab.memory import consolidation, sealed, tellings, writing
 from agentlab.memory.core import Core
-from agentlab.memory.echo import SAME, content_words, repeats, unframed
+from agentlab.memory.echo import SAME, content_words, names, repeats, unframed
 from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.store import unknown
@@ -105,10 +105,11 @@ def drop(
     reason = _without_words_of(reason, gone.values())
     talk = sealed.rows(store, "turns", f"id IN ({', '.join(map(str, turns))})")
     told_less = [memory_id for row in talk for memory_id in row["retold"] if memory_id not in gone]
-    stay = [
-        source for memory_id in gone if sealed.row(store, "knowledge", memory_id) is not None
-        for source in store.sources_of(memory_id) if source not in gone
-    ]  # fmt: skip
+    stay = []
+    for memory_id in gone:
+        sources = store.sources_of(memory_id) if sealed.row(store, "knowledge", memory_id) is not None else []
+        if set(sources) & gone.keys():  # else the knowledge itself is to be forgotten, and is not made anew
+            stay += [source for source in sources if source not in gone]
     rows = set()
     for memory_id, item in gone.items():
         row = store.row_of(memory_id)
@@ -311,10 +312,20 @@ def _memories(core: Core, memory_ids: Iterable[str], without: Iterable[str]) -> 
     return list(core.store.items_of(row for row in rows if row is not None).values())
 
 
+def _texts(value: Any) -> list[str]:
+    """The texts in a value that JSON can hold, however deep."""
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in _texts(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
 def _drop_names(core: Core, gone: Mapping[str, MemoryItem], conversations: set[str]) -> None:
     """Remove what names forgotten memories and turns: relations, knowledge, sentences of summaries, preferences.
 
-    A preference of a session goes when it has a word that they had and nothing that stays has.
+    A preference goes when it names what a memory of its session named and nothing that stays does: text with a name
+    or a number-word like Zebra77. Ordinary words, switches and numbers are no trace of anything.
     """
     store = core.store
     for memory_id in gone:
@@ -326,15 +337,17 @@ def _drop_names(core: Core, gone: Mapping[str, MemoryItem], conversations: set[s
         related = [other for other in row["relationships"] if other not in gone]
         sealed.change(store, "knowledge", row["knowledge_id"], relationships=related)
     sessions = sealed.rows(store, "sessions")
-    words: set[str] = set()
-    if any(row["preferences"] for row in sessions):
-        words = {word for item in gone.values() for word in content_words(item.content) if not store.rows_with(word)}
     for row in sessions:
+        words: set[str] = set()
+        if row["preferences"]:
+            told = [item.content for item in gone.values() if item.session_id == row["session_id"]]
+            named = {word for text in told for word in names(text) if not word.isnumeric()}
+            words = {word for word in named if not store.rows_with(word)}
         ids = [memory_id for memory_id in row["active_memories"] if memory_id not in gone]
         parts = [part for part in row["summary"] if not conversations & set(part["sources"])]
         wishes = {
             name: wish for name, wish in row["preferences"].items()
-            if not words & set(content_words(f"{name} {json.dumps(wish, ensure_ascii=False)}"))
+            if not words & {word for text in (name, *_texts(wish)) for word in content_words(text)}
         }  # fmt: skip
         sealed.change(
             store, "sessions", row["session_id"], active_memories=ids, summary=parts, preferences=wishes

@@ -17,7 +17,7 @@ from agentlab.memory.compression import count_tokens
 from agentlab.memory.conversation import Conversation, Summariser, sessions
 from agentlab.memory.core import Core, as_floats
 from agentlab.memory.doctor import Report, examine
-from agentlab.memory.embedding import Embedder, SentenceEmbedder
+from agentlab.memory.embedding import Embedder, SentenceEmbedder, check_embedder
 from agentlab.memory.index import to_hit
 from agentlab.memory.ranking import Weights
 from agentlab.memory.records import (
@@ -67,9 +67,14 @@ class Memory:
         fulfils `Embedder` instead. The file keeps the model it began with: another one raises MemoryStoreError, and so
         do a damaged file, one of another program and one of a newer agentlab; none of them is touched.
         """
-        place = home() / "memory.db" if path is None else check_path(path)
+        # SQLite keeps the log beside the file itself, whatever links lead there
+        place = (home() / "memory.db" if path is None else check_path(path)).resolve()
         if embedding_model is not None:
             check_text("embedding_model", embedding_model)
+        if embedder is not None:
+            check_embedder(embedder)
+        if not isinstance(weights, Weights | None):
+            raise MemoryStoreError(f"weights: {weights!r:.80}; allowed: Weights(…)")
         return cls(Core(place, embedding_model, embedder, create=create), weights or Weights())
 
     @property
@@ -365,7 +370,7 @@ class Memory:
 
         `report.problems` names what is lost. Raises MemoryStoreError where any program has the file open.
         """
-        return repair(check_path(path), embedding_model, embedder)
+        return repair(check_path(path).resolve(), embedding_model, embedder)
 
     def only_read(self) -> str:
         """Why nothing can be stored just now, where the disk is full or takes no writes; else empty.
@@ -389,4 +394,6 @@ class Memory:
         self._core.check_usable()
         if model is not None:
             check_text("model", model)
+        if embedder is not None:
+            check_embedder(embedder)
         return maintenance.reembed(self._core, embedder or SentenceEmbedder(model or self._core.model))

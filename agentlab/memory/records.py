@@ -125,7 +125,8 @@ def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def check_share(what: str, value: float) -> float:
     """`value` as a float in [0, 1]; raises MemoryStoreError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    numbers = int | float | np.integer | np.floating
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 <= value <= 1:
         raise MemoryStoreError(f"{what}: {value!r}; allowed: a number from 0 to 1")
     return float(value)
 
@@ -152,17 +153,17 @@ def check_string(what: str, value: str) -> str:
 
 def check_number(what: str, value: int, least: int) -> int:
     """`value` if it is a whole number from `least`; raises MemoryStoreError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from {least}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= 1 << 53:
+        raise MemoryStoreError(f"{what}: {value!r}; allowed: a whole number from {least} to 2**53")
     return int(value)
 
 
 def check_path(path: str | Path) -> Path:
-    """The path with ~ replaced; raises MemoryStoreError for what no file system takes."""
+    """The path with ~ replaced, absolute; raises MemoryStoreError for what no file system takes."""
     if isinstance(path, str | Path) and str(path) and "\x00" not in str(path):
         with contextlib.suppress(UnicodeEncodeError, RuntimeError):
             str(path).encode(errors="surrogateescape")  # names that are no UTF-8 are read so
-            return Path(path).expanduser()
+            return Path(path).expanduser().absolute()
     raise MemoryStoreError(f"{path!r:.80} is no path; allowed: the path of a file, like memory.db")
 
 

@@ -122,6 +122,7 @@ MIGRATIONS = (
     """,
 )
 VERSION = len(MIGRATIONS)
+_SPELT = 3  # the version from which signatures and terms are as `words` makes them today
 _SEALED = 2  # the version from which the rows beside the memories have checksums, those that `sealed` covers today
 
 
@@ -191,6 +192,10 @@ def migrate(connection: sqlite3.Connection) -> None:
             from agentlab.memory.sealed import seal_all  # which needs this room for its errors
 
             seal_all(connection)
+        if 0 < version < _SPELT:
+            from agentlab.memory.respelling import respell_all
+
+            respell_all(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")

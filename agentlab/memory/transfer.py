@@ -72,12 +72,12 @@ def export(core: Core, path: Path) -> int:
 
     Raises MemoryStoreError where a file of the memory's own or something that is no file would be lost.
     """
+    if path.exists() and not path.is_file():
+        raise MemoryStoreError(f"{path} is no file; give the path of a file to export to, like memory.jsonl")
     path = path.resolve()  # a link stays one
     own = core.store.path.resolve()
     if path in (own, *(own.with_name(own.name + end) for end in ("-wal", "-shm", "-journal"))):
         raise MemoryStoreError(f"{path} is the memory itself; give another file to export to")
-    if path.exists() and not path.is_file():
-        raise MemoryStoreError(f"{path} is no file; give the path of a file to export to, like memory.jsonl")
     count = 0
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path, resumes=False):

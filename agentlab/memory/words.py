@@ -15,7 +15,23 @@ from agentlab.memory.stemmer import stem
 # Scripts written without spaces: kana with the long-vowel mark, Han with 々 and 〆, Thai, Lao, Khmer, Burmese.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_PIECE = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:['’][^\W\d_{_UNSPACED}]+)?")
+# Marks of scripts with spaces whose vowels are signs on the letters, which \w leaves out: from Devanagari to Sinhala,
+# Tibetan, and the Indonesian and Indian scripts beyond.
+_MARKS = "\u0900-\u0903\u093a-\u093c\u093e-\u094f\u0951-\u0957\u0962\u0963" + "".join(
+    rf"{chr(block)}-{chr(block + 0x03)}{chr(block + 0x3C)}{chr(block + 0x3E)}-{chr(block + 0x4D)}{chr(block + 0x55)}-"
+    rf"{chr(block + 0x57)}{chr(block + 0x62)}{chr(block + 0x63)}"
+    for block in range(0x0980, 0x0D80, 0x80)
+)
+_MARKS += "\u0d81-\u0d83\u0dca-\u0ddf\u0df2\u0df3\u0f71-\u0f84\u1b00-\u1b04\u1b34-\u1b44\ua823-\ua827\uabe3-\uabed"
+_LETTER, _LATER = rf"[^\W_{_UNSPACED}]", rf"(?:[^\W_{_UNSPACED}]|[{_MARKS}])"
+_ASCII_PIECE = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
+_PIECE = re.compile(rf"[{_UNSPACED}]+|{_LETTER}{_LATER}*(?:['’][^\W\d_{_UNSPACED}]+)?")
+_POINTS = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]"
+)  # Hebrew, Arabic: optional
+# Signs that make another statement of the same words: of arithmetic, currencies, C++ and C#, a minus before a number.
+_SIGN = re.compile(r"[$%&+/<=>@\\^|~]|(?<=\w)#|(?<![\w)])[-−](?=\d)")
+_LABEL = re.compile(r"(?<=[^\W\d_A-Z] )A\b")  # "plan A": no article is a capital within a sentence
 _HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # words of one character
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
@@ -49,6 +65,7 @@ def fold(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     if text.isascii():
         return text
+    text = _POINTS.sub("", text)
     # decomposing everything would tear が into か and a mark, so only letters below U+0250 lose theirs
     return "".join(unicodedata.normalize("NFD", char)[0] if "\u00c0" <= char < "\u0250" else char for char in text)
 
@@ -58,7 +75,7 @@ def tokens(text: str) -> list[str]:
     folded = fold(text)
     if "'" in folded:
         folded = _CONTRACTIONS.sub(lambda match: _CONTRACTION[match.group()], folded)
-    return _PIECE.findall(folded)
+    return (_ASCII_PIECE if folded.isascii() else _PIECE).findall(folded)
 
 
 def terms(text: str) -> list[str]:
@@ -98,14 +115,26 @@ def _date_terms(days: int) -> tuple[str, str, str]:
 def signature(text: str) -> bytes:
     """16 bytes that are equal for texts of the same words in the same order, up to case, punctuation and articles.
 
-    Prepositions and negations stay: "from Rome to Paris" is not "from Paris to Rome".
+    Prepositions and negations stay: "from Rome to Paris" is not "from Paris to Rome". So do signs that say something,
+    emoji among them: C is not C++, 5 degrees are not -5.
     """
     return _signature(text, tokens(text))
 
 
 def _signature(text: str, found: list[str]) -> bytes:
-    words = [token for token in found if token not in ("a", "an", "the")]
-    return hashlib.blake2b(" ".join(words or [text]).encode(), digest_size=16).digest()
+    words = [token for token in found if token not in ("a", "an", "the")] or [text]
+    told = " ".join(words)
+    if signs := _signs(text):
+        told += "\x1f" + " ".join(signs)
+    return hashlib.blake2b(told.encode(), digest_size=16).digest()
+
+
+def _signs(text: str) -> list[str]:
+    found = _SIGN.findall(text)
+    found += ["label a"] * len(_LABEL.findall(text))
+    if not text.isascii():
+        found += [char for char in text if not char.isascii() and unicodedata.category(char)[0] == "S"]
+    return found
 
 
 def signature_and_terms(text: str) -> tuple[bytes, list[str]]:

@@ -50,6 +50,9 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
         case events.RecoveryStep():
             why = event.reason if event.undone else "memory is short"
             return f"{event.model}: {why}; {_GIVEN_UP.get(event.action, 'model')} {event.source} → {event.target}"
+        case events.Focused():
+            return (f"{event.candidate} learns first what it would get wrong: {event.doubted} of "
+                    f"{words.counted(event.items, 'item')} that it looked at")  # fmt: skip
         case events.Trained() if event.loss is None:
             return f"{event.candidate} merged, without training"
         case events.Trained():

@@ -265,8 +265,10 @@ def test_estimates_grow_with_the_work():
             for share in (0.5, 0)
         )
         assert (kept > none) is continued
+    even = plan_of("Qwen2.5-1.5B", training={"tokens": 1000, "focus": 0}).models[0].estimate
+    assert 1.2 * even.train_minutes < few.train_minutes < 1.7 * even.train_minutes  # what is looked at is paid for
     short = plan_of("Qwen2.5-1.5B", population={"generations": 1}, training={"tokens": 1000}).models[0].estimate
-    assert short.train_minutes > few.train_minutes  # founders that nobody follows are trained in full
+    assert short.train_minutes > even.train_minutes  # founders that nobody follows are trained in full
     slow = plan_of("Qwen2.5-1.5B", model={"rung": "bf16"}).models[0].estimate
     fast = plan_of("Qwen2.5-1.5B", model={"rung": "nf4"}).models[0].estimate
     assert fast.tokens_in_target > 2 * slow.tokens_in_target

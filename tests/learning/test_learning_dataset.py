@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,29 @@ def test_a_group_of_twice_the_weight_comes_first_twice_as_often():
     items = items_of("aaaabbbb")
     first = Counter(sample(items, 1, {"a": 2.0}, seed)[0].group for seed in range(3000))
     assert 0.64 < first["a"] / 3000 < 0.70  # 2/3, three standard errors are 0.026
+
+
+@given(groups, st.integers(0, 60), mixes, st.integers(0, 2**31))
+def test_what_is_wanted_more_comes_more_often_and_nothing_fills_a_round_alone(names, count, mix, seed):
+    items = items_of(names)
+    wanted = np.linspace(0.05, 1, len(items))
+    chosen = sample(items, count, mix, seed, wanted)
+    assert len(chosen) == count
+    assert chosen == sample(items, count, mix, seed, wanted)
+    usable = [item.id for item in items if mix.get(item.group, 1.0) > 0] or [item.id for item in items]
+    assert {item.id for item in chosen} <= set(usable)
+    half = -(-len(usable) // 2)
+    for start in range(0, count, half):
+        part = [item.id for item in chosen[start : start + half]]
+        assert len(set(part)) == len(part)
+
+
+def test_an_item_of_twenty_times_the_weight_is_in_nearly_every_round():
+    items = items_of("a" * 20)
+    wanted = np.array([1.0] * 4 + [0.05] * 16)
+    often = Counter(item.id for seed in range(200) for item in sample(items, 20, {}, seed, wanted))
+    assert min(often[f"i{i}"] for i in range(4)) > 380  # of 400 rounds
+    assert 90 < max(often[f"i{i}"] for i in range(4, 20)) < 210
 
 
 def test_prompt_is_the_engines_and_the_target_ends_its_turn(engine, suite):

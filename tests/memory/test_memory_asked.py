@@ -1,6 +1,7 @@
 """What a memory is asked with: anything it cannot take is refused in a sentence of its own, and changes nothing."""
 
 import datetime
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from agentlab.memory import Memory, MemoryItem
 from .helpers import HashingEmbedder, open_memory
 
 HALF = "\ud800"
+_, PIPE = os.pipe()
 CALLS = [
     (lambda m: m.recall("fact", since="2024-01-01"), "since: '2024-01-01'"),
     (lambda m: m.recall("fact", until=datetime.datetime(2024, 1, 1)), "until: datetime"),
@@ -59,6 +61,12 @@ CALLS = [
     (lambda m: m.conversation("s").turns("x"), "last: 'x'"),
     (lambda m: m.conversation("s").context("fact", "x"), "budget_tokens: 'x'"),
     (lambda m: m.conversation("s").memories_of("c-1"), "conversation_ids: 'c-1'"),
+    (lambda m: m.search("fact", k=2**63), "k: 9223372036854775808"),
+    (lambda m: m.conversation("s").turns(10**30), "last: 1000"),
+    (lambda m: m.conversation("s", tokens=5), "tokens: 5"),
+    (lambda m: m.conversation("s", summariser=5), "summariser: 5"),
+    (lambda m: m.reembed(embedder=5), "embedder: 5 has no model_id"),
+    (lambda m: m.export(f"/dev/fd/{PIPE}"), f"/dev/fd/{PIPE} is no file"),
 ]
 
 
@@ -89,17 +97,69 @@ def test_an_empty_name_of_a_model_is_no_default(path):
     assert not path.exists()
 
 
+def test_odd_but_right_values_are_taken(memory):
+    kept = memory.remember("a fact", importance=np.float32(0.5))
+    assert memory.get(kept).importance == 0.5
+    talk = memory.conversation("s")
+    talk.prefer(self=1)
+    assert talk.session().preferences == {"self": 1}
+
+
+@pytest.mark.parametrize(("options", "words"), [({"embedder": 5}, "embedder: 5"), ({"weights": "x"}, "weights: 'x'")])
+def test_what_a_memory_is_opened_with_is_checked(path, options, words):
+    with pytest.raises(MemoryStoreError, match=words):
+        Memory.open(path, **options)
+    assert not path.exists()
+
+
+def test_a_memory_named_like_sqlites_own_in_ram_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_memory(":memory:") as memory:
+        memory.remember("remember this please")
+    with open_memory(tmp_path / ":memory:") as memory:
+        assert len(memory) == 1
+
+
+def test_a_relative_path_is_the_one_it_was(tmp_path, monkeypatch):
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with open_memory("m.db") as memory:
+        monkeypatch.chdir(tmp_path / "deeper")
+        memory.remember("still the same file")
+        assert memory.path == tmp_path / "m.db"
+
+
 def test_a_device_is_no_memory():
     with pytest.raises(MemoryStoreError, match="/dev/null is no file"):
         Memory.open("/dev/null", embedder=HashingEmbedder())
 
 
-def test_forgetting_takes_preferences_that_say_what_only_it_said(path):
+def test_forgetting_takes_preferences_that_name_what_only_it_named(path):
     with open_memory(path) as memory:
-        talk = memory.conversation("s")
+        talk, other = memory.conversation("s"), memory.conversation("t")
         talk.add("My nickname is Zebrafinch7731.", "Noted.")
-        memory.remember("Answers should be short.")
         talk.prefer(name="Zebrafinch7731", deep={"of": ["Zebrafinch7731"]}, length="short", Zebrafinch7731=True)
+        other.prefer(name="Zebrafinch7731")
         memory.forget(next(item.memory_id for item in memory.items() if "nickname" in item.content))
         assert talk.session().preferences == {"length": "short"}
+        assert other.session().preferences == {"name": "Zebrafinch7731"}, "of another session, and set on its own"
         assert memory.doctor().clean
+
+
+@pytest.mark.parametrize(
+    ("told", "preferences"),
+    [
+        ("It is true that cats sleep.", {"verbose": True, "emoji": True}),
+        ("We saw false teeth.", {"verbose": False}),
+        ("I have 5 cats.", {"max_results": 5, "limit": "5"}),
+        ("I bought 2 books.", {"temperature": 0.2}),
+        ("My shoe size is 43", {"font_size": "large"}),
+        ("The tone of the meeting was angry.", {"tone": "short"}),
+        ("The answer was long.", {"answers": "brief"}),
+    ],
+)
+def test_preferences_that_share_an_ordinary_word_stay(memory, told, preferences):
+    talk = memory.conversation("s")
+    talk.prefer(**preferences)
+    memory.forget(memory.remember(told, session_id="s"))
+    assert talk.session().preferences == preferences

@@ -103,3 +103,41 @@ def test_the_command_consolidates(path):
     assert result.exit_code == 0, result.output
     assert f"0.75  {TEA}" in result.output
     assert result.output.endswith("1 facts that were told more than once\n")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The heating in the hall is on.", "The heating in the hall is off."),
+        ("Anna owes Tom 50 euros.", "Tom owes Anna 50 euros."),
+        ("The train goes from Rome to Paris.", "The train goes from Paris to Rome."),
+        ("We need beds for 2 adults and 3 kids.", "We need beds for 3 adults and 2 kids."),
+        ("My sister Anna lives in Rome.", "Does my sister Anna live in Rome?"),
+        ("Call her before lunch.", "Call her after lunch."),
+    ],
+)
+def test_what_says_the_opposite_or_asks_makes_no_knowledge_and_is_no_echo(path, one, other):
+    with open_memory(path) as memory:
+        for session, text in zip("ab", (one, other), strict=True):
+            memory.remember(text, session_id=session)
+        assert memory.consolidate() == []
+        again = memory.remember(other, memory_type="knowledge", source="tool")
+        memory.forget(*[item.memory_id for item in memory.items() if item.content == other])
+        assert memory.remember(other, memory_type="knowledge", source="tool") != again or other.endswith("?")
+
+
+def test_a_question_asked_twice_is_no_knowledge(path):
+    with open_memory(path) as memory:
+        for session in "abc":
+            memory.remember("Where does my sister Anna live?", session_id=session)
+        assert memory.consolidate() == []
+
+
+def test_knowledge_that_was_forgotten_itself_is_not_made_anew_at_once(path):
+    with open_memory(path) as memory:
+        for session in "ab":
+            memory.remember("My dog is called Rex.", session_id=session)
+        (fact,) = memory.consolidate()
+        assert memory.forget(fact.knowledge_id) == [fact.knowledge_id]
+        assert memory.knowledge() == []
+        assert len(memory) == 2

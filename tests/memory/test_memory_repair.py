@@ -368,3 +368,29 @@ def test_a_damaged_file_gets_no_other_vectors(path, name):
     with open_memory(path) as memory, pytest.raises(MemoryStoreError, match=r"is damaged.*--repair"):
         memory.reembed(embedder=HashingEmbedder(model_id="other-64"))
     assert path.read_bytes() == before
+
+
+def test_a_repair_through_a_link_finds_the_log_and_keeps_what_it_held(tmp_path):
+    """SQLite keeps the log beside the file that a link leads to."""
+    real, link = tmp_path / "data" / "m.db", tmp_path / "links" / "mine.db"
+    for folder in (real.parent, link.parent):
+        folder.mkdir()
+    with open_memory(real) as memory:
+        memory.remember("first fact")
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); from tests.memory.helpers import open_memory\n"
+        "memory = open_memory(sys.argv[1])\n"
+        "for number in range(20): memory.remember(f'later fact number {number}')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(real), str(Path(__file__).parents[2])], check=False, timeout=120)
+    link.symlink_to(real)
+    flip(real, real.read_bytes().index(b"first fact") + 2)
+    assert repair(link).memories == 21, "the log has a newer copy of the page"
+    with open_memory(link) as memory:
+        assert (len(memory), memory.path) == (21, real)
+    flip(real, real.read_bytes().index(b"first fact") + 2)
+    assert repair(link).memories == 20
+    with open_memory(link) as memory:
+        assert [kept.parent for kept in memory.kept_files()] == [real.parent]
+    assert list(link.parent.iterdir()) == [link]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agentlab.errors import MemoryStoreError
 from agentlab.memory import Memory, MemoryItem
+from agentlab.memory.chunks import chunk_checksum
 from agentlab.memory.columns import Filter
 
 from .helpers import HashingEmbedder, contents, everything, flip, open_memory
@@ -179,6 +180,29 @@ def test_a_file_of_the_second_schema_is_migrated(path):
         assert found(memory, "b") == ["My dog is called Rex"], "what merged before names its first session only"
         tell(memory, "c")
         assert found(memory, "c") == [TEXT]
+
+
+def test_signatures_and_terms_of_an_older_schema_are_made_anew(path):
+    with open_memory(path) as memory:
+        kept = [memory.remember(text, **{"memory_type": "knowledge"}) for text in ("वह दिन है", "I write C++.")]
+        store = memory._core.store
+        for row in (1, 2):
+            key = row << 12
+            start, end, old, vector, _ = store.db.execute(
+                'SELECT start, "end", terms, vector, checksum FROM chunks WHERE id = ?', (key,)
+            ).fetchone()
+            store.db.execute("INSERT INTO text_index(text_index, rowid, terms) VALUES ('delete', ?, ?)", (key, old))
+            store.db.execute("INSERT INTO text_index(rowid, terms) VALUES (?, 'old words')", (key,))
+            store.db.execute("UPDATE chunks SET terms = 'old words', checksum = ? WHERE id = ?",
+                             (chunk_checksum(start, end, "old words", vector), key))  # fmt: skip
+        store.db.execute("UPDATE memories SET signature = x'00'")
+        store.db.execute("DROP TABLE tellings")
+        store.db.execute("PRAGMA user_version = 2")
+    with open_memory(path) as memory:
+        assert memory.doctor().clean
+        assert memory.remember("वह दिन है", memory_type="knowledge") == kept[0]
+        assert memory.search("दिन")[0].memory_id == kept[0]
+        assert memory.search("old words") == []
 
 
 SESSIONS = st.sampled_from(["a", "b", "c", None])

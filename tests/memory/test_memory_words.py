@@ -68,6 +68,41 @@ def test_signature_ignores_case_punctuation_and_articles_only():
     assert signature("!!") != signature("??")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("वह दिन है", "वह दान है"), ("மாடு வந்தது", "முடி வந்தது"), ("I write C.", "I write C++."),
+        ("I write C#.", "I write C++."), ("The freezer is at -5 degrees.", "The freezer is at 5 degrees."),
+        ("The freezer is at −5 degrees.", "The freezer is at 5 degrees."), ("Mood today: 😀", "Mood today: 😢"),
+        ("It costs $5", "It costs €5"), ("x < 5", "x > 5"), ("2+3", "2-3"), ("5% of it", "5 of it"),
+        ("Plan A works", "Plan works"),
+    ],
+)  # fmt: skip
+def test_another_statement_has_another_signature(one, other):
+    assert signature(one) != signature(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("I got a dog.", "I got the dog"), ("A dog is here", "dog is here!"), ("- buy milk", "buy milk"),
+        ("The “new” plan – ready…", "the 'new' plan ready"), ("**Bold** words", "bold words"),
+        ("C. is a letter", "C is letter"),
+        ("שָׁלוֹם", "שלום"), ("كِتَاب", "كتاب"), ("Ａ１", "a1"), ("今日は晴れ。", "今日は晴れ"),
+        ("a date: 2024-05-01", "date 2024 05 01"),
+    ],
+)  # fmt: skip
+def test_punctuation_articles_and_points_make_no_other_signature(one, other):
+    assert signature(one) == signature(other)
+
+
+def test_vowel_signs_belong_to_their_words():
+    assert terms("हिन्दी में लिखो") == ["हिन्दी", "में", "लिखो"]
+    assert terms("தமிழ் மொழி") == ["தமிழ்", "மொழி"]
+    assert terms("বাংলা ভাষা") == ["বাংলা", "ভাষা"]
+    assert terms("తెలుగు భాష") == ["తెలుగు", "భాష"]
+
+
 def test_sentences_keep_all_text():
     text = 'He said "Go." Then he left! 今日は晴れ。明日は雨。\nDone'
     assert sentences(text) == ['He said "Go."', "Then he left!", "今日は晴れ。", "明日は雨。", "Done"]

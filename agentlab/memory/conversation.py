@@ -118,7 +118,7 @@ class Conversation:
         return item
 
     def _take_back(self, own: list[str], retold: list[str]) -> None:
-        forgetting.take_back(self._core, own, retold)
+        forgetting.take_back(self._core, own, retold, self.session_id)
         raise MemoryStoreError(
             f"what this turn of {self.session_id!r} was answered with or told was forgotten meanwhile; it is not kept"
         )
@@ -132,7 +132,8 @@ class Conversation:
         rows = self._open_rows()
         if not rows:
             return None
-        forgetting.take_back(self._core, rows[-1]["memory_ids"], rows[-1]["retold"], rows[-1]["id"])
+        last = rows[-1]
+        forgetting.take_back(self._core, last["memory_ids"], last["retold"], self.session_id, last["id"])
         return _turn(rows[-1])
 
     def turns(self, last: int = WINDOW) -> list[ConversationItem]:

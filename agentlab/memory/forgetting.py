@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 import time
 from collections import Counter
@@ -57,16 +58,24 @@ def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: st
     return list(gone)
 
 
-def take_back(core: Core, own: Sequence[str], retold: Sequence[str], turn: int | None = None) -> None:
+def take_back(
+    core: Core, own: Sequence[str], retold: Sequence[str], session_id: str, turn: int | None = None
+) -> None:  # fmt: skip
     """Undo one turn, or what one told that is not stored: its memories go with what derives from them.
 
-    Nothing else goes, however much it says the same. retold: memories that it told again, which count once less.
-    turn: the turn's number.
+    Nothing else goes, however much it says the same. own: those that it told first; what was told again since, by
+    whomever, stays and counts once less. retold: memories that it told again, which count once less, too. turn: the
+    turn's number.
     """
     with core.changing() as (index, generation):
         numbers = set() if turn is None else {turn}
-        asked = [memory_id for memory_id in own if core.store.row_of(memory_id) is not None]
-        gone, _ = closure(core, asked, Within(numbers, None))
+        there = core.store.items("memory_id IN (SELECT value FROM json_each(?))", (json.dumps(list(own)),)).values()
+        asked = [item.memory_id for item in there if item.validation_count == 1]
+        again = [item for item in there if item.validation_count > 1]
+        for item in again:
+            row, left = tellings.once_less(core.store, item, session_id, generation)
+            writing.refresh(core, index, row, left)
+        gone, _ = closure(core, asked, Within(numbers, None, frozenset(item.memory_id for item in again)))
         if turn is None:
             _untell(core, index, generation, [memory_id for memory_id in retold if memory_id not in gone])
         dropped = drop(core, index, generation, gone, numbers, "taken back")
@@ -75,13 +84,14 @@ def take_back(core: Core, own: Sequence[str], retold: Sequence[str], turn: int |
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """What may go beside what was asked for: turns by number, memories by id (None: any)."""
+    """What may go beside what was asked for: turns by number, memories by id (None: any) but for those that stay."""
 
     turns: set[int]
     memories: set[str] | None
+    stay: frozenset[str] = frozenset()
 
     def has(self, memory_id: str) -> bool:
-        return self.memories is None or memory_id in self.memories
+        return memory_id not in self.stay and (self.memories is None or memory_id in self.memories)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +121,9 @@ def drop(
         if set(sources) & gone.keys():  # else the knowledge itself is to be forgotten, and is not made anew
             stay += [source for source in sources if source not in gone]
     rows = set()
+    bereft = {derived for memory_id in gone for derived in store.derived_of(memory_id)} - gone.keys()
+    for memory_id in bereft:
+        _lose_sources(core, index, generation, memory_id, gone)
     for memory_id, item in gone.items():
         row = store.row_of(memory_id)
         if row is None:
@@ -133,6 +146,19 @@ def drop(
     for row in rows:
         index.bury(row)
     return Dropped(rows, left)
+
+
+def _lose_sources(core: Core, index: Index, generation: int, memory_id: str, gone: Mapping[str, MemoryItem]) -> None:
+    """Take out of a memory what derived from something that goes, and leave what others told of it directly."""
+    store = core.store
+    item = store.items("memory_id = ?", (memory_id,))
+    if not item or not tellings.of(store, memory_id):
+        return
+    ((_, whole),) = item.items()
+    row, left = tellings.leave(store, memory_id, whole.session_id or "", generation)
+    store.db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
+    store.db.execute("DELETE FROM sources WHERE derived = ?", (memory_id,))
+    writing.refresh(core, index, row, left)
 
 
 def finish(core: Core, dropped: Dropped) -> None:
@@ -247,13 +273,16 @@ def closure(core: Core, asked: Sequence[str], within: Within | None = None) -> t
         if row is not None and memory_id not in gone:
             item = gone[memory_id] = core.store.item_of(row)
             rows.add(row)
-            queue += [one for one in core.store.derived_of(memory_id) if within is None or within.has(one)]
+            # what was told in another session as well stays with that one, see `drop`
+            derived = [one for one in core.store.derived_of(memory_id) if not tellings.of(core.store, one)]
+            queue += [one for one in derived if within is None or within.has(one)]
             for turn in talk.near(item):
                 if (answer := _tells(core, turn, item, gone)) is None:
                     continue
                 turns.add(turn.number)
                 for other in _memories(core, turn.told, gone):
-                    if within is not None and not within.has(other.memory_id):
+                    limited = within is not None and not within.has(other.memory_id)
+                    if limited or tellings.of(core.store, other.memory_id):  # another session told it as well
                         continue
                     if answer and other.source != "person":
                         answers[other.memory_id] = None

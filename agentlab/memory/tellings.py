@@ -108,6 +108,20 @@ def leave(store: Store, memory_id: str, session_id: str, generation: int) -> tup
     return row, left
 
 
+def once_less(store: Store, item: MemoryItem, session_id: str, generation: int) -> tuple[int, MemoryItem]:
+    """Take back one of several tellings of a memory, that of a session: its row id, and what it is now."""
+    known = {telling["session_id"]: telling for telling in of(store, item.memory_id)}
+    if (here := known.get(session_id)) is not None and here["times"] <= 1:
+        return leave(store, item.memory_id, session_id, generation)
+    if here is not None:
+        insert(store, here | {"times": here["times"] - 1})
+    row = store.row_of(item.memory_id)
+    assert row is not None, "it was found in this transaction"
+    left = MemoryItem(**{**vars(item), "validation_count": item.validation_count - 1})
+    store.rewrite(row, left, generation)
+    return row, left
+
+
 def _telling(item: MemoryItem) -> Telling:
     return {
         "memory_id": item.memory_id, "session_id": item.session_id or "", "times": item.validation_count,

@@ -98,6 +98,54 @@ def test_what_only_a_tool_still_says_is_no_longer_the_persons(path):
         assert next(memory.items()).source == "tool"
 
 
+def test_knowledge_that_was_told_directly_too_stays_there_when_its_sources_go(path):
+    with open_memory(path) as memory:
+        for session in "ac":
+            memory.remember("My dog is called Rex.", session_id=session)
+        (fact,) = memory.consolidate()
+        told = memory.remember("My dog is called Rex.", session_id="b", memory_type="knowledge")
+        assert told == fact.knowledge_id
+        memory.forget(session_id="a")
+        assert "My dog is called Rex." in contents(memory.recall("dog", session_id="b"))
+        item = memory.get(told)
+        assert (item.session_id, item.source, item.validation_count, item.derived_from) == ("b", "person", 1, [])
+        assert memory.knowledge() == []
+        assert memory.doctor().clean
+
+
+def test_a_note_that_the_person_told_elsewhere_outlives_its_source(path):
+    note = "Boiler in cellar needs new valve 77."
+    with open_memory(path) as memory:
+        source = memory.remember("Long source about the boiler and the cellar.", session_id="a")
+        memory.remember(
+            note, session_id="a", memory_type="knowledge", source="agent", derived_from=[source], tags=["agents"]
+        )
+        memory.remember(note, session_id="b", memory_type="knowledge")
+        memory.forget(source)
+        assert contents(memory.items()) == [note]
+        (item,) = memory.items()
+        assert (item.session_id, item.source, item.tags) == ("b", "person", [])
+        assert memory.doctor().clean
+
+
+def test_undo_leaves_what_was_told_outside_the_turn(path):
+    with open_memory(path) as memory:
+        talk = memory.conversation("s")
+        talk.add("My cat is called Momo", "Nice name there")
+        memory.remember("My cat is called Momo", session_id="s")
+        talk.undo()
+        (item,) = memory.items()
+        assert (item.content, item.validation_count) == ("My cat is called Momo", 1)
+        note = memory.remember("The alarm code is 4711.", session_id="s", source="agent", memory_type="knowledge")
+        talk.add("Please note my alarm code", "Done and noted", notes=[note])
+        memory.remember("The alarm code is 4711.", session_id="b", memory_type="knowledge")
+        talk.undo()
+        left = memory.get(note)
+        assert (left.session_id, left.source, left.validation_count) == ("b", "person", 1)
+        assert len(memory) == 2
+        assert memory.doctor().clean
+
+
 def test_one_batch_tells_it_in_two_sessions(path):
     with open_memory(path) as memory:
         items = [MemoryItem(memory_id="", content=TEXT, memory_type="knowledge", session_id=s) for s in "aba"]

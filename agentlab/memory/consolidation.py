@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from agentlab.memory import sealed
+from agentlab.memory import sealed, tellings
 from agentlab.memory.chunks import Chunk
 from agentlab.memory.core import Core
 from agentlab.memory.echo import repeats
@@ -93,7 +93,7 @@ def _consolidate_one(core: Core, row: int) -> str | None:
             return _make(core, index, generation, family, sources, told, dimension)
         before = set(core.store.sources_of(known))
         everything = before | set(sources)
-        told = sum(_told(core, memory_id) for memory_id in everything)
+        told = sum(_told(core, memory_id) for memory_id in everything) + _told_directly(core, known, everything)
         stored = core.store.db.execute(
             "SELECT validation_count FROM memories WHERE memory_id = ?", (known,)
         ).fetchone()[0]
@@ -108,6 +108,16 @@ def _consolidate_one(core: Core, row: int) -> str | None:
         if row_known is not None:
             index.columns.told[index.columns.slots(row_known)] = told
         return known
+
+
+def _told_directly(core: Core, known: str, sources: Iterable[str]) -> int:
+    """How often sessions told the knowledge itself; what its sources told is written down beside them."""
+    several = tellings.of(core.store, known)
+    for telling in several:
+        if not telling["session_id"]:  # its own, by which it was made
+            times = sum(_told(core, memory_id) for memory_id in sources)
+            tellings.insert(core.store, telling | {"times": times})
+    return sum(telling["times"] for telling in several if telling["session_id"])
 
 
 def _told(core: Core, memory_id: str) -> int:

@@ -113,6 +113,25 @@ def test_knowledge_that_was_told_directly_too_stays_there_when_its_sources_go(pa
         assert memory.doctor().clean
 
 
+def test_consolidation_keeps_count_of_what_was_told_directly(path):
+    text = "My dog is called Rex."
+    with open_memory(path) as memory:
+        for session in "ac":
+            memory.remember(text, session_id=session)
+        (fact,) = memory.consolidate()
+        for _ in range(2):
+            memory.remember(text, session_id="b", memory_type="knowledge")
+        memory.remember(text, session_id="a")
+        memory.consolidate()
+        assert memory.get(fact.knowledge_id).validation_count == 5
+        assert memory.knowledge()[0].confidence == pytest.approx(1 - 0.5**5)
+        assert memory.consolidate() == []
+        memory.forget(session_id="b")
+        left = memory.get(fact.knowledge_id)
+        assert (left.validation_count, left.source, left.session_id) == (3, "agent", None)
+        assert memory.doctor().clean
+
+
 def test_a_note_that_the_person_told_elsewhere_outlives_its_source(path):
     note = "Boiler in cellar needs new valve 77."
     with open_memory(path) as memory:

@@ -249,7 +249,9 @@ def test_a_step_for_lack_of_memory_and_its_undoing_in_words():
 
 def test_every_kind_of_event_is_described_or_left_out_on_purpose() -> None:
     silent = {"bred", "training_started", "training_step", "evaluation_progress"}
-    others = [events.Warned(message="x"), events.Stopped(reason="x"), RECOVERY]
+    focused = events.Focused(candidate="g001-c00", items=561, doubted=36)
+    assert describe(focused) == "g001-c00 learns first what it would get wrong: 36 of 561 items that it looked at"
+    others = [events.Warned(message="x"), events.Stopped(reason="x"), RECOVERY, focused]
     described = {event.kind for event in [*EVENTS, *others]
                  if describe(event) is not None}  # fmt: skip
     known = {

@@ -81,10 +81,10 @@ class Agent:
         option, or a session without a memory.
         """
         check_asked(task, deadline_s, history)
-        if session_id is not None:
-            check_session(session_id)
         if session_id is not None and self.memory is None:
             raise AgentError(f"session {session_id!r} needs a memory to be kept in; give the agent one")
+        if session_id is not None:
+            check_session(session_id)
         options = self.options if options is None else checked(options)
         return self._steps(task, Budget(deadline_s, cancel), session_id, history, options)
 

@@ -21,8 +21,6 @@ from agentlab.events import (
     Promoted,
     Selected,
     Trained,
-    TrainingStarted,
-    TrainingStep,
     Warned,
 )
 from agentlab.evolution import breeding, continuing, gate, lessons, seal
@@ -32,9 +30,7 @@ from agentlab.evolution.run import Run
 from agentlab.evolution.selection import Ranked, prune, ranked
 from agentlab.evolution.tidying import tidy
 from agentlab.hardware.threads import limit_threads
-from agentlab.learning import TrainingFailed, encode
-from agentlab.learning.sft import train
-from agentlab.learning.state import TrainingState
+from agentlab.learning import TrainingFailed
 from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Training, Verdict
 from agentlab.tasks import Suite
 
@@ -180,7 +176,7 @@ def _learn(bench: Bench, genome: Genome) -> None:
         if start is not None and genome.steps == 0:
             lora, training = start, Training(train_seconds=0.0, train_tokens=0, losses=[])
         else:
-            lora, training = _fine_tune(bench, genome, start)
+            lora, training = lessons.teach(bench, genome, start)
     except (TrainingFailed, AdapterError) as error:
         _fail(bench, candidate, str(error))
         return
@@ -198,61 +194,6 @@ def _learn(bench: Bench, genome: Genome) -> None:
             loss=training.losses[-1] if training.losses else None,
         )
     )
-
-
-def _fine_tune(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[adapters.Lora, Training]:
-    """Train in one go, or in parts with a look at what to learn next in between; a part goes on from the last one."""
-    settings = bench.run.settings.training
-    bench.emit(
-        TrainingStarted(
-            candidate=genome.candidate, steps=genome.steps, learning_rate=genome.learning_rate, rank=genome.rank
-        )
-    )
-    learner, lora = bench.learner, start
-    resume = continuing.beginning(bench.run, genome, bench.emit)
-    whole = Training(train_seconds=0.0, train_tokens=0, losses=[])
-    parts = lessons.parts(bench.run, genome)
-    for number, part in enumerate(parts, start=1):
-        ends: list[TrainingState] = []
-        items = lessons.chosen(bench, part, lora)
-        lora, training = train(
-            learner,
-            part.genome,
-            lora,
-            [encode(learner, bench.suite, item) for item in items],
-            warmup_steps=settings.warmup_steps,
-            average=settings.average,
-            loraplus_ratio=settings.loraplus_ratio,
-            max_length=settings.max_length,
-            max_remedies=settings.max_remedies,
-            resume=resume,
-            keep=continuing.keeper(bench.run, genome, bench.emit) if number == len(parts) else ends.append,
-            emit=_going_on(bench.emit, genome, whole),
-            should_stop=bench.should_stop,
-        )
-        resume = ends[0] if ends else None
-        whole = Training(
-            train_seconds=whole.train_seconds + training.train_seconds,
-            train_tokens=whole.train_tokens + training.train_tokens,
-            losses=[*whole.losses, *training.losses],
-            remedies=[*whole.remedies, *training.remedies],
-        )
-    assert lora is not None, "a candidate is trained in one part at least"
-    return lora, whole
-
-
-def _going_on(emit: Callable[[Event], None], genome: Genome, before: Training) -> Callable[[Event], None]:
-    """`emit` for a part of a training: its steps are counted on from those before."""
-
-    def counted(event: Event) -> None:
-        if isinstance(event, TrainingStep):
-            event = dataclasses.replace(
-                event, step=len(before.losses) + event.step, steps=genome.steps,
-                tokens=before.train_tokens + event.tokens,
-            )  # fmt: skip
-        emit(event)
-
-    return counted
 
 
 def _inherit(bench: Bench, genome: Genome) -> adapters.Lora:

@@ -1,17 +1,22 @@
-"""Which training items a candidate learns from: drawn by its data mix, a continuation's by what its parent lacks."""
+"""How a candidate is taught: its training in parts, and the items that each part learns from."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import numpy as np
 
 from agentlab import adapters
-from agentlab.errors import EvolutionStopped
-from agentlab.events import Focused, Warned
+from agentlab.events import Event, Focused, TrainingStarted, TrainingStep, Warned
+from agentlab.evolution import continuing
 from agentlab.evolution.bench import Bench
 from agentlab.evolution.run import Run
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.learning import encode, sample
-from agentlab.records import Genome
+from agentlab.learning.doubt import doubts
+from agentlab.learning.sft import train
+from agentlab.learning.state import TrainingState
+from agentlab.records import Genome, Training
 from agentlab.tasks import Item
 
 _LEAST_STEPS = 8  # of a part
@@ -24,6 +29,66 @@ class Part:
 
     genome: Genome
     looks: bool
+
+
+def teach(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[adapters.Lora, Training]:
+    """Train a candidate in its parts, each of which goes on where the last one ended: its weights, and what it took.
+
+    start: the weights that it begins with; None: a fresh LoRA. Raises what `sft.train` raises.
+    """
+    settings = bench.run.settings.training
+    bench.emit(
+        TrainingStarted(
+            candidate=genome.candidate, steps=genome.steps, learning_rate=genome.learning_rate, rank=genome.rank
+        )
+    )
+    learner, lora = bench.learner, start
+    resume = continuing.beginning(bench.run, genome, bench.emit)
+    whole = Training(train_seconds=0.0, train_tokens=0, losses=[])
+    divided = parts(bench.run, genome)
+    for number, part in enumerate(divided, start=1):
+        ends: list[TrainingState] = []
+        began = time.monotonic()
+        items = chosen(bench, part, lora)
+        looked_s = time.monotonic() - began  # a part of what training takes
+        lora, training = train(
+            learner,
+            part.genome,
+            lora,
+            [encode(learner, bench.suite, item) for item in items],
+            warmup_steps=settings.warmup_steps,
+            average=settings.average,
+            loraplus_ratio=settings.loraplus_ratio,
+            max_length=settings.max_length,
+            max_remedies=settings.max_remedies,
+            resume=resume,
+            keep=continuing.keeper(bench.run, genome, bench.emit) if number == len(divided) else ends.append,
+            emit=_going_on(bench.emit, genome, whole),
+            should_stop=bench.should_stop,
+        )
+        resume = ends[0] if ends else None
+        whole = Training(
+            train_seconds=whole.train_seconds + looked_s + training.train_seconds,
+            train_tokens=whole.train_tokens + training.train_tokens,
+            losses=[*whole.losses, *training.losses],
+            remedies=[*whole.remedies, *training.remedies],
+        )
+    assert lora is not None, "a candidate is trained in one part at least"
+    return lora, whole
+
+
+def _going_on(emit: Callable[[Event], None], genome: Genome, before: Training) -> Callable[[Event], None]:
+    """`emit` for a part of a training: its steps are counted on from those before."""
+
+    def counted(event: Event) -> None:
+        if isinstance(event, TrainingStep):
+            event = dataclasses.replace(
+                event, step=len(before.losses) + event.step, steps=genome.steps,
+                tokens=before.train_tokens + event.tokens,
+            )  # fmt: skip
+        emit(event)
+
+    return counted
 
 
 def parts(run: Run, genome: Genome) -> list[Part]:
@@ -56,8 +121,6 @@ def chosen(bench: Bench, part: Part, start: adapters.Lora | None) -> list[Item]:
     focus = bench.run.settings.training.focus
     if start is None or not part.looks:
         return sample(items, count, genome.data_mix, genome.seed)
-    from agentlab.learning.doubt import doubts  # which loads torch
-
     learner = bench.learner
     seen = sample(items, min(len(items), _LOOKED_AT * count), {}, genome.seed)
     fitting = [
@@ -68,8 +131,6 @@ def chosen(bench: Bench, part: Part, start: adapters.Lora | None) -> list[Item]:
         return sample(items, count, genome.data_mix, genome.seed)
     try:
         doubt = doubts(learner, start, [example for _, example in fitting], bench.should_stop)
-    except EvolutionStopped:
-        raise
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -53,11 +53,10 @@ _GRAMMAR_JA = frozenset(
     for part in (phrase, *(phrase[i : i + 2] for i in range(len(phrase) - 1)))
 )
 _DENIAL_JA = re.compile(r"ません|な(?:い|かった|く)|(?<=[ぁ-ん])ず(?:に|、|。|$)")
-# function words that no term tells of, one of which turns what a sentence says
+# function words that no term tells of, one of which turns what a sentence says; "was" for "is" is how one reports
 _OPPOSITES = (
     ("on", "off"), ("up", "down"), ("before", "after"), ("above", "below"), ("over", "under"), ("in", "out"),
-    ("inside", "outside"), ("he", "she"), ("his", "her"), ("was", "is"), ("were", "are"), ("was", "will"),
-    ("more", "less"), ("into", "from"),
+    ("inside", "outside"), ("he", "she"), ("his", "her"), ("was", "will"), ("more", "less"),
 )  # fmt: skip
 _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
 

@@ -123,7 +123,7 @@ def drop(
     rows = set()
     bereft = {derived for memory_id in gone for derived in store.derived_of(memory_id)} - gone.keys()
     for memory_id in bereft:
-        _lose_sources(core, index, generation, memory_id, gone)
+        _lose_sources(core, index, generation, memory_id)
     for memory_id, item in gone.items():
         row = store.row_of(memory_id)
         if row is None:
@@ -148,14 +148,13 @@ def drop(
     return Dropped(rows, left)
 
 
-def _lose_sources(core: Core, index: Index, generation: int, memory_id: str, gone: Mapping[str, MemoryItem]) -> None:
+def _lose_sources(core: Core, index: Index, generation: int, memory_id: str) -> None:
     """Take out of a memory what derived from something that goes, and leave what others told of it directly."""
     store = core.store
-    item = store.items("memory_id = ?", (memory_id,))
-    if not item or not tellings.of(store, memory_id):
+    row = store.row_of(memory_id)
+    if row is None or not tellings.of(store, memory_id):
         return
-    ((_, whole),) = item.items()
-    row, left = tellings.leave(store, memory_id, whole.session_id or "", generation)
+    row, left = tellings.leave(store, memory_id, store.item_of(row).session_id or "", generation)
     store.db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
     store.db.execute("DELETE FROM sources WHERE derived = ?", (memory_id,))
     writing.refresh(core, index, row, left)

@@ -9,6 +9,7 @@ from agentlab.memory.records import (
     check_choice,
     check_count,
     check_metadata,
+    check_optional,
     check_share,
     check_string,
     check_tags,
@@ -65,10 +66,6 @@ def _parts(what: str, value: Any) -> list[Value]:
     return [{"text": check_text(what, part["text"]), "sources": _ids(what, part["sources"])} for part in value]
 
 
-def _maybe(what: str, value: Any) -> str | None:
-    return None if value is None else check_text(what, value)
-
-
 def _dict(what: str, value: Any) -> Value:
     try:
         return check_metadata(value)
@@ -91,7 +88,7 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
     },
     "session": {
         "session_id": check_text, "user_id": check_string, "start_time": check_time, "last_activity": check_time,
-        "active_memories": _ids, "preferences": _dict, "summary": _parts, "summarised": _maybe,
+        "active_memories": _ids, "preferences": _dict, "summary": _parts, "summarised": check_optional,
     },
     "knowledge": {
         "knowledge_id": check_text, "title": check_text, "domain": check_string, "confidence": check_share,

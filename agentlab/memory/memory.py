@@ -30,6 +30,7 @@ from agentlab.memory.records import (
     Tombstone,
     check_choice,
     check_number,
+    check_optional,
     check_path,
     check_string,
     check_tags,
@@ -69,8 +70,7 @@ class Memory:
         """
         # SQLite keeps the log beside the file itself, whatever links lead there
         place = (home() / "memory.db" if path is None else check_path(path)).resolve()
-        if embedding_model is not None:
-            check_text("embedding_model", embedding_model)
+        check_optional("embedding_model", embedding_model)
         if embedder is not None:
             check_embedder(embedder)
         if not isinstance(weights, Weights | None):
@@ -170,8 +170,7 @@ class Memory:
         """
         check_text("the query", query)
         check_number("k", k, 1)
-        if session_id is not None:
-            check_text("session_id", session_id)
+        check_optional("session_id", session_id)
         if memory_type is not None:
             check_choice("memory_type", memory_type, MEMORY_TYPES)
         if source is not None:
@@ -259,8 +258,7 @@ class Memory:
     def items(self, *, session_id: str | None = None, memory_type: str | None = None) -> Iterator[MemoryItem]:
         """All memories in the order they came, without embeddings."""
         self._core.check_usable()
-        if session_id is not None:
-            check_text("session_id", session_id)
+        check_optional("session_id", session_id)
         if memory_type is not None:
             check_choice("memory_type", memory_type, MEMORY_TYPES)
         told_there = (
@@ -288,8 +286,7 @@ class Memory:
         self._core.check_usable()
         for memory_id in memory_ids:
             check_text("memory_id", memory_id)
-        if session_id is not None:
-            check_text("session_id", session_id)
+        check_optional("session_id", session_id)
         check_string("reason", reason)
         return forgetting.forget(self._core, memory_ids, reason, session_id=session_id)
 
@@ -392,8 +389,7 @@ class Memory:
     def reembed(self, model: str | None = None, *, embedder: Embedder | None = None) -> int:
         """Change the vectors of all memories to another model's; how many there are. Other processes open anew."""
         self._core.check_usable()
-        if model is not None:
-            check_text("model", model)
+        check_optional("model", model)
         if embedder is not None:
             check_embedder(embedder)
         return maintenance.reembed(self._core, embedder or SentenceEmbedder(model or self._core.model))

@@ -151,6 +151,11 @@ def check_string(what: str, value: str) -> str:
     return "" if isinstance(value, str) and value == "" else check_text(what, value)
 
 
+def check_optional(what: str, value: str | None) -> str | None:
+    """`check_text` that also takes None."""
+    return None if value is None else check_text(what, value)
+
+
 def check_number(what: str, value: int, least: int) -> int:
     """`value` if it is a whole number from `least`; raises MemoryStoreError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= 1 << 53:

@@ -26,11 +26,10 @@ _MARKS += "\u0d81-\u0d83\u0dca-\u0ddf\u0df2\u0df3\u0f71-\u0f84\u1b00-\u1b04\u1b3
 _LETTER, _LATER = rf"[^\W_{_UNSPACED}]", rf"(?:[^\W_{_UNSPACED}]|[{_MARKS}])"
 _ASCII_PIECE = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
 _PIECE = re.compile(rf"[{_UNSPACED}]+|{_LETTER}{_LATER}*(?:['’][^\W\d_{_UNSPACED}]+)?")
-_POINTS = re.compile(
-    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]"
-)  # Hebrew, Arabic: optional
+# Vowel points of Hebrew and Arabic, which are mostly left out.
+_POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]")
 # Signs that make another statement of the same words: of arithmetic, currencies, C++ and C#, a minus before a number.
-_SIGN = re.compile(r"[$%&+/<=>@\\^|~]|(?<=\w)#|(?<![\w)])[-−](?=\d)")
+_SIGN = re.compile(r"[$%&+/<=>@\\^|~]|(?<=\w)#|(?<![\w)])-(?=\d)")
 _LABEL = re.compile(r"(?<=[^\W\d_A-Z] )A\b")  # "plan A": no article is a capital within a sentence
 _HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # words of one character
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
@@ -130,6 +129,8 @@ def _signature(text: str, found: list[str]) -> bytes:
 
 
 def _signs(text: str) -> list[str]:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("−", "-")
     found = _SIGN.findall(text)
     found += ["label a"] * len(_LABEL.findall(text))
     if not text.isascii():

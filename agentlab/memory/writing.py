@@ -24,6 +24,7 @@ from agentlab.memory.records import (
     check_choice,
     check_count,
     check_metadata,
+    check_optional,
     check_share,
     check_string,
     check_tags,
@@ -64,8 +65,7 @@ def checked(item: MemoryItem) -> MemoryItem:
     check_choice("memory_type", item.memory_type, MEMORY_TYPES)
     check_choice("source", item.source, SOURCES)
     check_string("source_name", item.source_name)
-    if item.session_id is not None:
-        check_text("session_id", item.session_id)
+    check_optional("session_id", item.session_id)
     accessed = item.last_accessed
     return replaced(
         item,

@@ -75,7 +75,9 @@ def test_what_it_gets_wrong_comes_more_often(grown, monkeypatch):
     known = {item.id for item in train[::2]}
     prompts = {tuple(encode(bench.learner, bench.suite, item).input_ids) for item in train if item.id in known}
     monkeypatch.setattr(
-        doubt, "doubts", lambda _e, _l, seen, _s: np.array([tuple(one.input_ids) not in prompts for one in seen]) * 1.0
+        lessons,
+        "doubts",
+        lambda _e, _l, seen, _s: np.array([tuple(one.input_ids) not in prompts for one in seen]) * 1.0,
     )
     often = Counter(item.id for item in lessons.chosen(bench, part, start))
     assert often.total() == 200 * genome.batch_size

@@ -141,3 +141,18 @@ def test_knowledge_that_was_forgotten_itself_is_not_made_anew_at_once(path):
         assert memory.forget(fact.knowledge_id) == [fact.knowledge_id]
         assert memory.knowledge() == []
         assert len(memory) == 2
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ("The report is due on Friday.", "You told me that the report was due on Friday."),
+        ("The heating is on.", "As you mentioned, the heating was on."),
+        ("Anna pays Tom every Monday.", "You said that Anna pays Tom every Monday."),
+    ],
+)
+def test_reported_speech_is_still_an_echo(path, known, said):
+    with open_memory(path) as memory:
+        first = memory.remember(known, memory_type="knowledge")
+        assert memory.remember(said, memory_type="knowledge", source="agent") == first
+        assert len(memory) == 1

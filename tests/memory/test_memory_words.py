@@ -86,6 +86,7 @@ def test_another_statement_has_another_signature(one, other):
     ("one", "other"),
     [
         ("I got a dog.", "I got the dog"), ("A dog is here", "dog is here!"), ("- buy milk", "buy milk"),
+        ("It is −5 °C", "It is -5 °C"), ("２＋３", "2+3"),
         ("The “new” plan – ready…", "the 'new' plan ready"), ("**Bold** words", "bold words"),
         ("C. is a letter", "C is letter"),
         ("שָׁלוֹם", "שלום"), ("كِتَاب", "كتاب"), ("Ａ１", "a1"), ("今日は晴れ。", "今日は晴れ"),

@@ -95,12 +95,16 @@ def packed_rows(
     }
 
 
+def projects_plainly(config: Any) -> bool:
+    """Whether a model's logits are its hidden states times its head's weights and nothing more."""
+    return not any(getattr(config, name, None) not in (None, 1, 1.0) for name in _SCALED)
+
+
 def _is_plain(base: Any, inputs: dict[str, Any]) -> bool:
     """Whether the compact loss is this model's loss: on a CPU, dense, with logits that are a plain projection."""
     config = base.config.get_text_config()
     on_cpu = inputs["input_ids"].device.type == "cpu"
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _SCALED)
     # a sliding window would be lost in the packed row
     kinds = getattr(config, "layer_types", None) or []
     windowed = getattr(config, "sliding_window", None) is not None or any(kind != "full_attention" for kind in kinds)
-    return on_cpu and not scaled and not windowed and not hasattr(config, "router_aux_loss_coef")
+    return on_cpu and projects_plainly(config) and not windowed and not hasattr(config, "router_aux_loss_coef")

@@ -33,8 +33,14 @@ def alone(engine, lora, example):
     return sum(float(log_p[at - 1, ids[0, at]]) for at in torch.nonzero(mask).flatten().tolist())
 
 
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("limits", [{}, {"_ROWS": 3}, {"_TOKENS": 50}, {"_LOGITS": 1}])
-def test_doubt_is_one_minus_the_probability_of_the_completion(engine, lora, examples, monkeypatch, limits):
+def test_doubt_is_one_minus_the_probability_of_the_completion(
+    engine, lora, examples, monkeypatch, limits, shared, plain
+):
+    monkeypatch.setattr(doubt, "projects_plainly", lambda _config: plain)
+    monkeypatch.setattr(doubt, "rows_can_share", lambda _cache: shared)
     for name, value in limits.items():
         monkeypatch.setattr(doubt, name, value)
     seen, real = [], doubt._log_likelihoods
@@ -49,7 +55,7 @@ def test_doubt_is_one_minus_the_probability_of_the_completion(engine, lora, exam
 
 
 def test_a_likely_completion_is_not_doubted(engine, lora, examples, monkeypatch):
-    monkeypatch.setattr(doubt, "_log_likelihoods", lambda _engine, batch: np.log(np.linspace(0.5, 1.0, len(batch))))
+    monkeypatch.setattr(doubt, "_log_likelihoods", lambda _engine, batch, *_: np.log(np.linspace(0.5, 1.0, len(batch))))
     found = doubt.doubts(engine, lora, examples)
     assert (found.min(), found.max()) == pytest.approx((0.0, 0.5))
     longest = max(range(len(examples)), key=lambda i: (len(examples[i].input_ids), -i))

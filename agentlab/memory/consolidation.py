@@ -8,10 +8,10 @@ import numpy as np
 from agentlab.memory import sealed, tellings
 from agentlab.memory.chunks import Chunk
 from agentlab.memory.core import Core
-from agentlab.memory.echo import repeats
+from agentlab.memory.echo import is_question, same_fact
 from agentlab.memory.index import Index
 from agentlab.memory.records import KnowledgeItem, MemoryItem
-from agentlab.memory.words import overlap, signature, terms
+from agentlab.memory.words import signature
 from agentlab.memory.writing import add_to_index, new_id
 
 ALIKE = 0.75  # cosine from which on two memories may tell the same; their words decide
@@ -23,20 +23,6 @@ _TITLE_WORDS = 8
 def confidence(told: int) -> float:
     """How sure a fact is that was told `told` times: 0.5, 0.75, 0.875, …; every telling halves the doubt."""
     return float(1 - 0.5**told)
-
-
-def is_question(text: str) -> bool:
-    """Whether a text asks, and tells nothing."""
-    return text.rstrip().endswith(("?", "？"))
-
-
-def same_fact(one: str, other: str) -> bool:
-    """Whether two texts tell the same: all content words of one are in the other, which adds nearly nothing.
-
-    What it adds is neither a name nor a number, and both deny or neither does.
-    """
-    short, long = sorted((one, other), key=lambda text: len(set(terms(text))))
-    return overlap(terms(short), terms(long)) == 1.0 and repeats(long, short)
 
 
 def consolidate(core: Core) -> list[KnowledgeItem]:

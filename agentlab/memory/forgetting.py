@@ -14,7 +14,7 @@ from typing import Any
 from agentlab.errors import StorageError
 from agentlab.memory import consolidation, sealed, tellings, writing
 from agentlab.memory.core import Core
-from agentlab.memory.echo import SAME, content_words, names, repeats, unframed
+from agentlab.memory.echo import SAME, content_words, names, resembles, unframed
 from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.store import unknown
@@ -305,14 +305,14 @@ def _tells(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bo
     words, marks = set(content_words(item.content)), {signature(sentence) for sentence in sentences(item.content)}
     same = [
         (sentence, mark) for sentence, mark, said in turn.sentences
-        if mark in marks or (len(said & words) >= SAME * len(said) and repeats(sentence, item.content))
+        if mark in marks or (len(said & words) >= SAME * len(said) and resembles(sentence, item.content))
     ]  # fmt: skip
     if same:  # what the turn told by itself, or what it repeats of older memories, stays with those
         own = _memories(core, turn.told, gone)
         older = _memories(core, [*turn.echoes, *turn.used], gone)
         known = {signature(sentence) for other in [*own, *older] for sentence in sentences(other.content)}
         if any(
-            mark not in known and not any(repeats(sentence, other.content) for other in older)
+            mark not in known and not any(resembles(sentence, other.content) for other in older)
             for sentence, mark in same
         ):
             return False

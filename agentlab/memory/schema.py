@@ -120,9 +120,10 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX tellings_session ON tellings(session_id);
     """,
+    "",  # signatures that tell more apart, see `respelling`
 )
 VERSION = len(MIGRATIONS)
-_SPELT = 3  # the version from which signatures and terms are as `words` makes them today
+_SPELT = 4  # the version from which signatures and terms are as `words` makes them today
 _SEALED = 2  # the version from which the rows beside the memories have checksums, those that `sealed` covers today
 
 

@@ -28,15 +28,38 @@ _ASCII_PIECE = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
 _PIECE = re.compile(rf"[{_UNSPACED}]+|{_LETTER}{_LATER}*(?:['’][^\W\d_{_UNSPACED}]+)?")
 # Vowel points of Hebrew and Arabic, which are mostly left out.
 _POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]")
-# Signs that make another statement of the same words: of arithmetic, currencies, C++ and C#, a minus before a number.
-_SIGN = re.compile(r"[$%&+/<=>@\\^|~]|(?<=\w)#|(?<![\w)])-(?=\d)")
-_LABEL = re.compile(r"(?<=[^\W\d_A-Z] )A\b")  # "plan A": no article is a capital within a sentence
+# What makes another statement of the same words, beside the words: signs of arithmetic and currencies, C++ and C#, a
+# minus, the point of 3.4, .5 and 10:30, a question mark, and every symbol beyond ASCII, emoji among them.
+_CURRENCY = "$€£¥₹₩"
+_MINUS = rf"(?<![\w)])-(?=\s*[.{_CURRENCY}]?\d)"
+_SIGN = rf"[$%&+/<=>@\\^|~?]|(?<=\w)#|!(?==)|{_MINUS}|\.(?=\d)|(?<=\d)[,:](?=\d)|(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)"
+_PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'-]|!=|\.\d|\d[,:]\d")  # without one of these, an ASCII text is its words
+_ARTICLES = ("a", "an", "the")
+# "plan A", "HDMI A port", "Dr An Lee": no article is a capital within a sentence that is not all capitals
+_LABEL = re.compile(r"(?<=[^\W_] )An?\b")
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−﹣－", "-") | dict.fromkeys("‘’ʼ＇", "'") | {"؟": "?"})
 _HAN = re.compile("[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # words of one character
+_ASCII_WRITTEN = re.compile(rf"[^\W_]+(?:'[^\W\d_]+)?|{_SIGN}")
+_WRITTEN = re.compile(rf"[{_UNSPACED}]+|{_LETTER}{_LATER}*(?:'[^\W\d_{_UNSPACED}]+)?|{_SIGN}|[^\w\s\x00-\x7f]")
+_FORM = re.compile(
+    rf"(?P<number>(?:{_MINUS}\s?|\+)?[{_CURRENCY}]?(?:(?<!\w)\.)?\d+(?:[.,:]\d+)*(?:\s?[%°{_CURRENCY}])?)|[^\W\d_]+[+#]*"
+)
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
 _CONTRACTION = {"n't": " not", "'re": "", "'ve": "", "'ll": "", "'s": "", "'m": "", "'d": ""}
 _DAY_S = 86_400
 _CONTRACTIONS = re.compile(r"(n't|'re|'ve|'ll|'s|'m|'d)\b")
+# What a contraction is short for, where it is one thing: 's and 'd stay
+_OPENED = {
+    "can't": "cannot",
+    "won't": "will not",
+    "n't": " not",
+    "'re": " are",
+    "'ve": " have",
+    "'ll": " will",
+    "'m": " am",
+}
+_OPENING = re.compile(r"(can't|won't|n't|'re|'ve|'ll|'m)\b")
 
 _MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
@@ -112,29 +135,57 @@ def _date_terms(days: int) -> tuple[str, str, str]:
 
 
 def signature(text: str) -> bytes:
-    """16 bytes that are equal for texts of the same words in the same order, up to case, punctuation and articles.
+    """16 bytes that are equal for texts of the same words in the same order, up to case, articles and most punctuation.
 
-    Prepositions and negations stay: "from Rome to Paris" is not "from Paris to Rome". So do signs that say something,
-    emoji among them: C is not C++, 5 degrees are not -5.
+    Merging two statements loses one, keeping one twice loses nothing: so all else counts. Prepositions and negations
+    do ("from Rome to Paris" is not "from Paris to Rome"), accents, and signs that say something, emoji among them: C is
+    not C++, 5 degrees are not -5, 3.4 is not 3-4, a question is no statement.
     """
     return _signature(text, tokens(text))
 
 
 def _signature(text: str, found: list[str]) -> bytes:
-    words = [token for token in found if token not in ("a", "an", "the")] or [text]
-    told = " ".join(words)
-    if signs := _signs(text):
-        told += "\x1f" + " ".join(signs)
+    if not text.isascii() or _PLAIN.search(text):
+        found = _written(text)
+    words = [token for token in found[:-1] if token not in _ARTICLES] + found[-1:]
+    told = " ".join(words or [text])
+    if (labels := len(_LABEL.findall(text))) and not text.isupper():
+        told += f"\x1f{labels}"
     return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
-def _signs(text: str) -> list[str]:
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).replace("−", "-")
-    found = _SIGN.findall(text)
-    found += ["label a"] * len(_LABEL.findall(text))
-    if not text.isascii():
-        found += [char for char in text if not char.isascii() and unicodedata.category(char)[0] == "S"]
+def _written(text: str) -> list[str]:
+    """Words and signs in order: as `tokens`, but with accents and superscripts, and contractions opened in full."""
+    text = plain(text)
+    if "'" in text:
+        text = _OPENING.sub(lambda match: _OPENED[match.group()], text)
+    if text.isascii():
+        return _ASCII_WRITTEN.findall(text)
+    return [piece for piece in _WRITTEN.findall(text) if _is_said(piece)]
+
+
+def _is_said(piece: str) -> bool:
+    """Whether a piece is a word, a sign of ASCII, or a symbol: no bracket, quotation mark or the like."""
+    return piece.isascii() or len(piece) > 1 or piece.isalnum() or unicodedata.category(piece)[0] == "S"
+
+
+def plain(text: str) -> str:
+    """`text` in lower case, with plain dashes and apostrophes, and each letter in its usual width."""
+    if text.isascii():
+        return text.lower()
+    text = "".join(
+        unicodedata.normalize("NFKC", char) if unicodedata.east_asian_width(char) in "FH" else char for char in text
+    )
+    text = _POINTS.sub("", unicodedata.normalize("NFC", text).translate(_DASHES))
+    return unicodedata.normalize("NFC", text.casefold())
+
+
+def forms(text: str) -> dict[str, set[str]]:
+    """How each word is written, as signs make others of it: "c" → {"c", "c++"}; under "" all numbers: {"-5", "$3"}."""
+    found: dict[str, set[str]] = {}
+    for match in _FORM.finditer(plain(text)):
+        written = "".join(match.group().split())
+        found.setdefault("" if match["number"] else written.rstrip("+#"), set()).add(written)
     return found
 
 

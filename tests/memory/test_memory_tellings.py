@@ -11,6 +11,7 @@ from agentlab.errors import MemoryStoreError
 from agentlab.memory import Memory, MemoryItem
 from agentlab.memory.chunks import chunk_checksum
 from agentlab.memory.columns import Filter
+from agentlab.memory.schema import VERSION
 
 from .helpers import HashingEmbedder, contents, everything, flip, open_memory
 
@@ -241,7 +242,7 @@ def test_a_file_of_the_second_schema_is_migrated(path):
     with gzip.open(Path(__file__).with_name("schema_2.db.gz")) as old:
         path.write_bytes(old.read())
     with open_memory(path) as memory:
-        assert memory.stats()["schema_version"] == 3
+        assert memory.stats()["schema_version"] == VERSION
         assert (memory.doctor().clean, len(memory)) == (True, 44)
         assert memory.conversation("s").session().preferences == {"tone": "short"}
         assert found(memory, "b") == ["My dog is called Rex"], "what merged before names its first session only"

@@ -1,0 +1,134 @@
+"""What says the same and what does not: echoes of an agent, facts that two tellings confirm, corrections."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from agentlab.memory.echo import repeats, same_fact
+from agentlab.memory.schema import VERSION
+
+from .helpers import open_memory
+
+
+@pytest.mark.parametrize(
+    ("news", "known"),
+    [
+        ("Bob works at Siemens in Munich as an engineer.", "Anna works at Siemens in Munich as an engineer."),
+        ("My brother has three cats in his house near Berlin.", "My brother has two cats in his house near Berlin."),
+        ("Your rent is twelve hundred euros a month.", "My rent is fourteen hundred euros a month."),
+        ("Your grandmother was a nurse in the town hospital.", "My grandfather was a nurse in the town hospital."),
+        ("The flight to Rome on Friday at noon is cancelled.", "The flight to Rome is on Friday at noon."),
+        ("It is -5 degrees outside in Oslo.", "It is 5 degrees outside in Oslo."),
+        ("It takes 3.4 hours by train to Oslo.", "It takes 3-4 hours by train to Oslo."),
+        ("Your favourite language is C++.", "My favourite language is C."),
+        ("Your favourite language is C.", "My favourite language is C++."),
+        ("The budget is €500.", "The budget is $500."),
+        ("You like dogs more than cats.", "I like cats more than dogs."),
+        ("anna is older than ben", "ben is older than anna"),
+        ("明日の朝9時に東京駅で鈴木さんと会議があります", "明日の朝9時に東京駅で田中さんと会議があります"),
+        ("会議は来週の月曜日の午後にあります", "会議は来週の火曜日の午後にあります"),
+        ("太郎は花子より背が高い", "花子は太郎より背が高い"),
+    ],
+)  # fmt: skip
+def test_one_other_word_is_news(path, news, known):
+    assert not repeats(news, known)
+    with open_memory(path) as memory:
+        first = memory.remember(known, memory_type="knowledge")
+        assert memory.remember(news, memory_type="knowledge", source="agent") != first
+        assert {item.content for item in memory.items()} == {news, known}
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("You told me that the report was due on Friday.", "The report is due on Friday."),
+        ("Zorblax is your cat.", "My cat is called Zorblax."),
+        ("The name of your cat is Zorblax.", "My cat is called Zorblax."),
+        ("You drink green tea every morning.", "Every morning I drink green tea"),
+        ("Your meeting is at 10:30.", "My meeting with Anna is at 10:30 in Oslo."),
+        ("You know C++.", "I know C++ and C#."),
+        ("It's –5 °C in Oslo", "It is -5°C in Oslo today."),
+        ("田中さんと明日会議がありますね。", "明日は田中さんと会議があります。"),
+        ("あなたの猫の名前はタマです", "私の猫の名前はタマです"),
+        ("猫を飼っている", "猫を飼っています"),
+    ],
+)  # fmt: skip
+def test_the_same_in_other_words_is_an_echo(said, known):
+    assert repeats(said, known)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("I like coffee, not tea.", "I like tea, not coffee."),
+        ("I voted for the strike", "I voted against the strike"),
+        ("I write C.", "I write C++."),
+        ("It costs $500", "It costs €500"),
+        ("I will move to Berlin in June", "I moved to Berlin in June"),
+        ("I walk from home to work", "I walk from work to home"),
+        ("I met your sister in Rome", "I met my sister in Rome"),
+        ("My sister is older than my brother.", "My brother is older than my sister."),
+        ("My sister called my brother", "My brother called my sister"),
+        ("Our dogs chase cats", "Our dogs are chased by cats"),
+        ("Never mix A and B, not ever", "Mix A and B, not ever"),
+    ],
+)
+def test_the_opposite_confirms_nothing(path, one, other):
+    assert not same_fact(one, other)
+    assert not same_fact(other, one)
+    with open_memory(path) as memory:
+        memory.remember(one, session_id="a")
+        memory.remember(other, session_id="b")
+        assert memory.consolidate() == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("I drink green tea every morning.", "green tea is what I drink every morning"),
+        ("My cat is called Momo.", "Momo is my cat"),
+        ("The name of my dog is Rex", "My dog is named Rex"),
+        ("I'm allergic to nuts.", "I am allergic to nuts!"),
+        ("The office closes at six.", "My office closes at six"),
+        ("毎朝緑茶を飲みます", "緑茶を毎朝飲みます"),
+    ],
+)
+def test_two_ways_of_telling_a_fact_confirm_it(one, other):
+    assert same_fact(one, other)
+    assert same_fact(other, one)
+
+
+@pytest.mark.parametrize("correction", ["Cancelled!", "False.", "Forget it.", "中止。"])
+def test_a_persons_correction_keeps_what_it_is_about(memory, correction):
+    known = memory.remember("The meeting with Anna is on Friday.")
+    assert memory.recall("meeting")[0].memory_id == known
+    told = memory.remember(f"The meeting with Anna is on Friday. {correction}")
+    assert memory.get(told).content == f"The meeting with Anna is on Friday. {correction}"
+    turn = memory.conversation("later").add(f"The meeting with Anna is on Friday. {correction}", "I see.")
+    assert turn.user_input in {item.content for item in memory.items(session_id="later")}
+
+
+def test_thanks_beside_an_echo_is_no_correction(memory):
+    known = memory.remember("The meeting with Anna is on Friday.", memory_type="knowledge")
+    assert memory.recall("meeting")[0].memory_id == known
+    assert memory.remember("The meeting with Anna is on Friday. Thanks!") == known
+
+
+def test_a_file_of_the_third_schema_tells_more_apart(path):
+    """`schema_3.db.gz` was written by the last version with that schema, whose signatures merged what these do not."""
+    with gzip.open(Path(__file__).with_name("schema_3.db.gz")) as old:
+        path.write_bytes(old.read())
+    with open_memory(path) as memory:
+        assert memory.stats()["schema_version"] == VERSION
+        assert memory.doctor().clean
+        before = {item.content: item.memory_id for item in memory.items(session_id="a")}
+        assert "The code is schön." in before
+        for told, again in (
+            ("I will quit smoking.", "I'll quit smoking"), ("It is 3.4 degrees in Oslo.", "it is 3.4 degrees in Oslo"),
+        ):  # fmt: skip
+            assert memory.remember(again, session_id="a") == before[told]
+        for other in ("I quit smoking.", "It is 3-4 degrees in Oslo.", "The code is schon."):
+            assert memory.remember(other, session_id="a") not in before.values()
+        (fact,) = memory.knowledge()
+        assert fact.validation_count == 2

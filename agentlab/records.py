@@ -47,12 +47,14 @@ class Genome(_Record):
 
 
 class Training(_Record):
-    """What training one candidate took. `losses` per optimiser step; `remedies` as in the events."""
+    """What training one candidate took. `losses` per optimiser step; `remedies` as in the events; memory in MiB."""
 
     train_seconds: float
     train_tokens: int
     losses: list[float]
     remedies: list[dict[str, Any]] = []
+    vram_peak_mib: float = 0.0
+    ram_peak_mib: float = 0.0  # 0: not measured
 
 
 class Score(_Record):

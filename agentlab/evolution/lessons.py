@@ -11,6 +11,7 @@ from agentlab.events import Event, Focused, TrainingStarted, TrainingStep, Warne
 from agentlab.evolution import continuing
 from agentlab.evolution.bench import Bench
 from agentlab.evolution.run import Run
+from agentlab.hardware.meter import PeakMeter
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.learning import encode, sample
 from agentlab.learning.doubt import doubts
@@ -43,6 +44,7 @@ def teach(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[ad
         )
     )
     learner, lora = bench.learner, start
+    meter = PeakMeter()
     resume = continuing.beginning(bench.run, genome, bench.emit)
     whole = Training(train_seconds=0.0, train_tokens=0, losses=[])
     divided = parts(bench.run, genome)
@@ -74,7 +76,8 @@ def teach(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[ad
             remedies=[*whole.remedies, *training.remedies],
         )
     assert lora is not None, "a candidate is trained in one part at least"
-    return lora, whole
+    peaks = {"vram_peak_mib": meter.vram_peak_mib(), "ram_peak_mib": meter.ram_peak_mib()}
+    return lora, whole.model_copy(update=peaks)
 
 
 def _going_on(emit: Callable[[Event], None], genome: Genome, before: Training) -> Callable[[Event], None]:

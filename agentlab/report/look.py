@@ -86,7 +86,9 @@ def hover(candidate: Candidate) -> str:
         lines += score_lines(score)
     lines.append(f"learning rate {genome.learning_rate:.2g} · {genome.steps} steps · rank {genome.rank}")
     if candidate.training:
-        lines.append(f"trained in {words.duration(candidate.training.train_seconds)}")
+        took = f"trained in {words.duration(candidate.training.train_seconds)}"
+        peak = candidate.training.vram_peak_mib or candidate.training.ram_peak_mib
+        lines.append(f"{took} · peak {words.mebibytes(peak)}" if peak else took)
     if candidate.reason:
         lines.append("failed: " + escape(words.clip(words.clean(candidate.reason), 90)))
     return "<br>".join(lines)

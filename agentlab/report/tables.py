@@ -30,7 +30,12 @@ _SCORE = {
     "ram_peak_mib": "ram_peak_mib",
     "eval_seconds": "eval_seconds",
 }
-_TRAINING = {"train_seconds": "train_seconds", "train_tokens": "train_tokens"}
+_TRAINING = {
+    "train_seconds": "train_seconds",
+    "train_tokens": "train_tokens",
+    "train_vram_peak_mib": "vram_peak_mib",
+    "train_ram_peak_mib": "ram_peak_mib",
+}
 _OWN = ("candidate", "generation", "operator", "parents", "merge_weights", "state", "champion", "in_pool")
 COLUMNS = [*_OWN, *_SCORE, *_GENOME, "mutated", *_TRAINING, "loss_last", "remedies", "reason"]
 
@@ -43,7 +48,7 @@ def candidates_table(run: Run) -> "pandas.DataFrame":
     pool = results[-1].pool if results else []
     rows = [_row(candidate, run.champion(), pool) for candidate in run.candidates()]
     frame = pandas.DataFrame(rows, columns=COLUMNS)
-    for name in (*_SCORE, "loss_last", "train_seconds"):
+    for name in (*_SCORE, "loss_last", *(name for name in _TRAINING if name != "train_tokens")):
         frame[name] = frame[name].astype(float)
     frame["train_tokens"] = frame["train_tokens"].astype("Int64")
     return frame

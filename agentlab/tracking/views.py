@@ -69,11 +69,17 @@ def evolution(
         status=timeline.evolution({result.generation for result in results}, complete),
         tags={"agentlab.run": run.id, "agentlab.kind": "evolution", "agentlab.champion": champion},
         params=flat_settings(run.settings),
-        metrics=_sealed_metrics(sealed) if sealed else {},
+        metrics=_planned_metrics(run) | (_sealed_metrics(sealed) if sealed else {}),
         curves=curves,
         splits={"test": "eval"} if sealed else {},
         span=timeline.spans.get("evolution"),
     )
+
+
+def _planned_metrics(run: Run) -> dict[str, float]:
+    """What evaluating and training were planned to take, to compare with the candidates' peaks."""
+    planned = run.planned_mib() or {}
+    return {f"planned_{name}_mib": planned[name] for name in ("evaluate", "train") if name in planned}
 
 
 def _sealed_metrics(sealed: SealedResult) -> dict[str, float]:
@@ -189,6 +195,10 @@ def candidate_metrics(settings: Settings, value: Candidate) -> dict[str, float]:
             "train_tokens": value.training.train_tokens,
             "train_remedies": len(value.training.remedies),
         }
+        if value.training.ram_peak_mib:
+            metrics |= {
+                "train_vram_peak_mib": value.training.vram_peak_mib, "train_ram_peak_mib": value.training.ram_peak_mib
+            }  # fmt: skip
     if value.score is not None:
         score = value.score
         for name in (

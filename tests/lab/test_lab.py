@@ -72,9 +72,12 @@ def test_mlflow_agrees_with_the_records(finished):
         metrics = by_adapter[candidate.genome.candidate]
         assert metrics["accuracy"] == pytest.approx(candidate.score.accuracy)
         assert metrics["fitness"] == pytest.approx(candidate.score.fitness)
+        assert metrics.get("train_ram_peak_mib", 0) == pytest.approx(candidate.training.ram_peak_mib)
+    (evolution,) = mlflow_runs(lab, "evolution")
+    for phase in ("evaluate", "train"):
+        assert evolution.data.metrics[f"planned_{phase}_mib"] == pytest.approx(lab.run.planned_mib()[phase])
     sealed = lab.run.sealed()
     if sealed is not None:
-        (evolution,) = mlflow_runs(lab, "evolution")
         assert evolution.data.metrics["test_accuracy_champion"] == pytest.approx(sealed.champion_score.accuracy)
         assert evolution.data.metrics["test_openings"] == 1
 

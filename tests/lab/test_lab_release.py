@@ -10,6 +10,7 @@ from agentlab.errors import DoesNotFitError, LeaseHeldError
 from agentlab.hardware.lease import holder
 from agentlab.lab import Lab
 from agentlab.report.figures import tradeoff
+from agentlab.report.words import mebibytes
 
 ACCELERATOR = "accelerator.lock"
 
@@ -97,7 +98,14 @@ def test_what_was_planned_lies_beside_what_was_measured(lab):
     assert phases["evaluate"]["fits"]
     assert 0.3 < measured_mib / (phases["evaluate"]["total_bytes"] / 2**20) < 3
     assert lab.run.planned_mib()["evaluate"] == phases["evaluate"]["total_bytes"] / 2**20
-    assert "planned beforehand" in lab.summary()
+    trained = [candidate.training.ram_peak_mib for candidate in lab.run.candidates() if candidate.genome.steps]
+    assert 0.3 < max(trained) / lab.run.planned_mib()["train"] < 3
+    summary = lab.summary()
+    assert "planned beforehand" in summary
+    said = f"{mebibytes(measured_mib)} to evaluate, {mebibytes(max(trained))} to train"
+    assert f"measured at most      {said}" in summary
+    table = lab.results()
+    assert sorted(table["train_ram_peak_mib"]) == sorted(trained)
     assert "planned)" in tradeoff(lab.run).to_json()
 
 

@@ -72,7 +72,7 @@ class Story:
         folder.mkdir(parents=True)
         save_file({"a": np.full((4, 8), generation_of(adapter), np.float32)}, folder / "adapter_model.safetensors")
         files.write_json(folder / "card.json", {"adapter_id": adapter})
-        training = Training(train_seconds=1.5, train_tokens=640, losses=[2.0, 1.5, 1.0])
+        training = Training(train_seconds=1.5, train_tokens=640, losses=[2.0, 1.5, 1.0], ram_peak_mib=700.0)
         digest = files.sha256_file(folder / "adapter_model.safetensors")
         self.change(adapter, state="trained", training=training, weights_sha256=digest)
         self.emit(events.Trained(candidate=adapter, train_seconds=1.5, train_tokens=640, loss=1.0))

@@ -28,6 +28,8 @@ def test_a_candidate_run_carries_the_contract(finished: Story, shown: Shown) -> 
         "eval_seconds": 0.5,
         "train_tokens": 640.0,
         "train_remedies": 0.0,
+        "train_vram_peak_mib": 0.0,
+        "train_ram_peak_mib": 700.0,
         "loss": 1.0,
     }
     ours = {key.removeprefix("agentlab."): value for key, value in child.data.tags.items() if "agentlab." in key}

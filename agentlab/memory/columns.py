@@ -85,6 +85,7 @@ class Columns:
         self._last: dict[int, int] = {}  # session → its newest slot
         self._tagged: dict[str, set[int]] = {}  # tag → row ids
         self._told_in: dict[str, set[int]] = {}  # session → row ids of what was told in others, too
+        self._sessions_of: dict[int, set[str]] = {}  # the same the other way round
 
     def slots(self, row: int) -> slice:
         """Where the memory with this row id stands; an empty slice when it is not here."""
@@ -108,8 +109,7 @@ class Columns:
         for number, slot in enumerate(slots, start=first):
             for tag in slot.tags:
                 self._tagged.setdefault(tag, set()).add(slot.row)
-            for name in slot.told_in:
-                self._told_in.setdefault(name, set()).add(slot.row)
+            self._tell(slot.row, slot.told_in)
             if slot.session_id is not None:
                 session = self._session(slot.session_id)
                 before = self._last.get(session, -1)
@@ -121,25 +121,34 @@ class Columns:
 
     def update(
         self, where: slice, *, importance: float, told: int, uses: int, accessed: float | None, tags: Sequence[str],
-        source: str, session_id: str | None, told_in: Sequence[str],
+        source: str, session_id: str | None, told_in: Sequence[str], more: bool = False,
     ) -> None:  # fmt: skip
-        """Set what may change after a memory was made."""
-        self.importance[where], self.told[where], self.uses[where] = importance, told, uses
-        self.accessed[where] = accessed or 0.0
-        self.source[where] = SOURCES.index(source)
+        """Set what may change after a memory was made. more: it was told again, `told_in` is where; nothing left it."""
         if where.start == where.stop:
             return
         row = int(self.row[where.start])
+        fewer = told < self.told[where.start]
+        self.importance[where], self.told[where], self.uses[where] = importance, told, uses
+        self.accessed[where] = accessed or 0.0
+        self.source[where] = SOURCES.index(source)
         moved = self._move(where, -1 if session_id is None else self._session(session_id))
-        if moved or told_in or any(row in rows for rows in self._told_in.values()):
-            for names, kept in ((self._told_in, told_in), (self._tagged, tags)):  # a session may have left it
-                for name, rows in names.items():
-                    if name not in kept:
+        if not more:
+            before, now = self._sessions_of.pop(row, set()), set(told_in)
+            for name in before - now:
+                self._told_in[name].discard(row)
+            if moved or fewer or before or now:  # a session or a source may have left it
+                kept = set(tags)
+                for tag, rows in self._tagged.items():
+                    if tag not in kept:
                         rows.discard(row)
-                for name in kept:
-                    names.setdefault(name, set()).add(row)
+        self._tell(row, told_in)
         for tag in tags:
             self._tagged.setdefault(tag, set()).add(row)
+
+    def _tell(self, row: int, sessions: Sequence[str]) -> None:
+        for name in sessions:
+            self._told_in.setdefault(name, set()).add(row)
+            self._sessions_of.setdefault(row, set()).add(name)
 
     def _session(self, name: str) -> int:
         return self._sessions.setdefault(name, len(self._sessions))
@@ -180,7 +189,9 @@ class Columns:
         self.dead += int(self.alive[where].sum())
         self.alive[where] = False
         self._unlink(where)
-        for rows in (*self._tagged.values(), *self._told_in.values()):
+        for name in self._sessions_of.pop(row, ()):
+            self._told_in[name].discard(row)
+        for rows in self._tagged.values():
             rows.discard(row)
 
     def _unlink(self, where: slice) -> None:

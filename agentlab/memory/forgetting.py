@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentlab.errors import StorageError
@@ -18,9 +18,10 @@ from agentlab.memory.echo import SAME, content_words, names, resembles, unframed
 from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.store import unknown
-from agentlab.memory.words import STOP_WORDS, sentences, signature, tokens
+from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
 _NEAR = 0.3  # share of a sentence's words that a memory must have to be compared with it in earnest
+_NO_TRACES = STOP_WORDS.union(terms("true false yes no none null not never cannot without nothing nobody"))
 
 
 def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: str | None = None) -> list[str]:
@@ -45,17 +46,19 @@ def forget(core: Core, memory_ids: Iterable[str], reason: str, *, session_id: st
             alone, shared = tellings.told_in(core.store, session_id)
             asked = list(dict.fromkeys([*alone, *asked]))
             numbers = {row["id"] for row in sealed.rows(core.store, "turns", "session_id = ?", (session_id,))}
-        gone, turns = closure(core, asked)
-        dropped = drop(core, index, generation, gone, turns | numbers, reason)
+        gone, turns = closure(core, asked, leaving=session_id)
         if session_id is not None:
             for memory_id in shared:
-                if memory_id not in gone:
-                    row, item = tellings.leave(core.store, memory_id, session_id, generation)
+                if memory_id not in gone and (row := core.store.row_of(memory_id)) is not None:
+                    item = tellings.leave(core.store, row, session_id, generation)
                     writing.refresh(core, index, row, item)
+                    consolidation.recount(core, index, generation, memory_id)
+        dropped = drop(core, index, generation, gone, turns | numbers, reason)
+        if session_id is not None:
             core.store.db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
             core.store.bury(session_mark(session_id), 0, generation, "session", time.time(), "")
     finish(core, dropped)
-    return list(gone)
+    return [*gone, *dropped.weak]
 
 
 def take_back(
@@ -71,14 +74,10 @@ def take_back(
         numbers = set() if turn is None else {turn}
         there = core.store.items("memory_id IN (SELECT value FROM json_each(?))", (json.dumps(list(own)),)).values()
         asked = [item.memory_id for item in there if item.validation_count == 1]
-        again = [item for item in there if item.validation_count > 1]
-        for item in again:
-            row, left = tellings.once_less(core.store, item, session_id, generation)
-            writing.refresh(core, index, row, left)
-        gone, _ = closure(core, asked, Within(numbers, None, frozenset(item.memory_id for item in again)))
-        if turn is None:
-            _untell(core, index, generation, [memory_id for memory_id in retold if memory_id not in gone])
-        dropped = drop(core, index, generation, gone, numbers, "taken back")
+        again = [item.memory_id for item in there if item.validation_count > 1]
+        gone, _ = closure(core, asked, Within(numbers, None, frozenset(again)))
+        less = [(one, session_id) for one in [*again, *(retold if turn is None else ())]]
+        dropped = drop(core, index, generation, gone, numbers, "taken back", less)
     finish(core, dropped)
 
 
@@ -96,10 +95,11 @@ class Within:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Row ids of memories that went, and of those that stay of knowledge that went."""
+    """Row ids of memories that went, and of those that stay of knowledge that went; ids of what is none any more."""
 
     rows: set[int]
     left: list[int]
+    weak: list[str]
 
 
 def session_mark(session_id: str) -> str:
@@ -108,23 +108,28 @@ def session_mark(session_id: str) -> str:
 
 
 def drop(
-    core: Core, index: Index, generation: int, gone: Mapping[str, MemoryItem], turns: set[int], reason: str
-) -> Dropped:
-    """Delete memories and turns and leave tombstones, inside `changing`; `finish` belongs after it."""
+    core: Core, index: Index, generation: int, gone: Mapping[str, MemoryItem], turns: set[int], reason: str,
+    less: Iterable[tuple[str, str]] = (),
+) -> Dropped:  # fmt: skip
+    """Delete memories and turns and leave tombstones, inside `changing`; `finish` belongs after it.
+
+    less: memories that are told once less in a session, for each time that they are named, beside what the turns told
+    again. Knowledge that nobody tells twice any more goes, too.
+    """
     store, now = core.store, time.time()
-    reason = _without_words_of(reason, gone.values())
     talk = sealed.rows(store, "turns", f"id IN ({', '.join(map(str, turns))})")
-    told_less = [memory_id for row in talk for memory_id in row["retold"] if memory_id not in gone]
+    less = [*less, *((memory_id, row["session_id"]) for row in talk for memory_id in row["retold"])]
     stay = []
     for memory_id in gone:
         sources = store.sources_of(memory_id) if sealed.row(store, "knowledge", memory_id) is not None else []
         if set(sources) & gone.keys():  # else the knowledge itself is to be forgotten, and is not made anew
             stay += [source for source in sources if source not in gone]
+    weak = _lose(core, index, generation, gone, [one for one in less if one[0] not in gone])
+    everything = {**gone, **weak}
+    told = _words_told(core, everything)
+    reason = _without_words_of(reason, gone.values())
     rows = set()
-    bereft = {derived for memory_id in gone for derived in store.derived_of(memory_id)} - gone.keys()
-    for memory_id in bereft:
-        _lose_sources(core, index, generation, memory_id)
-    for memory_id, item in gone.items():
+    for memory_id, item in everything.items():
         row = store.row_of(memory_id)
         if row is None:
             continue
@@ -136,8 +141,7 @@ def drop(
     for turn in talk:
         store.db.execute("DELETE FROM turns WHERE id = ?", (turn["id"],))
         store.bury(turn["conversation_id"], 0, generation, "turn", now, "")
-    _drop_names(core, gone, {turn["conversation_id"] for turn in talk})
-    _untell(core, index, generation, told_less)
+    _drop_names(core, everything, {turn["conversation_id"] for turn in talk}, told)
     left = [row for row in map(store.row_of, dict.fromkeys(stay)) if row is not None]
     store.db.executemany("UPDATE memories SET generation = ? WHERE id = ?", [(generation, row) for row in left])
     # a deleted entry's words stay in FTS5's segments until they are merged
@@ -145,19 +149,39 @@ def drop(
     store.owe_purge()
     for row in rows:
         index.bury(row)
-    return Dropped(rows, left)
+    return Dropped(rows, left, list(weak))
 
 
-def _lose_sources(core: Core, index: Index, generation: int, memory_id: str) -> None:
-    """Take out of a memory what derived from something that goes, and leave what others told of it directly."""
+def _lose(
+    core: Core, index: Index, generation: int, gone: Mapping[str, MemoryItem], less: Sequence[tuple[str, str]]
+) -> dict[str, MemoryItem]:  # fmt: skip
+    """Take out of memories that stay what derived from those that go, and what is taken back of their tellings.
+
+    What others told of them directly is left. Returns the knowledge that nobody tells twice any more.
+    """
     store = core.store
-    row = store.row_of(memory_id)
-    if row is None or not tellings.of(store, memory_id):
-        return
-    row, left = tellings.leave(store, memory_id, store.item_of(row).session_id or "", generation)
-    store.db.execute("DELETE FROM knowledge WHERE knowledge_id = ?", (memory_id,))
-    store.db.execute("DELETE FROM sources WHERE derived = ?", (memory_id,))
-    writing.refresh(core, index, row, left)
+    bereft = {derived for memory_id in gone for derived in store.derived_of(memory_id)} - gone.keys()
+    for memory_id in gone:
+        store.db.execute("DELETE FROM sources WHERE source = ?", (memory_id,))
+    for memory_id in sorted(bereft):
+        row = store.row_of(memory_id)
+        if row is None or tellings.is_knowledge(store, memory_id):
+            continue
+        if _told_by_itself(core, memory_id, None):
+            left = tellings.leave(store, row, store.item_of(row).session_id or "", generation)
+            writing.refresh(core, index, row, left)
+    for memory_id, session_id in less:
+        if (row := store.row_of(memory_id)) is not None:
+            writing.refresh(core, index, row, tellings.once_less(store, row, session_id, generation))
+            bereft |= {memory_id, *store.derived_of(memory_id)}
+    weak = {}
+    for memory_id in sorted(bereft - gone.keys()):
+        row = store.row_of(memory_id)
+        if row is not None and not consolidation.recount(core, index, generation, memory_id):
+            weak[memory_id] = store.item_of(row)
+            for derived in store.derived_of(memory_id):  # which goes with what tells it now
+                sealed.link(store.db, derived, store.sources_of(memory_id))
+    return weak
 
 
 def finish(core: Core, dropped: Dropped) -> None:
@@ -179,18 +203,6 @@ def _without_words_of(reason: str, gone: Iterable[MemoryItem]) -> str:
         for word in content_words(text)
     }  # fmt: skip
     return "".join("…" if known & set(content_words(part)) else part for part in re.split(r"(\s+)", reason))
-
-
-def _untell(core: Core, index: Index, generation: int, memory_ids: Sequence[str]) -> None:
-    """Count memories as told once less for each time that they are named."""
-    for memory_id, times in Counter(memory_ids).items():
-        if (row := core.store.row_of(memory_id)) is not None:
-            core.store.db.execute(
-                "UPDATE memories SET validation_count = max(1, validation_count - ?), generation = ? WHERE id = ?",
-                (times, generation, row),
-            )
-            told = "SELECT validation_count FROM memories WHERE id = ?"
-            index.columns.told[index.columns.slots(row)] = core.store.db.execute(told, (row,)).fetchone()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +270,13 @@ def _words(text: str) -> set[str]:
     return found | {token[i : i + 2] for token in found if not token.isascii() for i in range(len(token) - 1)}
 
 
-def closure(core: Core, asked: Sequence[str], within: Within | None = None) -> tuple[dict[str, MemoryItem], set[int]]:
-    """Memories by id and numbers of turns that go, starting from `asked`; `within` limits what else may go."""
+def closure(
+    core: Core, asked: Sequence[str], within: Within | None = None, leaving: str | None = None
+) -> tuple[dict[str, MemoryItem], set[int]]:  # fmt: skip
+    """Memories by id and numbers of turns that go, starting from `asked`; `within` limits what else may go.
+
+    leaving: the session that is forgotten, whose tellings keep nothing.
+    """
     talk = _Turns(core, within)
     gone: dict[str, MemoryItem] = {}
     rows: set[int] = set()  # of what goes
@@ -272,9 +289,9 @@ def closure(core: Core, asked: Sequence[str], within: Within | None = None) -> t
         if row is not None and memory_id not in gone:
             item = gone[memory_id] = core.store.item_of(row)
             rows.add(row)
-            # what was told in another session as well stays with that one, see `drop`
-            derived = [one for one in core.store.derived_of(memory_id) if not tellings.of(core.store, one)]
-            queue += [one for one in derived if within is None or within.has(one)]
+            # what was told in another session as well stays with that one, see `_lose`
+            derived = [one for one in core.store.derived_of(memory_id) if within is None or within.has(one)]
+            queue += [one for one in derived if not _told_by_itself(core, one, leaving)]
             for turn in talk.near(item):
                 if (answer := _tells(core, turn, item, gone)) is None:
                     continue
@@ -294,6 +311,16 @@ def closure(core: Core, asked: Sequence[str], within: Within | None = None) -> t
                 and all(turn.number in turns for turn in talk.naming(one) if one in turn.told + turn.echoes)
             ]  # fmt: skip
     return gone, turns
+
+
+def _told_by_itself(core: Core, memory_id: str, leaving: str | None) -> bool:
+    """Whether somebody told what derives from other memories, too, but in a session that is forgotten."""
+    if (row := core.store.row_of(memory_id)) is None or not tellings.of(core.store, memory_id):
+        return False
+    item = core.store.item_of(row)
+    known = tellings.parts_of(core.store, item)
+    own = None if None in known else item.session_id or ""
+    return bool(known.keys() - {own, leaving, None})
 
 
 def _tells(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bool | None:
@@ -340,20 +367,32 @@ def _memories(core: Core, memory_ids: Iterable[str], without: Iterable[str]) -> 
     return list(core.store.items_of(row for row in rows if row is not None).values())
 
 
-def _texts(value: Any) -> list[str]:
-    """The texts in a value that JSON can hold, however deep."""
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list):
-        return [text for inner in value for text in _texts(inner)]
-    return [value] if isinstance(value, str) else []
+def _words_told(core: Core, gone: Mapping[str, MemoryItem]) -> dict[str, tuple[set[str], set[str]]]:
+    """The words, and those of them that are names, of what goes, by the session that told it, "" for none.
+
+    What consolidation made of talk was told where its sources were. Nothing where no session prefers anything.
+    """
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    if not core.store.db.execute("SELECT 1 FROM sessions WHERE preferences != '{}'").fetchone():
+        return {}
+    for item in gone.values():
+        words = {word for word in content_words(item.content) if not word.isnumeric()} - _NO_TRACES
+        for name in tellings.parts_of(core.store, item).keys() - {None}:
+            known, named = found.setdefault(name or "", (set(), set()))
+            known |= words
+            named |= words.intersection(names(item.content))
+    return found
 
 
-def _drop_names(core: Core, gone: Mapping[str, MemoryItem], conversations: set[str]) -> None:
+def _drop_names(
+    core: Core, gone: Mapping[str, MemoryItem], conversations: set[str],
+    told: Mapping[str, tuple[set[str], set[str]]],
+) -> None:  # fmt: skip
     """Remove what names forgotten memories and turns: relations, knowledge, sentences of summaries, preferences.
 
-    A preference goes when it names what a memory of its session named and nothing that stays does: text with a name
-    or a number-word like Zebra77. Ordinary words, switches and numbers are no trace of anything.
+    A preference goes when it has a word of what its session told, or was told outside of any, that no memory has which
+    stays. Numbers, switches and function words are no trace of anything, nor is a plain key like tone or font_size,
+    unless the forgotten text has it as a name or a number-word like Zebra77. told: those words, and names, by session.
     """
     store = core.store
     for memory_id in gone:
@@ -364,19 +403,44 @@ def _drop_names(core: Core, gone: Mapping[str, MemoryItem], conversations: set[s
     for row in sealed.rows(store, "knowledge"):
         related = [other for other in row["relationships"] if other not in gone]
         sealed.change(store, "knowledge", row["knowledge_id"], relationships=related)
-    sessions = sealed.rows(store, "sessions")
-    for row in sessions:
-        words: set[str] = set()
-        if row["preferences"]:
-            told = [item.content for item in gone.values() if item.session_id == row["session_id"]]
-            named = {word for text in told for word in names(text) if not word.isnumeric()}
-            words = {word for word in named if not store.rows_with(word)}
-        ids = [memory_id for memory_id in row["active_memories"] if memory_id not in gone]
-        parts = [part for part in row["summary"] if not conversations & set(part["sources"])]
+    for row in sealed.rows(store, "sessions"):
+        here = [told[name] for name in (row["session_id"], "") if name in told]
+        words, named = (set().union(*both) for both in zip(*here, strict=True)) if here else (set(), set())
         wishes = {
             name: wish for name, wish in row["preferences"].items()
-            if not words & {word for text in (name, *_texts(wish)) for word in content_words(text)}
+            if all(_stays(core, word) for word in _shared({name: wish}, words, named))
         }  # fmt: skip
+        ids = [memory_id for memory_id in row["active_memories"] if memory_id not in gone]
+        parts = [part for part in row["summary"] if not conversations & set(part["sources"])]
         sealed.change(
             store, "sessions", row["session_id"], active_memories=ids, summary=parts, preferences=wishes
         )  # fmt: skip
+
+
+def _shared(preference: dict[str, Any], words: set[str], named: set[str]) -> set[str]:
+    """Which of `words` a preference has, and of those that are names its plain keys."""
+    found = set()
+    for text, is_key in _texts(preference):
+        # a Han character is a word where it stands alone, else 子供 would be a trace of 花子
+        said = {word for word in content_words(text) if len(word) > 1 or word in tokens(text)}
+        found |= said & (named if is_key and text.isascii() and text.islower() else words)
+    return found
+
+
+def _stays(core: Core, word: str) -> bool:
+    """Whether a memory has a word; the index alone does not tell, because the month of a telling is in there."""
+    rows = sorted(core.store.rows_with(word))
+    return any(word in terms(item.content) for row in rows for item in core.store.items_of([row]).values())
+
+
+def _texts(value: Any) -> Iterator[tuple[str, bool]]:
+    """The texts in a value that JSON can hold, however deep, and whether each is a key."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, True
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value, False

@@ -48,7 +48,7 @@ def repair(path: Path, model: str | None, embedder: Embedder | None) -> Report:
             if found.clean and not short:
                 return found
             problems = found.problems
-        except MemoryStoreError as error:
+        except (MemoryStoreError, ValueError, OverflowError) as error:
             # of the copy, with what to do about it, which is being done
             problems = [str(error).replace(str(copy), str(path)).split("; `agentlab memory doctor")[0]]
         intact = salvage(copy)

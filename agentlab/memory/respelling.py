@@ -4,6 +4,7 @@ import sqlite3
 
 from agentlab.memory.chunks import chunk_checksum, chunk_is_intact
 from agentlab.memory.schema import CHUNK_BITS
+from agentlab.memory.store import COLUMNS, to_item
 from agentlab.memory.words import signature
 from agentlab.memory.writing import index_terms
 
@@ -18,12 +19,13 @@ def respell_all(db: sqlite3.Connection) -> None:
     columns = 'SELECT id, start, "end", terms, vector, checksum FROM chunks WHERE id >= ? AND id < ?'
     last = 0
     while rows := db.execute(
-        "SELECT id, content, created_at, signature FROM memories WHERE id > ? ORDER BY id LIMIT ?", (last, _AT_ONCE)
+        f"SELECT signature, {COLUMNS} FROM memories WHERE id > ? ORDER BY id LIMIT ?", (last, _AT_ONCE)
     ).fetchall():
-        last = rows[-1][0]
-        for row, content, created_at, old in rows:
-            if not isinstance(content, str) or not isinstance(created_at, float):
+        last = rows[-1][1]
+        for old, *fields in rows:
+            if (item := to_item(fields, [])) is None:
                 continue
+            row, content, created_at = fields[0], item.content, item.created_at
             if (mark := signature(content)) != old:
                 db.execute("UPDATE memories SET signature = ? WHERE id = ?", (mark, row))
             low, high = row << CHUNK_BITS, (row + 1) << CHUNK_BITS

@@ -35,7 +35,7 @@ def salvage(copy: Path) -> Salvage:
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
         db.text_factory = text_of
         db.execute("PRAGMA writable_schema = ON")  # a damaged schema is no reason to read nothing
-        with contextlib.suppress(sqlite3.DatabaseError):
+        with contextlib.suppress(sqlite3.DatabaseError, ValueError, OverflowError):  # then it is read as it is
             if db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
                 migrate(db)
         with contextlib.suppress(sqlite3.DatabaseError):

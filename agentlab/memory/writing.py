@@ -233,16 +233,21 @@ def _chunks(item: MemoryItem, spans: Sequence[Span], blobs: Sequence[bytes], fou
 def _merge(core: Core, index: Index, row: int, item: MemoryItem, generation: int) -> str:
     """Count `item` as one more telling of the memory at `row`, and give that its tags."""
     told = tellings.retell(core.store, row, item, generation)
-    refresh(core, index, row, told)
+    several = () if told.session_id == item.session_id else (told.session_id, item.session_id)
+    _show(index, row, told, [name for name in several if name], more=True)
     return told.memory_id
 
 
 def refresh(core: Core, index: Index, row: int, item: MemoryItem) -> None:
     """Bring what was changed of a memory into the view."""
+    _show(index, row, item, tellings.sessions_of(core.store, item.memory_id))
+
+
+def _show(index: Index, row: int, item: MemoryItem, told_in: Sequence[str], *, more: bool = False) -> None:
     index.columns.update(
         index.columns.slots(row), importance=item.importance, told=item.validation_count, uses=item.access_count,
         accessed=item.last_accessed, tags=item.tags, source=item.source, session_id=item.session_id,
-        told_in=tellings.sessions_of(core.store, item.memory_id),
+        told_in=told_in, more=more,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from agentlab.errors import AgentlabError, MemoryStoreError
 from agentlab.memory import Memory, MemoryItem
 
-from .helpers import HashingEmbedder, open_memory
+from .helpers import HashingEmbedder, everything, open_memory
 
 HALF = "\ud800"
 _, PIPE = os.pipe()
@@ -146,6 +146,50 @@ def test_forgetting_takes_preferences_that_name_what_only_it_named(path):
         assert memory.doctor().clean
 
 
+def test_forgetting_leaves_no_byte_of_a_name_in_preferences(path):
+    """However it is written: at the beginning of a sentence, in small letters, in a script without capitals."""
+    told = ("Rosalind is my partner.", "私の妻は花子です。", "the codename is zebrafish")
+    with open_memory(path) as memory:
+        ids = [memory.remember(text, session_id="s") for text in told]
+        talk = memory.conversation("s")
+        talk.prefer(partner="Rosalind", wife="花子", code="zebrafish", Rosalind=True, 花子=1, deep={"Rosalind": ["x"]},
+                    language="ja", limit=5)  # fmt: skip
+        memory.forget(*ids)
+        assert talk.session().preferences == {"language": "ja", "limit": 5}
+    for data in everything(path).values():
+        assert not any(name.encode() in data.lower() for name in ("rosalind", "花子", "zebrafish"))
+
+
+def test_preferences_keep_a_word_that_another_memory_has(memory):
+    talk = memory.conversation("s")
+    ids = [memory.remember(text, session_id="s") for text in ("I speak German.", "My books are in German.")]
+    talk.prefer(language="German", child="子供")
+    memory.forget(ids[0], memory.remember("私の妻は花子です。", session_id="s"))
+    assert talk.session().preferences == {"language": "German", "child": "子供"}
+    memory.forget(ids[1])
+    assert talk.session().preferences == {"child": "子供"}
+
+
+def test_a_month_in_which_others_were_told_is_no_word_of_theirs(memory):
+    talk = memory.conversation("s")
+    talk.prefer(partner="April")
+    memory.remember("The kettle is broken.", session_id="s", created_at=1_776_000_000)  # 2026-04-12
+    memory.forget(memory.remember("April is my partner.", session_id="s"))
+    assert talk.session().preferences == {}
+
+
+@pytest.mark.parametrize("where", [["a"], ["a", "b"], [None]])
+def test_preferences_go_wherever_it_was_told(memory, where):
+    talks = {session: memory.conversation(session) for session in "abc"}
+    for talk in talks.values():
+        talk.prefer(partner="Rosalind")
+    for session in where:
+        told = memory.remember("Rosalind is my partner.", memory_type="knowledge", session_id=session)
+    memory.forget(told)
+    left = [session for session, talk in talks.items() if talk.session().preferences]
+    assert left == [session for session in "abc" if session not in where and where != [None]]
+
+
 @pytest.mark.parametrize(
     ("told", "preferences"),
     [
@@ -156,6 +200,8 @@ def test_forgetting_takes_preferences_that_name_what_only_it_named(path):
         ("My shoe size is 43", {"font_size": "large"}),
         ("The tone of the meeting was angry.", {"tone": "short"}),
         ("The answer was long.", {"answers": "brief"}),
+        ("It is true, it was never on.", {"verbose": "true", "sound": "on", "ask": "never"}),
+        ("It is on.", {"sound": "on"}),
     ],
 )
 def test_preferences_that_share_an_ordinary_word_stay(memory, told, preferences):

@@ -286,6 +286,39 @@ def test_a_damaged_file_of_the_first_schema_is_repaired(path, table):
     assert any("turns are lost" in problem for problem in report.problems) == (table == "turns")
 
 
+@pytest.mark.parametrize("damage", ["created_at = 1e300", "created_at = 9e999", "content = 'other words'"])
+def test_a_damaged_row_of_the_second_schema_is_left_for_who_reads_it(path, damage):
+    """Making its terms anew would believe it, or ask for a date in the year 10^292."""
+    with gzip.open(Path(__file__).with_name("schema_2.db.gz")) as old:
+        path.write_bytes(old.read())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (damaged,) = db.execute("SELECT memory_id FROM memories WHERE id = 3").fetchone()
+        db.execute(f"UPDATE memories SET {damage} WHERE id = 3")
+        db.execute("PRAGMA journal_mode = DELETE")
+    with open_memory(path) as memory:
+        assert len(list(memory.items())) == 43
+        assert contents(memory.recall("dog called Rex", k=1, count=False)) == ["My dog is called Rex"]
+        with pytest.raises(MemoryStoreError, match=rf"damaged \(memory {damaged} does not match"):
+            memory.remember("new")
+    assert repair(path).problems == [f"1 memories are lost: {damaged}"]
+    with open_memory(path) as memory:
+        assert (memory.doctor().clean, len(memory)) == (True, 43)
+
+
+@pytest.mark.parametrize("error", [OverflowError, ValueError])
+def test_a_file_that_cannot_be_migrated_is_repaired_as_it_is(path, monkeypatch, error):
+    def stumble(_):
+        raise error("of a damage that nobody thought of")
+
+    with gzip.open(Path(__file__).with_name("schema_2.db.gz")) as old:
+        path.write_bytes(old.read())
+    monkeypatch.setattr("agentlab.memory.respelling.respell_all", stumble)
+    report = repair(path)
+    assert (report.memories, report.problems) == (44, [])
+    with open_memory(path) as memory:
+        assert memory.doctor().clean
+
+
 def test_what_a_repair_lost_comes_back_by_an_import_also_where_it_had_merged(path, tmp_path):
     text, export = "The bridge is closed on Sundays.", tmp_path / "other.jsonl"
     with open_memory(tmp_path / "other.db") as other:

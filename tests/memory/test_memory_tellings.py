@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentlab.errors import MemoryStoreError
-from agentlab.memory import Memory, MemoryItem
+from agentlab.memory import Memory, MemoryItem, sealed
 from agentlab.memory.chunks import chunk_checksum
 from agentlab.memory.columns import Filter
 from agentlab.memory.schema import VERSION
@@ -174,6 +174,35 @@ def test_one_batch_tells_it_in_two_sessions(path):
         assert next(memory.items()).validation_count == 3
         memory.forget(session_id="a")
         assert next(memory.items()).validation_count == 1
+
+
+def test_telling_it_again_neither_reads_nor_writes_what_other_sessions_told(path, monkeypatch):
+    """Else the time of each telling grows with their number, and that of all with its square."""
+    with open_memory(path) as memory:
+        for number in range(30):
+            tell(memory, f"session {number}")
+        read, written, opened, inserted = [], [], sealed.opened, sealed.insert
+
+        def opening(table, values, checksum):
+            read.append(table)
+            return opened(table, values, checksum)
+
+        def inserting(db, table, values, **options):
+            written.append(table)
+            inserted(db, table, values, **options)
+
+        monkeypatch.setattr(sealed, "opened", opening)
+        monkeypatch.setattr(sealed, "insert", inserting)
+        tell(memory, "session 7", ["x"])
+        tell(memory, "session 30")
+        assert (read.count("tellings"), written.count("tellings")) == (1, 2)
+        monkeypatch.undo()
+        for view in (memory, open_memory(path)):
+            assert found(view, "session 30") == found(view, "session 7") == [TEXT]
+        assert next(memory.items()).validation_count == 32
+        memory.forget(session_id="session 7")
+        assert (next(memory.items()).validation_count, next(memory.items()).tags) == (30, [])
+        assert memory.doctor().clean
 
 
 def test_an_export_carries_the_tellings(shared, tmp_path):

@@ -15,8 +15,9 @@ from agentlab.hardware.monitor import accelerator
 from agentlab.hardware.recovery import Footprint, free_bytes
 from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, choose_engine, open_engine
-from agentlab.inference.chain import Chain, Link, Role
-from agentlab.inference.opening import planned_footprint, served_model
+from agentlab.inference.chain import Chain
+from agentlab.inference.links import Link, Role
+from agentlab.inference.opening import EngineName, planned_footprint, runs_vllm, served_model
 from agentlab.records import BASE
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
             continue
         link = Link(role, name, opener.open, reopen=opener.reopen, planned=opener.planned)
         if role == "primary":
+            scored = run.model()
+            link = link if scored is None else dataclasses.replace(link, engine=scored.engine)
             # the others may be missing until they are needed: that is one of the failures they are there for
             try:
                 files = models.resolve(name, run.root)
@@ -123,8 +126,7 @@ class _Opener:
         if _is_served(self.run, self.role, self.name):
             return open_engine(settings, served_model(self.name), "openai")
         files = self._files()
-        local = "transformers" if settings.model.engine == "openai" else choose_engine(settings, files)
-        return open_engine(settings, files, local, rung=self._rung())
+        return open_engine(settings, files, self._engine(files), rung=self._rung())
 
     def reopen(self, rung: RungName | None, on_cpu: bool) -> Engine:
         """On transformers, at this rung, and on the CPU if need be."""
@@ -132,11 +134,27 @@ class _Opener:
 
     def planned(self) -> Footprint | None:
         try:
-            held = planned_footprint(self.run.settings, models.resolve(self.name, self.run.root), accelerator())
+            files = models.resolve(self.name, self.run.root)
+            held = planned_footprint(self.run.settings, files, accelerator())
         except ModelError:
             return None
         rung = self._rung()
-        return held if held is None or rung is None else dataclasses.replace(held, rung=rung)
+        if held is None or rung is None or self._engine(files) == "vllm":  # which loads the device's usual one
+            return held
+        return dataclasses.replace(held, rung=rung)
+
+    def _engine(self, files: models.ModelFiles) -> EngineName:
+        """The engine that scored the run, where it is here; what the settings ask for before that and for other models.
+
+        Where it is not, as after a run on a larger machine, the link's `engine` lets the chain say so.
+        """
+        wanted = self.run.settings.model.engine
+        if wanted == "openai":
+            return "transformers"
+        known = self.run.model() if self.role == "primary" else None
+        if wanted != "auto" or known is None:
+            return choose_engine(self.run.settings, files)
+        return known.engine if runs_vllm() else "transformers"
 
     def _rung(self) -> RungName | None:
         """What the run's adapters were trained and scored at; None: as for any other model."""

@@ -48,7 +48,8 @@ class ModelSettings(_Section):
     `api_key_env` names an environment variable. What the server does not say: `context_length` in tokens, and
     `tokenizer`, the name or folder of a model on this machine whose tokens are counted.
 
-    `rung` is the precision of the weights; `auto` is the most precise one that fits into the budget.
+    `rung` is the precision of the weights; `auto` is the most precise one that fits into the budget. vLLM loads bf16
+    on a GPU and fp32 on a CPU; at any other rung transformers answers.
     """
 
     primary: str = "smollm2-135m-instruct"
@@ -65,6 +66,11 @@ class ModelSettings(_Section):
     def _consistent(self) -> "ModelSettings":
         if self.engine == "openai" and self.base_url is None:
             raise ValueError("base_url: None; allowed with engine openai: an address like http://localhost:11434/v1")
+        if self.engine == "vllm" and self.rung not in ("auto", "bf16", "fp32"):
+            raise ValueError(
+                f"rung: {self.rung!r}; allowed with engine vllm: auto, bf16 on a GPU, fp32 on a CPU; others with "
+                "engine transformers"
+            )
         if self.engine != "openai":
             given = [key for key in ("base_url", "api_key_env", "context_length", "tokenizer") if getattr(self, key)]
             if given:

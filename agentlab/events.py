@@ -201,7 +201,8 @@ class Warned(Event):
 class RecoveryStep(Event):
     """Memory was lacking and something was given up for it, or it has returned and the step was undone.
 
-    action: shrink_context (tokens), offload_adapters (their number), lower_rung, smaller_model, cpu.
+    action: shrink_context (tokens), offload_adapters (their number), lower_rung, smaller_model, cpu; close_idle (models
+    that were kept for later); shrink_batch (requests), which holds for the rest of them.
     bytes_expected: what the step frees by the ledger's account, or takes when it is undone; 0 where nobody knows.
     """
 

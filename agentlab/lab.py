@@ -174,7 +174,8 @@ class Lab:
     def plan(self, device: "Device | Literal['auto']" = "cuda") -> "Plan":
         """What each model of this experiment needs, and what fits: on a GPU of `budget.vram_gib`, or on this CPU.
 
-        Loads nothing. Raises ModelError for a model of which no config is known.
+        The GPU is at most as large as the one in use here. Loads nothing. Raises ModelError for a model of which no
+        config is known.
         """
         from agentlab.planning import plan_run
 

@@ -15,7 +15,14 @@ from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference.contract import OutOfMemoryError
-from agentlab.inference.opening import beside_sleeping, has_vllm, served_rank, vllm_settings
+from agentlab.inference.opening import (
+    beside_sleeping,
+    check_rung,
+    has_vllm,
+    served_rank,
+    vllm_loads,
+    vllm_settings,
+)
 from agentlab.inference.vllm_settings import (
     ModelSizes,
     VllmSettings,
@@ -30,19 +37,24 @@ _VLLM_BYTES = 2  # of a weight, on a GPU
 
 
 def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") -> Plan:
-    """What each model of the run needs on a GPU of `budget.vram_gib`, or on this machine's CPU. Loads nothing.
+    """What each model of the run needs on a GPU of `budget.vram_gib`, at most as large as the one in use here, or on
+    this machine's CPU. Loads nothing.
 
-    Raises ConfigError for models that a server holds, ModelError for one whose sizes nobody here knows.
+    Raises ConfigError for models that a server holds and for a `model.rung` that is not to be had, ModelError for one
+    whose sizes nobody here knows.
     """
     wanted = run.settings.model
     if wanted.engine == "openai":
         raise ConfigError(
             "key model.engine: 'openai'; allowed for a plan: auto, transformers, vllm: a server's memory is its own"
         )
+    here = machine(device)
+    if wanted.engine == "vllm":
+        check_rung(wanted.rung, here.device)
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
     work = workload(suite)
-    return _on_vllm(make_plan(run.settings, found, machine(device), work), run, work)
+    return _on_vllm(make_plan(run.settings, found, here, work), run, work)
 
 
 def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
@@ -52,6 +64,8 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
     not to be had.
     """
     here = machine("auto")
+    if run.settings.model.engine == "vllm":
+        check_rung(run.settings.model.rung, here.device)
     name = run.settings.model.primary
     primary = Model("primary", name, *models.shape_of(name, run.root))
     if primary.weight_bytes is not None and run.settings.model.rung != "auto":
@@ -134,6 +148,8 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
         bound = run.model() if plan.model.role == "primary" else None
         if bound is None and not (has_vllm() and monitor.accelerator() == "cuda"):
             return None
+        if bound is None and not vllm_loads(run.settings.model.rung, "cuda"):
+            return None
         engine = "auto" if bound is None else bound.engine
     if engine not in ("auto", "vllm"):
         return None
@@ -146,12 +162,16 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:
-    """This machine, seen as one with a GPU (`cuda`), as one without (`cpu`), or as it is (`auto`)."""
+    """This machine, seen as one with a GPU (`cuda`), as one without (`cpu`), or as it is (`auto`).
+
+    The card is the one that torch runs on; as one with a GPU a machine without is seen with a card of any size.
+    """
     stats = monitor.memory_stats()
-    cards = monitor.gpus()
+    here = monitor.accelerator()
+    cards = monitor.gpus() if here == "cuda" else []
     card = cards[0] if cards else None
     return Machine(
-        device=monitor.accelerator() if device == "auto" else device,
+        device=here if device == "auto" else device,
         ram_bytes=int(stats.cpu_total * 2**20),
         card_bytes=None if card is None or card.memory_total_mb is None else int(card.memory_total_mb * 2**20),
         card_name=None if card is None else card.name,

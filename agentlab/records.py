@@ -14,7 +14,10 @@ class _Record(BaseModel):
 
 
 class BaseModelRecord(_Record):
-    """The base model that a run stays with, the engine that scores it, and the rung that it is loaded at."""
+    """The base model that a run stays with, the engine that scores it, and the rung that it is trained at.
+
+    transformers scores at that rung, vLLM at its own.
+    """
 
     name: str
     sha256: str

@@ -2,9 +2,10 @@
 
 The agent has its built-in tools and answers with one of the adapters; the others are loaded beside it, as while a
 population is served. Each task is asked once after a warm-up. Printed are p50 and p95 of the whole answer and of its
-first piece, the share within the target, and tokens per second. On a GPU the allocator is limited to --vram-gib; on a
-CPU the figures say what a CPU does, and the line says so. On transformers all is measured a second time with every
-prompt read from its beginning: what keeping keys and values between requests gains.
+first piece, the share within the target, and tokens per second. On a GPU all stays within --vram-gib: as in a run the
+allocator gets what the driver's context leaves, and --rung auto is the most precise rung whose weights fit; on a CPU
+the figures say what a CPU does, and the line says so. On transformers all is measured a second time with every prompt
+read from its beginning: what keeping keys and values between requests gains.
 
 The adapters are random and change the model a little. Expected time at the defaults: about 5 minutes on two cores
 without a GPU. Ends in one JSON line.
@@ -34,16 +35,7 @@ TASKS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="name or folder (default: %(default)s)")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--adapters", type=int, default=8, help="resident ones (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=16, help="their rank (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="most tokens of an output (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="times each task is asked (default: %(default)s)")
-    parser.add_argument("--vram-gib", type=float, default=5.0, help="limit on a GPU (default: %(default)s)")
-    parser.add_argument("--target-s", type=float, default=2.0, help="of a whole answer (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser().parse_args()
     result = measure(options)
     if options.engine == "transformers":
         anew = measure(options, reuse_prompts=False)
@@ -61,6 +53,34 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from agentlab.hardware.rungs import RUNGS
+
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="smollm2-135m-instruct", help="name or folder (default: %(default)s)")
+    found.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    found.add_argument("--adapters", type=int, default=8, help="resident ones (default: %(default)s)")
+    found.add_argument("--rank", type=int, default=16, help="their rank (default: %(default)s)")
+    found.add_argument("--tokens", type=int, default=32, help="most tokens of an output (default: %(default)s)")
+    found.add_argument("--repeats", type=int, default=3, help="times each task is asked (default: %(default)s)")
+    found.add_argument("--rung", choices=["auto", *RUNGS], default="auto", help="precision, on transformers alone")
+    found.add_argument("--vram-gib", type=float, default=5.0, help="limit on a GPU (default: %(default)s)")
+    found.add_argument("--context-gib", type=float, default=0.35, help="the driver's part of it (default: %(default)s)")
+    found.add_argument("--target-s", type=float, default=2.0, help="of a whole answer (default: %(default)s)")
+    return found
+
+
+def open_transformers(options: argparse.Namespace, files: Any) -> Any:
+    """The transformers engine as a run opens it, within the same limits."""
+    from agentlab import config
+    from agentlab.inference import open_engine
+
+    budget = {"vram_gib": options.vram_gib, "context_gib": options.context_gib}
+    settings = config.from_mapping({"name": "latency", "model": {"rung": options.rung}, "budget": budget}, "latency")
+    return open_engine(settings, files, "transformers")
+
+
 def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str, Any]:
     """Times of all answers."""
     from agentlab import models
@@ -69,13 +89,12 @@ def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str
     from agentlab.agent.steps import Answered, Delta
     from agentlab.inference import Engine
     from agentlab.inference.chain import Chain, Link
-    from agentlab.inference.transformers_engine import TransformersEngine
 
     files = models.resolve(options.model)
     with tempfile.TemporaryDirectory() as scratch:
         folders = {f"g000-c{number:02d}": Path(scratch) / f"g000-c{number:02d}" for number in range(options.adapters)}
-        with TransformersEngine(files, options.vram_gib) as engine:
-            device = engine.device
+        with open_transformers(options, files) as engine:
+            device, rung = engine.device, engine.rung
             for number, folder in enumerate(folders.values()):
                 save(random_lora(engine, options.rank, number), folder)
 
@@ -84,9 +103,12 @@ def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str
             if options.engine == "vllm":
                 from agentlab.inference.vllm_engine import VllmEngine
 
-                found = VllmEngine(files, options.vram_gib, rank=options.rank, adapters=options.adapters)
+                found = VllmEngine(
+                    files, options.vram_gib, rank=options.rank, adapters=options.adapters,
+                    context_gib=options.context_gib,
+                )  # fmt: skip
             else:
-                found = TransformersEngine(files, options.vram_gib)
+                found = open_transformers(options, files)
                 stream = found.stream
                 found.stream = lambda request, *stop: stream(  # type: ignore[method-assign]
                     dataclasses.replace(request, reuse_prompt=reuse_prompts), *stop
@@ -115,6 +137,7 @@ def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str
         "benchmark": "latency",
         "model": options.model,
         "engine": options.engine,
+        "rung": rung if options.engine == "transformers" else None,
         "device": device,
         "adapters": options.adapters,
         "answers": len(whole),

@@ -4,7 +4,8 @@ For each shape a model of random weights is made from its published config, then
 own under a cap on the allocator: serve (one long prompt, 8 adapters beside the base), evaluate (a batch of short
 prompts with one adapter) and train (LoRA of rank 16 with gradient checkpointing). Measured is the peak of what torch's
 allocator has handed out; what it has reserved is printed beside it, and the driver's own context is in neither.
-Nothing is downloaded. Needs an NVIDIA GPU, torch, transformers, peft, trl and bitsandbytes, and about 10 GB of disk.
+Nothing is downloaded. Needs an NVIDIA GPU, torch, transformers, peft, trl, bitsandbytes, pydantic and PyYAML, and about
+10 GB of disk; where agentlab is not installed, PYTHONPATH with its checkout.
 
 `--rehearse` runs the same phases on a tiny shape without a GPU and measures nothing.
 

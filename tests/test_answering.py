@@ -3,8 +3,10 @@
 import pytest
 from chat_server import ChatServer
 
+from agentlab import inference, models
 from agentlab.errors import AdapterError
 from agentlab.lab import Lab
+from agentlab.records import BaseModelRecord
 
 
 def river_length(river: str) -> str:
@@ -58,3 +60,43 @@ def test_an_adapter_of_a_run_is_not_silently_left_out(tiny_experiment):
         pytest.raises(AdapterError, match=r"g000-c00: m answers on a server.*allowed: champion, base"),
     ):
         opened(tiny_experiment, server).agent("g000-c00", remember=False, lease=False)
+
+
+@pytest.fixture
+def begun(tiny_experiment, tiny_model, monkeypatch):
+    """A function that opens an agent of a run whose scores come from an engine, and says what was opened for it."""
+
+    def begin(engine, here, rung="fp32"):
+        lab, opened = Lab.open(tiny_experiment), []
+        model = models.resolve(str(tiny_model))
+        lab.run.save_model(BaseModelRecord(name=model.name, sha256=model.sha256, engine=engine, rung=rung))
+
+        def open_engine(settings, files, name, rung):
+            opened.append((name, rung))
+            found = inference.open_engine(settings, files, "transformers", rung)
+            found.name = name
+            return found
+
+        monkeypatch.setattr("agentlab.answering.open_engine", open_engine)
+        monkeypatch.setattr("agentlab.answering.choose_engine", lambda settings, files: here)
+        monkeypatch.setattr("agentlab.answering.runs_vllm", lambda: here == "vllm")
+        with lab.agent(remember=False, builtin_tools=False, lease=False) as agent:
+            return opened, agent.ask("Who?").fallbacks, agent.chain.links[0].planned().rung
+
+    return begin
+
+
+def test_an_agent_answers_on_the_engine_that_its_run_was_scored_on(begun):
+    assert begun("transformers", here="vllm")[:2] == ([("transformers", "fp32")], [])
+    assert begun("vllm", here="vllm")[:2] == ([("vllm", "fp32")], [])
+
+
+def test_where_the_engine_of_the_run_is_not_here_another_one_answers_and_says_so(begun):
+    opened, (told,), _ = begun("vllm", here="transformers")
+    assert opened == [("transformers", "fp32")]
+    assert told.endswith("its scores are vllm's, and transformers answers")
+
+
+def test_what_vllm_holds_is_not_what_its_run_is_trained_at(begun):
+    assert begun("vllm", here="vllm", rung="nf4")[2] == "fp32"  # on a CPU
+    assert begun("transformers", here="vllm", rung="nf4")[2] == "nf4"

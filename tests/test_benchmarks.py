@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentlab import models
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -109,11 +111,16 @@ def test_two_hundred_clients_for_a_minute_while_the_champion_changes_twice(tiny_
     assert result["exit_code"] == 0
 
 
-def test_agent_counts_as_solved_only_what_is(tmp_path):
-    # by its place: the tests have a package of that name
-    spec = importlib.util.spec_from_file_location("agent_benchmark", BENCHMARKS / "agent.py")
+def loaded(script):
+    """The benchmark as a module, by its place: the tests have packages of such names."""
+    spec = importlib.util.spec_from_file_location(f"{Path(script).stem}_benchmark", BENCHMARKS / script)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_agent_counts_as_solved_only_what_is(tmp_path):
+    benchmark = loaded("agent.py")
     FUNCTIONS, is_solved = benchmark.FUNCTIONS, benchmark.is_solved
 
     from agentlab.tasks import load
@@ -183,8 +190,25 @@ def test_vram_rehearses_every_phase_without_a_gpu():
 
 def test_latency(tiny_model):
     size = ("--adapters", 2, "--rank", 4, "--tokens", 4, "--repeats", 1)
-    result = run("latency.py", "--model", tiny_model, *size)
+    result = run("latency.py", "--model", tiny_model, "--rung", "nf4", *size)
     assert result["benchmark"] == "latency"
     assert result["answers"] == sum(result["states"].values()) == 8
     assert 0 < result["first_p50_s"] <= result["answer_p50_s"] <= result["answer_p95_s"]
     assert result["target_met"] == (result["answer_p95_s"] <= result["target_s"])
+    assert result["rung"] == "nf4"
+
+
+def test_latency_opens_the_engine_as_a_run_does(tiny_model, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    latency, opened = loaded("latency.py"), []
+    monkeypatch.setattr(
+        "agentlab.inference.transformers_engine.TransformersEngine",
+        lambda model, vram_gib, rung, device: opened.append((model.folder, vram_gib, rung)),
+    )
+    for words, expected in (
+        (["--rung", "nf4"], (tiny_model, pytest.approx(4.65), "nf4")),  # the driver's context is not the allocator's
+        (["--vram-gib", "6", "--context-gib", "0.6"], (tiny_model, pytest.approx(5.4), "auto")),
+    ):
+        options = latency.parser().parse_args(["--model", str(tiny_model), *words])
+        latency.open_transformers(options, models.resolve(options.model))
+        assert opened.pop() == expected

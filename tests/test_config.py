@@ -137,6 +137,10 @@ def test_root_is_above_experiments_wherever_one_stands(tmp_path, monkeypatch):
         (["model.engine=openai", "model.base_url=http://me:secret@host/v1"], "model.base_url"),
         (["model.engine=openai", "model.base_url=http://h/v1", "model.api_key_env=sk-123"], "model.api_key_env"),
         (["model.engine=cuda"], "model.engine"),
+        (
+            ["model.engine=vllm", "model.rung=nf4"],
+            "rung: 'nf4'; allowed with engine vllm: auto, bf16 on a GPU, fp32 on",
+        ),
     ],
 )
 def test_an_engine_and_its_keys_belong_together(tmp_path, overrides, message):

@@ -23,7 +23,8 @@ from agentlab.agent.tools import Tool, builtin, tool
 from agentlab.errors import AgentError, MemoryStoreError
 from agentlab.hardware.monitor import memory_stats, process_ram_mb
 from agentlab.inference import Engine
-from agentlab.inference.chain import Chain, ChainExhausted, Link
+from agentlab.inference.chain import Chain
+from agentlab.inference.links import ChainExhausted, Link
 
 if TYPE_CHECKING:
     from agentlab.memory import Memory

@@ -32,7 +32,8 @@ from agentlab.agent.tools import Tool, as_untrusted
 from agentlab.errors import AgentError, AgentlabError, ModelError
 from agentlab.events import RecoveryStep
 from agentlab.inference import Completion, Engine, Request
-from agentlab.inference.chain import Chain, ChainExhausted, Fall, Link
+from agentlab.inference.chain import Chain
+from agentlab.inference.links import ChainExhausted, Fall, Link
 from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure
 
 Choice = Literal["auto", "required", "none"]

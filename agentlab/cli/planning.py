@@ -29,7 +29,7 @@ _WORDS = {
 @overrides
 @click.option(
     "--device", type=click.Choice(["gpu", "cpu"]), default="gpu", show_default=True,
-    help="A GPU of budget.vram_gib, or this machine's CPU and RAM.",
+    help="A GPU of budget.vram_gib, at most as large as the one in use here, or this machine's CPU and RAM.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; sizes are in bytes.")
 def plan(experiment: Path, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
@@ -45,11 +45,13 @@ def plan(experiment: Path, overrides: tuple[str, ...], device: str, as_json: boo
 
 def text(plan: "Plan") -> str:
     """The plan for people."""
-    machine = plan.machine
-    limit = plan.models[0].phases[0].limit_bytes / _GIB
-    place = (
-        f"a GPU, of which {limit:.2f} GiB" if machine.device == "cuda" else f"this CPU's RAM, of which {limit:.2f} GiB"
-    )
+    from agentlab.hardware.plan import is_all_of_the_card
+
+    machine, phase = plan.machine, plan.models[0].phases[0]
+    place = "a GPU" if machine.device == "cuda" else "this CPU's RAM"
+    place += f", of which {phase.limit_bytes / _GIB:.2f} GiB"
+    if is_all_of_the_card(machine, phase):
+        place += f", all that {machine.card_name or 'the card'} has,"
     lines = [f"{plan.experiment}: planned for {place} may be used; sizes in MiB"]
     for model in plan.models:
         lines += ["", *_model_lines(model)]

@@ -69,6 +69,7 @@ class Engines:
         if self._vllm is not None:
             settings = beside_sleeping(settings, self._vllm.asleep_bytes())
         engine = inference.open_engine(settings, self.model_files, name, self._rung)
+        engine.tell = self._emit
         self._emit(
             ModelLoaded(
                 model=self.model_files.name,

@@ -235,7 +235,8 @@ class Run:
         files.write_json(self.folder / "plan.json", dict(plan))
 
     def rung(self) -> RungName | None:
-        """The rung at which the run's adapters are trained and scored; None before it began, or as stored."""
+        """The rung at which the run's adapters are trained, and scored by transformers; None before it began, or as
+        stored."""
         found = self.model()
         return None if found is None else cast("RungName | None", found.rung)
 

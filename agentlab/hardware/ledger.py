@@ -22,9 +22,15 @@ GIB = 2**30
 LOGIT_TILE_TOKENS = 4096
 LOGIT_TILE_VOCAB = 32_768
 KV_ROOM_TOKENS = 64  # agentlab.inference.cache allocates so many tokens ahead
+# agentlab.inference.batch reads a prompt's beginning once when at least so many rows share at least so many tokens.
+SHARE_ROWS = 4
+SHARE_TOKENS = 16
 ADAM_BYTES = 8  # two moments in fp32
 _ADAPTER_BYTES = 4  # PEFT keeps LoRA factors in fp32 beside a 16-bit or quantized base, and they are saved so
 _NORM_BYTES = 4  # RMSNorm keeps its input in fp32
+# Rungs whose frozen modules keep their inputs as if their weights had gradients: MatMul8bitLt of bitsandbytes 0.50.2,
+# HQQMatmulNoCacheMul of hqq 0.2.8.
+INPUT_KEEPERS = ("int8", "hqq3")
 _ADAPTER_FILES = 4096  # config, card and safetensors header
 
 
@@ -158,8 +164,10 @@ def prefill_bytes(
     Largest in the gated MLP, as the forward of transformers' Llama writes it: beside embedding, residual, attention's
     sum and normed input either SiLU, up and their product, or SiLU, what becomes of up, and up's weights restored. Rows
     of unequal length have a mask of a byte per pair of tokens. The logits come in fp32 beside the element type.
-    shared: so many tokens that all rows begin with are read once, before the others.
+    shared: so many tokens that all rows begin with are read once, before the others, where that is worth it.
     """
+    if rows < SHARE_ROWS or shared < SHARE_TOKENS:
+        shared = 0
     count = max(rows * (tokens - shared), shared)
     streams = 4 * element_bytes * count * shape.hidden
     product = element_bytes * count * shape.intermediate
@@ -176,12 +184,12 @@ def dequantization_bytes(shape: ModelShape, rung: Rung, element_bytes: int = 2) 
     """Bytes of the largest linear module restored for a matrix product; 0 where none is restored.
 
     NF4 restores its absolute maxima to fp32 first, twice (their 8 bits, then with their mean). HQQ unpacks, subtracts
-    the zeros and scales: three matrices. LLM.int8 multiplies integers.
+    the zeros and scales: three matrices. LLM.int8 multiplies integers, and restores on the way back alone.
     """
     largest = max(n_in * n_out for n_in, n_out in shape.linears.values())
     if rung.name == "nf4":
         return element_bytes * largest + 2 * 4 * largest // NF4_BLOCK
-    return 3 * element_bytes * largest if rung.name == "hqq3" else 0
+    return {"int8": 1, "hqq3": 3}.get(rung.name, 0) * element_bytes * largest
 
 
 def blas_bytes(threads: int, capability: tuple[int, int] | None = None) -> int:
@@ -277,14 +285,16 @@ def training(
 ) -> Training:  # fmt: skip
     """Bytes of one step of LoRA training with AdamW and TRL's chunked loss."""
     parameters = _ADAPTER_BYTES * lora_parameters(shape, step.rank, step.modules)
-    layer = layer_activation_bytes(shape, step, element_bytes, rung)
+    # as attributes of bitsandbytes' function: autograd, and so checkpointing, knows nothing of them
+    held = frozen_input_bytes(shape, step, element_bytes) if step.checkpointing and rung.name == "int8" else 0
+    layer = layer_activation_bytes(shape, step, element_bytes, rung, inputs=not held)
     boundary = step.rows * step.tokens * shape.hidden * element_bytes
     last_norm = _NORM_BYTES * step.rows * step.tokens * shape.hidden
     backward = _backward_bytes(shape, step, rung, element_bytes)
     loss = last_norm + loss_bytes(shape, step, element_bytes)
     # checkpointing keeps each layer's input and computes one layer again (Chen et al. 2016, arXiv:1604.06174)
     if step.checkpointing:
-        activations, working = shape.layers * boundary, max(loss, layer + backward)
+        activations, working = shape.layers * (boundary + held), max(loss, layer + backward)
     else:
         activations, working = shape.layers * layer, max(loss, backward)
     gradients = parameters if step.accumulated else 0
@@ -301,25 +311,43 @@ def training(
     )
 
 
-def layer_activation_bytes(shape: ModelShape, step: Step, element_bytes: int = 2, rung: Rung = BF16) -> int:
+def layer_activation_bytes(
+    shape: ModelShape, step: Step, element_bytes: int = 2, rung: Rung = BF16, inputs: bool = True
+) -> int:
     """Bytes that one layer keeps for its backward pass, frozen weights and fused attention assumed.
 
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), for a gated MLP, grouped queries and RMSNorm, without
-    the attention matrix, which fused attention does not keep. A frozen linear module keeps nothing; under LoRA it keeps
-    its own copy of its input, and with dropout the mask. Beside a quantized module no copy is made: without dropout
-    LoRA reads the input itself.
+    the attention matrix, which fused attention does not keep. Under LoRA a linear module keeps its own copy of its
+    input, and with dropout the mask. Beside a quantized module no copy is made: without dropout LoRA reads the input
+    itself. A frozen one keeps nothing, but for those of INPUT_KEEPERS. inputs: whether theirs count.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = _NORM_BYTES * (2 * shape.hidden + (q + kv if shape.qk_norm else 0))
     attention = element_bytes * (2 * q + 2 * (q if step.padded else kv)) + 4 * shape.heads  # q, out, k, v, log-sums
     mlp = element_bytes * 3 * shape.intermediate  # gate, its SiLU, up
     adapted = {name: n_in for name, (n_in, _) in shape.linears.items() if name in step.modules}
+    read = set(shape.linears) if inputs and rung.name in INPUT_KEEPERS else set()
     if rung.is_quantized and not step.dropout:
-        read = [adapted.keys() & names for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))]
-        inputs = element_bytes * (shape.hidden * sum(map(bool, read)) + adapted.get("down_proj", 0))
+        read |= adapted.keys()
+        copied = 0
     else:
-        inputs = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted.values())
-    return step.rows * step.tokens * (norms + attention + mlp + inputs + len(adapted) * step.rank * element_bytes)
+        copied = (element_bytes + (step.mask_bytes if step.dropout else 0)) * sum(adapted.values())
+    reading = element_bytes * _read(shape, read)
+    rank = len(adapted) * step.rank * element_bytes
+    return step.rows * step.tokens * (norms + attention + mlp + reading + copied + rank)
+
+
+def frozen_input_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
+    """Bytes of what the linear modules of one layer read, attention's own output included."""
+    attended = shape.heads * shape.head_dim
+    return element_bytes * step.rows * step.tokens * (_read(shape, shape.linears) + attended)
+
+
+def _read(shape: ModelShape, modules: Collection[str]) -> int:
+    """Elements per token of what these modules read, a tensor that several read once; attention's output aside."""
+    shared = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    hidden = sum(any(name in modules for name in names) for names in shared)
+    return hidden * shape.hidden + ("down_proj" in modules) * shape.intermediate
 
 
 def loss_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
@@ -374,12 +402,18 @@ def largest_batch(
         cache = kv_cache_bytes(shape, rows, tokens + KV_ROOM_TOKENS, element_bytes)
         return cache + prefill_bytes(shape, rows, tokens, element_bytes, rung, shared)
 
-    return _largest(lambda rows: needed(rows) <= free_bytes, limit)
+    def fits(rows: int) -> bool:
+        return needed(rows) <= free_bytes
+
+    # from SHARE_ROWS on rows may take less than fewer of them; above and below it more rows take more
+    if limit >= SHARE_ROWS and fits(SHARE_ROWS):
+        return _largest(fits, limit, SHARE_ROWS)
+    return _largest(fits, min(limit, SHARE_ROWS - 1))
 
 
-def _largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to `limit` that fits, where all smaller ones do too; 0 where none does."""
-    low, high = 0, limit
+def _largest(fits: Callable[[int], bool], limit: int, low: int = 0) -> int:
+    """The largest number from `low` to `limit` that fits, where all between do too; `low` is taken to fit."""
+    high = limit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

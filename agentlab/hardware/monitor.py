@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,12 +74,29 @@ def process_ram_mb() -> float:
     return psutil.Process().memory_info().rss / _MB
 
 
+def family_ram_mb() -> float:
+    """Resident memory of this process and of those that it started, in MB.
+
+    Of the others without what they share: their libraries and files are this process's too, as a rule, and would count
+    once for each. Pages of a fork that neither has written to since count twice.
+    """
+    import psutil
+
+    own = psutil.Process()
+    total = own.memory_info().rss
+    for child in own.children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError):  # it may be ending just now
+            memory = child.memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)  # which Linux alone tells
+    return total / _MB
+
+
 def gpus(nvml: Any = None) -> list[Gpu]:
     """The GPUs that the NVIDIA driver knows; an empty list without a driver. Never raises.
 
-    Where CUDA_VISIBLE_DEVICES names some, by number or by UUID, those alone and in that order: the first is the one
-    that torch uses. One that is to hide all (empty, -1) leaves them here, to be shown; see `accelerator`. nvml: the
-    library to ask instead of pynvml.
+    Where CUDA_VISIBLE_DEVICES names some, by number, by UUID or by a MIG instance's, those alone and in that order: the
+    first is the one that torch uses. One that is to hide all (empty, -1) leaves them here, to be shown; see
+    `accelerator`. nvml: the library to ask instead of pynvml.
     """
     nvml = nvml or _nvml()
     return [] if nvml is None else list(_read(nvml))
@@ -129,9 +147,16 @@ def _own_pids() -> set[int]:
 
 
 def accelerator() -> Literal["cuda", "cpu"]:
-    """Where torch will run, asked without importing it: on a GPU that the driver shows, with a torch built for one."""
+    """Where torch will run: what it says itself where it is imported; to import it for that would take seconds.
+
+    Else on a GPU that the driver shows, with a torch built for one.
+    """
     from importlib import metadata
 
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        with contextlib.suppress(Exception):  # another thread may be importing it just now
+            return "cuda" if torch.cuda.is_available() else "cpu"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     with contextlib.suppress(metadata.PackageNotFoundError):
         hidden |= "+cpu" in metadata.version("torch")
@@ -172,6 +197,8 @@ def _handles(nvml: Any) -> list[Any]:
     for word in words:
         if word.isdecimal():
             named = found[int(word) : int(word) + 1]
+        elif word.startswith("MIG-"):  # a part of a card, which NVML does not count as a device
+            named = [_value(nvml.nvmlDeviceGetHandleByUUID, word)]
         else:  # the beginning of an UUID suffices
             named = [handle for handle in found if handle is not None and _uuid(nvml, handle).startswith(word)]
         if len(named) != 1 or named[0] is None:  # CUDA hides the first that is none, and all after it

@@ -87,7 +87,9 @@ def check_fits(plan: Plan) -> None:
         return
     phase = max(primary.phases, key=lambda phase: phase.over_bytes)
     line, size = max(phase.lines, key=lambda line: line[1])
-    if plan.machine.device == "cuda":
+    if is_all_of_the_card(plan.machine, phase):
+        allowed = f"{plan.machine.card_name or 'the card'} has {phase.limit_bytes / GIB:.2f} in all"
+    elif plan.machine.device == "cuda":
         allowed = f"key budget.vram_gib allows {phase.limit_bytes / GIB:.2f}"
     else:
         allowed = f"this machine allows {phase.limit_bytes / GIB:.2f} (key budget.ram_fraction of its RAM)"
@@ -98,6 +100,11 @@ def check_fits(plan: Plan) -> None:
         f"({line.replace('_', ' ')}: {size / GIB:.2f}), {allowed}, {phase.over_bytes / GIB:.2f} GiB too much; "
         f"what would fit: {remedy}"
     )
+
+
+def is_all_of_the_card(machine: Machine, phase: Phase) -> bool:
+    """Whether the whole card is what limits a phase, so that `budget.vram_gib` is no less."""
+    return machine.device == "cuda" and phase.limit_bytes == machine.card_bytes
 
 
 def allowed_rungs(settings: Settings, device: Device) -> tuple[Rung, ...]:

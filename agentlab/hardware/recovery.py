@@ -42,7 +42,7 @@ class Footprint:
 class Situation:
     """Where memory was lacking, and what is left to try.
 
-    footprint: None for an engine that has nothing to give up, such as a server. asked_tokens: prompt and answer of the
+    footprint: None where nothing can be given up, as of a model on a server. asked_tokens: prompt and answer of the
     request that failed. least_tokens: what the answer cannot do without. smaller: the next model of the chain.
     cpu: the model that could be loaded on the CPU.
     """

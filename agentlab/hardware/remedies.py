@@ -113,9 +113,11 @@ def machine_notes(settings: Settings, machine: Machine) -> list[str]:
     if machine.device == "cpu":
         return []
     wanted = (budget.vram_gib + budget.reserve_gib) * GIB
-    if machine.card_bytes is not None and wanted > machine.card_bytes:
-        return [
-            f"budget.vram_gib + budget.reserve_gib = {wanted / GIB:.2f} GiB, and {machine.card_name or 'the card'} has "
-            f"{machine.card_bytes / GIB:.2f}: lower the budget, or a screen and other programs will not have enough"
-        ]
-    return []
+    if machine.card_bytes is None or wanted <= machine.card_bytes:
+        return []
+    card, has = machine.card_name or "the card", machine.card_bytes / GIB
+    if has < budget.vram_gib:
+        text = f"budget.vram_gib = {budget.vram_gib:.2f} GiB is more than {card} has ({has:.2f}), which is planned with"
+    else:
+        text = f"budget.vram_gib + budget.reserve_gib = {wanted / GIB:.2f} GiB, and {card} has {has:.2f}"
+    return [f"{text}: lower the budget, or a screen and other programs will not have enough"]

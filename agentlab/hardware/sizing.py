@@ -107,7 +107,8 @@ class _Sizing:
     def limit(self) -> int:
         budget = self.settings.budget
         if self.machine.device == "cuda":
-            return int(budget.vram_gib * GIB)
+            allowed = int(budget.vram_gib * GIB)
+            return allowed if self.machine.card_bytes is None else min(allowed, self.machine.card_bytes)
         return int(budget.ram_fraction * self.machine.ram_bytes)
 
     @property

@@ -14,7 +14,7 @@ from agentlab.config import BudgetSettings
 from agentlab.hardware import monitor
 
 OTHERS = "other_processes"
-UNATTRIBUTED = "unattributed"  # of this process, but nobody registered it
+UNATTRIBUTED = "unattributed"  # of this process and those that it started, but nobody registered it
 AlertKind = Literal["memory", "temperature", "swap"]
 
 _log = logging.getLogger(__name__)
@@ -34,9 +34,11 @@ class Holding:
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading. Memory is that of the GPU in use or, without one, the RAM; None: the driver does not report it.
+    """One reading. Memory is that of the GPU in use, else the RAM: where there is none, where torch does not use it, or
+    where nobody can read its memory. None: the driver does not report it.
 
-    owners: MiB of each owner, with OTHERS and UNATTRIBUTED; the two are missing where this process's share is unknown.
+    owners: MiB of each owner, with OTHERS and UNATTRIBUTED; the two are missing where the share of this process and of
+    those that it started is unknown.
     """
 
     time_s: float
@@ -213,24 +215,33 @@ class Monitor:
 
 
 def read(holdings: Mapping[str, Holding], device_index: int = 0, nvml: Any = None) -> Sample:
-    """One sample of the GPU of that index or, without a GPU, of the RAM."""
-    cards = monitor.gpus(nvml)
+    """One sample of the GPU of that index where torch runs on one, else of the RAM.
+
+    holdings: of the memory that torch runs in; where a GPU cannot be read the RAM is, of which they hold nothing.
+    """
+    on_a_card = monitor.accelerator() == "cuda"
+    cards = monitor.gpus(nvml) if on_a_card else []
+    card = cards[device_index] if device_index < len(cards) else None
     stats = monitor.memory_stats()
     owners = {owner: holding.held_mib for owner, holding in holdings.items()}
     idle = sum(holding.idle_mib for holding in holdings.values())
-    card = cards[device_index] if device_index < len(cards) else None
+    device: Literal["cuda", "cpu"] = "cuda"
     own: float | None
     if card is None or card.memory_total_mb is None or card.memory_used_mb is None:
-        total, used, own = stats.cpu_total, stats.cpu_used, monitor.process_ram_mb()
+        device, name = "cpu", "RAM"
+        total, used, own = stats.cpu_total, stats.cpu_used, monitor.family_ram_mb()
+        if on_a_card:
+            owners, idle = {}, 0.0
     else:
+        name = card.name
         total, used, own = card.memory_total_mb, card.memory_used_mb, monitor.process_vram_mb(device_index, nvml)
     if own is not None:
         owners[UNATTRIBUTED] = max(0.0, own - sum(owners.values()))
         owners[OTHERS] = max(0.0, used - own)
     return Sample(
         time_s=time.time(),
-        device="cpu" if card is None else "cuda",
-        name="RAM" if card is None else card.name,
+        device=device,
+        name=name,
         total_mib=total,
         used_mib=used,
         swap_used_mib=stats.swap_used,

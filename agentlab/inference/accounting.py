@@ -1,9 +1,10 @@
-"""What the models in use hold, for whoever watches memory."""
+"""What the models in use hold of the memory that is watched: the card's where torch runs on one, else the RAM."""
 
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from agentlab.hardware import monitor
 from agentlab.hardware.watch import OWNERS, Holding
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ _children: "weakref.WeakSet[VllmEngine]" = weakref.WeakSet()
 def account_for(model: "ResidentModel") -> None:
     """Count the model's base, its adapters and, on a GPU, what training or answering takes beside them.
 
-    For as long as the model lives and is not closed. The allocator's cache is reserved on purpose and idle: it is
-    given up when somebody needs it.
+    For as long as the model lives and is not closed; one that was moved into the RAM beside a GPU holds none of it.
+    The allocator's cache is reserved on purpose and idle: it is given up when somebody needs it.
     """
     with _lock:
         _models.add(model)
@@ -46,8 +47,9 @@ def _register() -> None:
 
 
 def _in_use() -> "tuple[list[ResidentModel], list[VllmEngine]]":
+    watched = monitor.accelerator()
     with _lock:
-        models = [one for one in _models if one.base is not None]
+        models = [one for one in _models if one.base is not None and one.device == watched]
         children = [one for one in _children if one.is_running]
     if not models and not children:
         raise LookupError("no model is in use")  # the registry leaves out whoever cannot answer

@@ -6,13 +6,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
+from agentlab.hardware.ledger import SHARE_ROWS, SHARE_TOKENS
 from agentlab.inference.constrained import Constrained
 from agentlab.inference.contract import Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix
-
-# A prompt's beginning is computed once per batch when at least so many rows share at least so many tokens.
-_SHARE_ROWS = 4
-_SHARE_TOKENS = 16
 
 
 class Batch:
@@ -33,8 +30,8 @@ class Batch:
         self.structured = [None] * len(requests) if constrained is None else list(constrained.rows)
         self._pad = pad
         self._longest = longest = max(len(prompt) for prompt in prompts)
-        shared = common_prefix(prompts) if share and len(prompts) >= _SHARE_ROWS else 0
-        self._shared = shared = shared if shared >= _SHARE_TOKENS else 0
+        shared = common_prefix(prompts) if share and len(prompts) >= SHARE_ROWS else 0
+        self._shared = shared = shared if shared >= SHARE_TOKENS else 0
         # (B, T): what all prompts begin with, padding, the rest of each prompt
         rows = [(p[:shared], longest - len(p), p[shared:]) for p in prompts]
         self._ids = torch.tensor([head + [pad] * gap + tail for head, gap, tail in rows], device=device)

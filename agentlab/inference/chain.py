@@ -4,49 +4,19 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Literal, Self, cast
 
 from agentlab.config import RungName
-from agentlab.errors import AgentlabError, ModelError
+from agentlab.errors import AgentlabError
 from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
 from agentlab.inference.contract import Engine, EngineBroken, EngineError, OutOfMemoryError
+from agentlab.inference.links import ChainExhausted, Fall, Link, pin
 
-Role = Literal["primary", "fallback", "emergency"]
 _LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
 _MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
-
-
-@dataclasses.dataclass(frozen=True)
-class Link:
-    """One model of the chain; `open` loads it. The adapter, an id and its folder, fits this model alone.
-
-    pinned: keep the adapter on the device beside whatever else is loaded, where the engine has room for that.
-    reopen: loads it at a rung, None for the usual one, and on the CPU if the second argument says so; a link without it
-    is only opened as it is. planned: what it will hold when it is opened, known without loading it.
-    """
-
-    role: Role
-    model: str
-    open: Callable[[], Engine]
-    adapter: str | None = None
-    adapter_folder: Path | None = None
-    adapter_sha256: str | None = None
-    pinned: bool = False
-    reopen: Callable[[RungName | None, bool], Engine] | None = None
-    planned: Callable[[], Footprint | None] = lambda: None
-
-
-@dataclasses.dataclass(frozen=True)
-class Fall:
-    """One step down the chain, or to the same model opened anew, and why."""
-
-    from_model: str
-    to_model: str
-    reason: str
 
 
 @dataclasses.dataclass
@@ -54,16 +24,14 @@ class _Taken:
     """A step that was taken for lack of memory and not undone yet.
 
     position: whose; origin: of the model that gave way to the CPU. engine: on which it acts, None until that is loaded.
+    at_opening: nothing was changed in place, and the model that is opened without this step may be on another engine.
     """
 
     action: Action
     position: int
     engine: Engine | None = None
     origin: int = -1
-
-
-class ChainExhausted(ModelError):
-    """No model of the chain is left; the message says what became of each."""
+    at_opening: bool = False
 
 
 class Chain:
@@ -123,16 +91,17 @@ class Chain:
                 let_go(error)
                 if not is_out_of_memory(error):
                     self.fall(f"{self.link.model} cannot be loaded: {_first_line(error)}", broken=True)
-                elif not self._close_idle():
+                elif not self._close_idle(error):
                     self._relieve("loading", error)
 
     def _load(self) -> Engine:
         link, rung, on_cpu = self.link, self._rungs.get(self._position), self._on_cpu == self._position
         engine = link.reopen(rung, on_cpu) if link.reopen is not None and (rung or on_cpu) else link.open()
+        engine.tell = self._news.append
         if link.adapter is not None and link.adapter_folder is not None:
             try:
                 engine.load_adapter(link.adapter, link.adapter_folder)
-                _pin(engine, link)
+                pin(engine, link)
             except BaseException:
                 engine.close()
                 raise
@@ -141,6 +110,10 @@ class Chain:
                 if one.action.kind == "shrink_context":
                     engine.relieve(one.action, link.adapter)
                 one.engine = engine
+        if link.engine not in (None, engine.name):
+            self._news.append(
+                Fall(link.model, link.model, f"its scores are {link.engine}'s, and {engine.name} answers")
+            )
         return engine
 
     # -- falling ------------------------------------------------------------------------------------------------------
@@ -176,7 +149,7 @@ class Chain:
             raise error
         if memory:
             let_go(error)
-            if not self._close_idle():
+            if not self._close_idle(error):
                 self._relieve("serving", error, asked_tokens)
         else:
             self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)
@@ -191,22 +164,50 @@ class Chain:
         self._close(self._position)
         self._news.append(Fall(self.link.model, self.link.model, f"{reason}; it is opened anew"))
 
-    def use(self, link: Link) -> None:
+    def use(self, link: Link, pressing: bool = False) -> None:
         """Let `link`, the first model with another adapter or none, answer from now on; a loaded model stays loaded.
 
-        Raises what loading the adapter raises; then nothing has changed.
+        Where memory is lacking for the adapter, others give way to it; where an answer waits for it (pressing) the
+        model goes to a lower rung as well. Raises what loading the adapter raises, OutOfMemoryError where all of this
+        does not help; then the one before answers on.
         """
-        engine = self._engines.get(0)
-        if engine is not None and link.adapter is not None and link.adapter_folder is not None:
-            own = self.links[0]
-            changed = link.adapter == own.adapter and link.adapter_sha256 != own.adapter_sha256
-            try:
-                if changed or link.adapter not in engine.adapters():
-                    engine.load_adapter(link.adapter, link.adapter_folder)
-                _pin(engine, link)
-            except EngineBroken:
-                self._close(0)  # it is opened anew with the adapter
-        self.links[0] = link
+        before, self.links[0] = self.links[0], link
+        changed = link.adapter == before.adapter and link.adapter_sha256 != before.adapter_sha256
+        self._count = 0
+        try:
+            while link.adapter is not None and link.adapter_folder is not None:
+                engine = self._engines.get(0)
+                if engine is None:
+                    return  # it is opened with the adapter
+                try:
+                    if changed or link.adapter not in engine.adapters():
+                        engine.load_adapter(link.adapter, link.adapter_folder)
+                    pin(engine, link)
+                    return
+                except EngineBroken:
+                    self._close(0)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    let_go(error)
+                    if not self._make_room(error, pressing):
+                        text = f"adapter {link.adapter} finds no memory: {_first_line(error)}"
+                        raise OutOfMemoryError(text) from None
+        except BaseException:
+            self.links[0] = before
+            raise
+
+    def _make_room(self, error: Exception, pressing: bool) -> bool:
+        """Take a step for the adapter of the first model; False where there is none that an adapter is worth."""
+        self._position = 0
+        if self._close_idle(error):
+            return True
+        action = recovery.next_action(self._situation("serving", 0), self._count, self._max_steps)
+        worth = ("offload_adapters", "lower_rung") if pressing else ("offload_adapters",)
+        if action is None or action.kind not in worth:
+            return False
+        self._relieve("serving", error)
+        return True
 
     def drop_adapters(self, keep: Collection[str | None]) -> None:
         """Free the first model's adapters that are neither its own now nor in `keep`."""
@@ -222,7 +223,8 @@ class Chain:
 
     def take_news(self) -> list[Fall | RecoveryStep]:
         """Falls, and steps for lack of memory, since the last call, oldest first; to a smaller model is a fall."""
-        news, self._news = self._news, []
+        news = list(self._news)
+        self._news.clear()  # the list stays: engines write into it, too
         return news
 
     # -- memory -------------------------------------------------------------------------------------------------------
@@ -238,10 +240,15 @@ class Chain:
             self._count += 1
             if action is None or action.kind == "smaller_model":
                 what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {_first_line(error)}"
-                self._give_up(action or Action("smaller_model", self.link.model, "", _weights(situation)), position)
+                size = _weights(situation.footprint)
+                self._give_up(action or Action("smaller_model", self.link.model, "", size), position)
                 self.fall(f"{self.link.model} {what}", broken=True)
                 return
             reason = _first_line(error)
+            if engine is not None and action.kind == "lower_rung" and engine.footprint(self.link.adapter) is None:
+                reason = f"{reason}; {engine.name} has no rungs, and the model is opened elsewhere"
+                self._close(position)
+                engine = None
             try:
                 self._act(action, engine)
             except Exception as failed:
@@ -271,8 +278,10 @@ class Chain:
         self._close(position)
         self._take(action, position)
 
-    def _take(self, action: Action, position: int, engine: Engine | None = None, origin: int = -1) -> None:
-        self._taken.append(_Taken(action, position, engine, origin))
+    def _take(
+        self, action: Action, position: int, engine: Engine | None = None, origin: int = -1, at_opening: bool = False
+    ) -> None:
+        self._taken.append(_Taken(action, position, engine, origin, at_opening))
         mark = (position, action.kind)
         if mark in self._undone:
             self._undone.discard(mark)
@@ -280,15 +289,17 @@ class Chain:
 
     def _situation(self, problem: Literal["serving", "loading"], asked_tokens: int) -> Situation:
         link, engine = self.link, self._engines.get(self._position)
-        held: Footprint | None
-        if engine is not None:
-            held = engine.footprint(link.adapter)
-        else:
-            held = link.planned() if link.reopen is not None else None
+        held = None if engine is None else engine.footprint(link.adapter)
+        if held is None and link.reopen is not None:
+            # not loaded, or on an engine with nothing to give up: elsewhere it can be opened at a lower rung
+            held, problem = link.planned(), "loading"
             rung = self._rungs.get(self._position)
             if held is not None and (rung is not None or self._on_cpu == self._position):
                 device: Literal["cuda", "cpu"] = "cpu" if self._on_cpu == self._position else held.device
                 held = dataclasses.replace(held, rung=rung or held.rung, device=device)
+            if engine is not None and held is not None and held.rung is not None:
+                taken = max(int(engine.planned_vram_mib(1, 1) * 2**20), held.rung_bytes[held.rung])  # its cache as well
+                held = dataclasses.replace(held, rung_bytes={**held.rung_bytes, held.rung: taken})
         left = [at for at in range(self._position + 1, len(self.links)) if at not in self._broken]
         movable = [at for at, other in enumerate(self.links) if other.reopen is not None]
         to_cpu = self.links[movable[-1]].model if movable and self._on_cpu is None and not self._cpu_failed else None
@@ -320,7 +331,7 @@ class Chain:
             self._take(action, position, engine)
         else:  # it could not be loaded: the next attempt is at this rung
             self._rungs[position] = cast(RungName, action.target)
-            self._take(action, position)
+            self._take(action, position, at_opening=True)
 
     def whole_context(self) -> int:
         """Most tokens that the loaded model whose turn it is reads while its context is not shrunk; 0 without one."""
@@ -404,6 +415,8 @@ class Chain:
             self._broken.pop(taken.origin, None)
         elif taken.action.kind == "smaller_model":
             self._broken.pop(place, None)
+        elif taken.at_opening:
+            self._close(place)
         elif taken.engine is not None:
             taken.engine.restore(taken.action)
         if taken.action.kind == "lower_rung":
@@ -438,9 +451,16 @@ class Chain:
         with contextlib.suppress(Exception):  # it may be broken: what it says at the end helps nobody
             engine.close()
 
-    def _close_idle(self) -> bool:
+    def _close_idle(self, error: Exception) -> bool:
         """Free what is only kept for later, which may be what takes the room; whether there was anything."""
-        idle = [position for position in self._engines if position != self._position]
+        idle = [position for position in sorted(self._engines) if position != self._position]
+        if idle:
+            step = RecoveryStep(
+                model=self.link.model, action="close_idle", target="none", reason=_first_line(error),
+                source=", ".join(self.links[position].model for position in idle),
+                bytes_expected=sum(_weights(self._engines[position].footprint()) for position in idle),
+            )  # fmt: skip
+            self._news.append(step)
         for position in idle:
             self._close(position)
         return bool(idle)
@@ -460,22 +480,10 @@ class Chain:
         self.close()
 
 
-def _pin(engine: Engine, link: Link) -> None:
-    """Pin the link's adapter if that is wished; where every place on the device is taken it answers as well."""
-    if link.pinned and link.adapter is not None:
-        try:
-            engine.pin(link.adapter)
-        except (EngineBroken, OutOfMemoryError):
-            raise
-        except EngineError:
-            pass
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _weights(situation: Situation) -> int:
-    """Bytes of the weights of the model that is given up; 0 where nobody knows them."""
-    held = situation.footprint
+def _weights(held: Footprint | None) -> int:
+    """Bytes of the weights of a model that is given up; 0 where nobody knows them."""
     return 0 if held is None or held.rung is None else held.rung_bytes.get(held.rung, 0)

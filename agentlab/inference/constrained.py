@@ -1,9 +1,11 @@
-"""Decoding under a grammar, row by row, so that an answer is complete before its tokens run out."""
+"""Decoding under a grammar, row by row, so that an answer is complete before its tokens run out.
+
+xgrammar is imported where it is used: free answers and training do without it.
+"""
 
 from collections.abc import Sequence
 
 import torch
-import xgrammar
 from transformers import LogitsProcessor
 
 from agentlab.inference.grammars import Grammar, Grammars, completion
@@ -15,6 +17,8 @@ class Row:
     """One answer under a grammar. Invariant: `path` completes it, and there is room for all of `path`."""
 
     def __init__(self, grammars: Grammars, grammar: Grammar, limit: int) -> None:
+        import xgrammar
+
         self.grammars = grammars
         self.grammar = grammar
         self.matcher = xgrammar.GrammarMatcher(grammar.compiled)
@@ -31,6 +35,8 @@ class Row:
 
     def must_end(self) -> bool:
         """Whether the answer is whole and only an end token may follow."""
+        import xgrammar
+
         if not self.matcher.is_completed():
             return False
         mask = xgrammar.allocate_token_bitmask(1, self.grammars.info.vocab_size)
@@ -120,6 +126,8 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, grammars: Grammars, rows: Sequence[Row | None]) -> None:
+        import xgrammar
+
         self.grammars = grammars
         self.rows = list(rows)
         width = grammars.info.vocab_size
@@ -143,6 +151,8 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]
             self._masks[index] = -1
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # (B, T), (B, V) → (B, V)
+        import xgrammar
+
         active = [index for index, row in enumerate(self.rows) if row is not None and not row.finished]
         if not active:
             return scores

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from agentlab.errors import AdapterError, AgentlabError
+from agentlab.events import RecoveryStep
 from agentlab.hardware.recovery import Action, Footprint
 from agentlab.models import ModelFiles
 from agentlab.toolformat import CallStyle, Tool
@@ -106,6 +107,8 @@ class Engine(abc.ABC):
     name: str
     device: str
     model_files: ModelFiles
+    tell: Callable[[RecoveryStep], None] = staticmethod(lambda step: None)
+    """Called with what the engine gave up by itself for lack of memory; for whoever opened it to set."""
 
     def capabilities(self) -> Capabilities:
         """What this engine, and the server behind it, can do."""
@@ -113,7 +116,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def load_adapter(self, adapter: str, folder: Path) -> None:
-        """Make `adapter` usable in requests. Loading the same id again replaces it. Raises AdapterError."""
+        """Make `adapter` usable in requests. Loading the same id again replaces it.
+
+        Raises AdapterError, or what the lack of memory is called; then the old one is still there.
+        """
 
     @abc.abstractmethod
     def unload_adapter(self, adapter: str) -> None:
@@ -177,7 +183,7 @@ class Engine(abc.ABC):
         return 0.0
 
     def footprint(self, adapter: str | None = None) -> Footprint | None:
-        """What could be given up while `adapter` answers; None for an engine that has nothing to give up."""
+        """What could be given up while `adapter` answers; None for one that gives nothing up once it is loaded."""
         return None
 
     def relieve(self, action: Action, adapter: str | None = None) -> None:

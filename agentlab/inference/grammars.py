@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import xgrammar
 from transformers import PreTrainedTokenizerBase
 
 from agentlab.inference.contract import EngineError
@@ -45,6 +44,8 @@ class Grammars:
         control_ids: Collection[int],
     ) -> None:
         """`control_ids`: tokens that no structured answer may hold, although their names could be read as text."""
+        import xgrammar
+
         stops = sorted(stop_ids)
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary_size, stop_token_ids=stops)
         names = [""] * vocabulary_size
@@ -82,6 +83,8 @@ class Grammars:
         return self._known[key]
 
     def _compile(self, text: str, structure: Mapping[str, Any]) -> Grammar:
+        import xgrammar
+
         try:
             compiled = self._compiler.compile_structural_tag(text)
         except (RuntimeError, ValueError, TypeError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agentlab.config import RungName, Settings
-from agentlab.errors import ModelError
+from agentlab.errors import ConfigError, ModelError
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
 from agentlab.hardware.monitor import memory_stats
@@ -24,13 +24,41 @@ EngineName = Literal["transformers", "vllm", "openai"]
 
 
 def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
-    """The engine that the settings ask for. `auto`: vLLM on an accelerator where it is installed and the model fits.
+    """The engine that the settings ask for. `auto`: vLLM on an accelerator where it is installed, loads the rung that
+    is asked for, and the model fits.
 
     On a CPU vLLM decodes with adapters several times slower than transformers, so `auto` is transformers there.
     """
-    if settings.model.engine != "auto":
-        return settings.model.engine
-    return "vllm" if has_vllm() and _has_cuda() and _fits_on_vllm(settings, model) else "transformers"
+    wanted = settings.model
+    if wanted.engine != "auto":
+        return wanted.engine
+    return (
+        "vllm" if runs_vllm() and vllm_loads(wanted.rung, "cuda") and _fits_on_vllm(settings, model) else "transformers"
+    )
+
+
+def runs_vllm() -> bool:
+    """Whether `auto` may be vLLM on this machine."""
+    return has_vllm() and _has_cuda()
+
+
+def vllm_loads(rung: str, device: Device) -> bool:
+    """Whether vLLM keeps to a `model.rung`: its adapters are computed in 16 bits on a GPU, in fp32 on a CPU."""
+    return rung in ("auto", _vllm_rung(device))
+
+
+def check_rung(rung: str, device: Device) -> None:
+    """Raise ConfigError for a `model.rung` that vLLM would pass over in silence."""
+    if not vllm_loads(rung, device):
+        where = "a GPU" if device == "cuda" else "a CPU"
+        raise ConfigError(
+            f"key model.rung: {rung!r}; allowed where vLLM answers on {where}: auto, {_vllm_rung(device)}; others with "
+            "model.engine: transformers"
+        )
+
+
+def _vllm_rung(device: Device) -> RungName:
+    return "bf16" if device == "cuda" else "fp32"
 
 
 @functools.cache
@@ -82,8 +110,8 @@ def open_engine(
     """Load `model` on the engine that the settings ask for, or on this one.
 
     openai: `model` is only a name (`served_model`). rung: instead of the one that the settings ask for; vLLM has its
-    own. on_cpu: there although there is a GPU, if the free RAM allows it. Raises ModelError, EngineError,
-    OutOfMemoryError.
+    own, and a run that it scores may be trained at another. on_cpu: there although there is a GPU, if the free RAM
+    allows it. Raises ModelError, EngineError, OutOfMemoryError, ConfigError for a rung that vLLM does not load.
     """
     name = engine or choose_engine(settings, model)
     if name == "openai":
@@ -94,6 +122,7 @@ def open_engine(
     if name == "vllm":
         if not has_vllm():
             raise ModelError("model.engine vllm: vLLM is not installed; install it, or set model.engine: transformers")
+        check_rung(settings.model.rung, "cuda" if _has_cuda() else "cpu")
         from agentlab.inference.vllm_engine import VllmEngine
 
         budget = settings.budget

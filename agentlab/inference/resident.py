@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer
 
 from agentlab import adapters
@@ -188,8 +189,20 @@ class ResidentModel(TemplatedEngine):
 
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapters.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
+        old = self._held(adapter) if adapter in self.adapters() else None
         self.unload_adapter(adapter)
-        self._place(adapter, lora)
+        try:
+            self._place(adapter, lora)
+        except BaseException:
+            self.unload_adapter(adapter)  # what there is of it
+            if old is not None:
+                self._parked[adapter] = old  # takes no room on the device until it is asked for
+            raise
+
+    def _held(self, adapter: str) -> Lora:
+        """The weights of a loaded adapter, wherever they are."""
+        found = self._plain.get(adapter) or self._parked.get(adapter)
+        return self.read_adapter(adapter) if found is None else found
 
     def _place(self, adapter: str, lora: Lora) -> None:
         if self._fits_into_weights(adapter, lora):
@@ -203,7 +216,7 @@ class ResidentModel(TemplatedEngine):
         if self._sums is not None and self._sums[0] != keep:
             self._sums = None
         for adapter in self._beside(keep):
-            lora = self._plain[adapter] if adapter in self._plain else self.read_adapter(adapter)
+            lora = self._held(adapter)
             self.unload_adapter(adapter)
             self._parked[adapter] = lora
         self._collect()
@@ -328,8 +341,21 @@ class ResidentModel(TemplatedEngine):
                 else:
                     self._peft.add_adapter(adapter, config)
             self._peft.eval()  # injected layers come in training mode: their dropout would blur every answer
-        except ValueError as error:
-            raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
+        except BaseException as error:
+            self._take_out(adapter)
+            if isinstance(error, ValueError):
+                raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
+            raise
+
+    def _take_out(self, adapter: str) -> None:
+        """Undo an injection that failed half-way: layers that are there already would answer with random weights."""
+        for name, layer in list(self._base.named_modules()):
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            if self._peft is None:
+                self._base.set_submodule(name, layer.get_base_layer())
+            else:
+                layer.delete_adapter(adapter)
 
     def activate(self, adapter: str) -> None:
         """Make one adapter the active and only trainable one."""

@@ -18,7 +18,7 @@ class News:
     """What became of one request: its new tokens, each with its log-probability if they were asked for.
 
     finish: "stop" (end token or stop string), "length", or None while it goes on; at_s: monotonic seconds.
-    cached_tokens: of the prompt, how many were not read again.
+    cached_tokens: of the prompt, how many were not read again. error: why there will be no answer.
     """
 
     key: int
@@ -27,6 +27,7 @@ class News:
     finish: str | None
     at_s: float
     cached_tokens: int = 0
+    error: EngineError | None = None
 
 
 class Answer:
@@ -48,9 +49,11 @@ class Answer:
         self.started_s = self.last_s = time.monotonic()
 
     def add(self, news: News) -> None:
-        """Take in what has come; nothing is taken once the answer is done."""
+        """Take in what has come; nothing is taken once the answer is done. Raises what the news say went wrong."""
         if self.done:
             return
+        if news.error is not None:
+            raise news.error
         self.last_s = news.at_s
         self.cached_tokens = news.cached_tokens
         if news.finish not in (None, "stop", "length"):

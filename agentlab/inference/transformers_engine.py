@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from agentlab.config import RungName
+from agentlab.events import RecoveryStep
 from agentlab.hardware import ledger
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint
@@ -151,9 +152,20 @@ class TransformersEngine(ResidentModel):
                         if len(batch) == 1 and not held:
                             raise OutOfMemoryError("not even one request fits into the device's memory") from None
                         batch_size = max(1, len(batch) // 2)
+                        if batch_size < len(batch):
+                            self._tell_of_a_smaller_batch(len(batch), batch_size, error)
                         continue
                     start += len(batch)
                     yield from zip(batch, done, strict=True)
+
+    def _tell_of_a_smaller_batch(self, before: int, after: int, error: Exception) -> None:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self.tell(
+            RecoveryStep(
+                model=self.model_files.name, action="shrink_batch", source=str(before), target=str(after),
+                bytes_expected=0, reason=reason,
+            )
+        )  # fmt: skip
 
     def _batch(
         self,

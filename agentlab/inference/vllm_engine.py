@@ -20,6 +20,7 @@ from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
+from agentlab.inference.vllm_modules import Modules
 from agentlab.inference.vllm_settings import (
     CONTEXT_GIB,
     VllmSettings,
@@ -27,12 +28,12 @@ from agentlab.inference.vllm_settings import (
     planned_bytes,
     settings_for_cpu,
     settings_for_gpu,
-    tensor_shapes,
 )
 from agentlab.inference.worker_process import ChildDied, ChildProcess, Message
 from agentlab.models import ModelFiles
 
 START_S = 600.0  # a large model from a slow disk, and kernels compiled for the first time
+SILENCE_S = 300.0  # without a sign of life while requests are out; far longer than any step takes
 _CALL_S = 120.0
 _WAIT_S = 0.05
 _CANARY_TOKENS = 16
@@ -99,42 +100,27 @@ class VllmEngine(TokenStreamEngine):
             settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters, context_gib=context_gib)
             self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
-        self._shapes = tensor_shapes(model.folder)
-        linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
-        linear += [name.removesuffix(".qweight") for name in self._shapes if name.endswith(".qweight")]
-        self._targets = {n.rpartition(".")[2] for n in linear if "embed" not in n and "lm_head" not in n}
+        self._modules = Modules(model, self.sizes.shape.prequantized is not None)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
         self._loaded: dict[str, _Loaded] = {}
         self._pinned: set[str] = set()
         self._numbers = 0
         self._nothing: _Loaded | None = None
         self._keys = 0
-        self._pending: deque[News | EngineError] = deque()
+        self._heard_s = 0.0  # when the process gave its last sign of life, or was asked something
+        self._pending: deque[News] = deque()
         self._canary: dict[str | None, list[int]] = {}
         try:
-            if self.device == "cpu":
-                nothing = self._without_effect()
-                self._nothing = None if nothing is None else self._save(nothing)
+            # Base requests go out with an adapter of zeros on a CPU while others are loaded: vLLM's CPU kernels read
+            # "no adapter", -1, as an index, and in a mixed batch the base would get the last slot's
+            # (vllm-project/vllm#48421).
+            if self.device == "cpu" and (nothing := self._modules.without_effect()) is not None:
+                self._nothing = self._save(nothing)
             self._start()
             account_for_child(self)
         except BaseException:
             self.close()
             raise
-
-    def _without_effect(self) -> Lora | None:
-        """An adapter of zeros, with which base requests go out on a CPU while others are loaded.
-
-        vLLM's CPU kernels read "no adapter", -1, as an index: in a mixed batch the base would get the last slot's
-        (vllm-project/vllm#48421).
-        """
-        import torch
-
-        for name, shape in sorted(self._shapes.items()):
-            module = name.removesuffix(".weight")
-            if module.rpartition(".")[2] in self._targets and len(shape) == 2:
-                factors = torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
-                return Lora({module: factors}, 1, 1.0, 0.0, [module.rpartition(".")[2]], "")
-        return None
 
     def _save(self, lora: Lora) -> _Loaded:
         """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
@@ -160,7 +146,7 @@ class VllmEngine(TokenStreamEngine):
             "dtype": self._dtype,
             "enable_lora": True,
             # without the head: its slots would be as wide as the vocabulary, and prompts could not be scored
-            "lora_target_modules": sorted(self._targets),
+            "lora_target_modules": sorted(self._modules.targets),
             "enable_sleep_mode": self._device_sleeps,
             "generation_config": "vllm",  # not the model's own sampling defaults: a request says what it wants
             "disable_log_stats": True,
@@ -184,9 +170,7 @@ class VllmEngine(TokenStreamEngine):
         except ChildDied as died:
             self._kill()
             text = f"vLLM cannot load {self.model_files.name}: the process {died}"
-            if died.code == -signal.SIGKILL:  # the kernel's way to say that RAM is lacking; no log tells of it
-                raise OutOfMemoryError(text) from None
-            raise _error(text, died.log) from None
+            raise (OutOfMemoryError(text) if _lacked_memory(died) else EngineError(text)) from None
         if answer is None:
             self._kill()
             raise EngineError(f"vLLM has not loaded {self.model_files.name} within {START_S:g} s")
@@ -237,13 +221,16 @@ class VllmEngine(TokenStreamEngine):
         except ChildDied as died:
             self._kill()
             raise _broken(died) from None
+        if message is not None:
+            self._heard_s = time.monotonic()
         if message is not None and "step" in message:
             self._pending += [
                 News(key, tokens, logprobs, finish, message["at"], cached)
                 for key, tokens, logprobs, finish, cached in message["step"]
             ]
         elif message is not None and "refused" in message:
-            self._pending.append(_error(f"vLLM refuses the request: {message['why']}"))
+            error = _error(f"vLLM refuses the request: {message['why']}")
+            self._pending.append(News(message["refused"], [], None, None, self._heard_s, error=error))
         else:
             return message
         return None
@@ -268,6 +255,7 @@ class VllmEngine(TokenStreamEngine):
 
     def _begin(self, request: Request, prompt: list[int]) -> int:
         self._keys += 1
+        self._heard_s = time.monotonic()
         self._send(
             {
                 "answer": self._keys,
@@ -288,12 +276,10 @@ class VllmEngine(TokenStreamEngine):
     def _news(self) -> list[News]:
         if not self._pending:
             self._take(_WAIT_S)
-        found = []
-        while self._pending:
-            one = self._pending.popleft()
-            if isinstance(one, EngineError):
-                raise one
-            found.append(one)
+        if not self._pending and time.monotonic() - self._heard_s > SILENCE_S:
+            self._kill()
+            raise EngineBroken(f"vLLM has said nothing for {SILENCE_S:g} s, and requests wait for it")
+        found, self._pending = list(self._pending), deque()
         return found
 
     def _abort(self, keys: Sequence[int]) -> None:
@@ -312,9 +298,8 @@ class VllmEngine(TokenStreamEngine):
 
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapter_room.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
-        self._check_fit(adapter, lora)
-        self._running()  # before the old one is dropped, whose place nothing could take
-        self.unload_adapter(adapter)
+        self._modules.check(adapter, lora, self.settings.max_lora_rank)
+        self._running()  # before anything is written
         loaded = self._save(lora)
         try:
             self._call("load", adapter=loaded.message(adapter))
@@ -325,33 +310,8 @@ class VllmEngine(TokenStreamEngine):
             if isinstance(error, OutOfMemoryError):
                 raise
             raise AdapterError(f"adapter {adapter} does not fit {self.model_files.name}: {error}") from None
+        self.unload_adapter(adapter)  # the old one, now that another can take its place
         self._loaded[adapter] = loaded
-
-    def _check_fit(self, adapter: str, lora: Lora) -> None:
-        name = self.model_files.name
-        if lora.rank > self.settings.max_lora_rank:
-            raise AdapterError(
-                f"adapter {adapter} has rank {lora.rank}; allowed: up to {self.settings.max_lora_rank}, for which this "
-                "engine was opened"
-            )
-        for module, (a, b) in sorted(lora.modules.items()):
-            shape = self._shapes.get(f"{module}.weight")
-            packed = any(key.startswith(f"{module}.") for key in self._shapes)
-            if module.rpartition(".")[2] not in self._targets and (shape is not None or packed):
-                raise AdapterError(
-                    f"adapter {adapter} changes {module}; allowed on this engine: {', '.join(sorted(self._targets))}"
-                )
-            if shape is None and not packed:
-                raise AdapterError(f"adapter {adapter} does not fit {name}: no module {module}")
-            needed, found = (b.shape[0], a.shape[1]), shape
-            if found is not None and len(found) == 2 and tuple(found) != needed and not self._is_quantized:
-                raise AdapterError(
-                    f"adapter {adapter} does not fit {name}: {module} has shape {needed}, the model needs {found}"
-                )
-
-    @property
-    def _is_quantized(self) -> bool:
-        return self.sizes.shape.prequantized is not None
 
     def unload_adapter(self, adapter: str) -> None:
         loaded = self._loaded.pop(adapter, None)
@@ -446,10 +406,14 @@ class VllmEngine(TokenStreamEngine):
         return self._answer_canary() == self._canary
 
     def _answer_canary(self) -> dict[str | None, list[int]]:
-        """The tokens of fixed greedy requests: the base model's and those of every adapter."""
+        """The tokens of fixed greedy requests: the base model's and those of every adapter.
+
+        Each alone, and nothing read before: sums in 16 bits depend on both, and a tie that falls the other way would
+        be taken for damage.
+        """
         names: list[str | None] = [None, *self.adapters()]
-        requests = [Request(_CANARY, adapter=name, max_new_tokens=_CANARY_TOKENS) for name in names]
-        return {name: completion.token_ids for name, completion in zip(names, self.generate(requests), strict=True)}
+        requests = [Request(_CANARY, adapter=name, max_new_tokens=_CANARY_TOKENS, reuse_prompt=False) for name in names]
+        return {request.adapter: self.generate([request])[0].token_ids for request in requests}
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -482,13 +446,18 @@ class VllmEngine(TokenStreamEngine):
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _error(text: str, log: str = "") -> EngineError:
-    """OutOfMemoryError where vLLM, CUDA or the kernel says that memory was lacking, in the text or in a log."""
-    return OutOfMemoryError(text) if says_out_of_memory(f"{text}\n{log}") else EngineError(text)
+def _error(text: str) -> EngineError:
+    """OutOfMemoryError where vLLM or CUDA says that memory was lacking."""
+    return OutOfMemoryError(text) if says_out_of_memory(text) else EngineError(text)
 
 
 def _broken(died: ChildDied) -> EngineError:
     """What a dead process means to whoever waits for its answer."""
-    if says_out_of_memory(f"{died}\n{died.log}"):
-        return OutOfMemoryError(f"the vLLM process {died}")
-    return EngineBroken(f"the vLLM process {died}")
+    text = f"the vLLM process {died}"
+    return OutOfMemoryError(text) if _lacked_memory(died) else EngineBroken(text)
+
+
+def _lacked_memory(died: ChildDied) -> bool:
+    """Whether the process, its log or the kernel says so: SIGKILL is the kernel's way where RAM is lacking, which no
+    log tells of. A person's is not told apart, and costs a step down that is undone."""
+    return died.code == -signal.SIGKILL or says_out_of_memory(f"{died}\n{died.log}")

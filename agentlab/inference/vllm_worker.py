@@ -2,8 +2,8 @@
 
 From the parent: {"start": engine arguments, "allowed": share of the GPU's memory or null}; then any of {"answer": key,
 "prompt", …}, {"abort": [keys]} and {"call": id, "what", …}. To the parent: {"ready": {}} or {"failed": text};
-{"step": [[key, tokens, logprobs, finish, cached tokens]], "at": monotonic seconds}, {"refused": key, "why": text},
-{"result": id, "value"} and {"error": id, "why": text}.
+{"step": [[key, tokens, logprobs, finish, cached tokens]], "at": monotonic seconds}, after a long step also where it
+brought no tokens; {"refused": key, "why": text}, {"result": id, "value"} and {"error": id, "why": text}.
 """
 
 import json
@@ -13,6 +13,8 @@ import time
 from typing import Any
 
 from agentlab.inference.worker_process import Channel, Message, die_with_parent, end_group, parents_channel
+
+LONG_STEP_S = 1.0
 
 
 def main() -> None:
@@ -88,6 +90,7 @@ class Worker:
 
     def _step(self) -> None:
         rows = []
+        started = time.monotonic()
         for output in self.engine.step():
             if output.request_id in self.scoring:
                 self._scored(output)
@@ -98,8 +101,9 @@ class Worker:
                 logprobs = [one[token].logprob for token, one in zip(new.token_ids, new.logprobs, strict=True)]
             cached = output.num_cached_tokens or 0
             rows.append([int(output.request_id), list(new.token_ids), logprobs, new.finish_reason, cached])
-        if rows:
-            self.channel.send({"step": rows, "at": time.monotonic()})
+        now = time.monotonic()
+        if rows or now - started > LONG_STEP_S:  # a part of a long prompt was read: the parent takes silence for death
+            self.channel.send({"step": rows, "at": now})
 
     def _add(self, message: Message) -> None:
         from vllm import SamplingParams

@@ -25,6 +25,7 @@ _MAX_MESSAGE_BYTES = 1 << 28
 _TAIL_LINES = 3  # that a message shows
 _LOG_LINES = 100  # in which a cause is looked for: what is printed at the exit comes after it
 _PARENT_POLL_S = 1.0
+SEND_S = 300.0  # in which a message is taken in by a child that works
 
 Message = dict[str, Any]
 
@@ -49,10 +50,11 @@ class Channel:
         self._sending = threading.Lock()
         self._received = bytearray()
 
-    def send(self, message: Message) -> None:
-        """Raises OSError where nobody is at the other end."""
+    def send(self, message: Message, wait_s: float | None = None) -> None:
+        """Raises OSError where nobody is at the other end, or has not taken all of it in `wait_s`."""
         data = json.dumps(message).encode()
         with self._sending:
+            self._end.settimeout(wait_s)  # `receive` looks before it reads: it waits for nothing
             self._end.sendall(_PREFIX.pack(len(data)) + data)
 
     def receive(self, wait_s: float | None = None) -> Message | None:
@@ -110,7 +112,7 @@ class ChildProcess:
     def send(self, message: Message) -> None:
         """Raises ChildDied."""
         try:
-            self._channel.send(message)
+            self._channel.send(message, SEND_S)
         except OSError:
             raise self._death() from None
 

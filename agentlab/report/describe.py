@@ -6,7 +6,10 @@ from agentlab.records import BASE
 from agentlab.report import words
 
 _PROBLEMS = {"nan": "the loss is not a number", "divergence": "the loss diverged"}
-_GIVEN_UP = {"shrink_context": "context", "offload_adapters": "adapters beside it", "lower_rung": "rung"}
+_GIVEN_UP = {
+    "shrink_context": "context", "offload_adapters": "adapters beside it", "lower_rung": "rung",
+    "close_idle": "models kept for later", "shrink_batch": "batch",
+}  # fmt: skip
 
 
 def describe(event: Event) -> str | None:

@@ -136,6 +136,9 @@ class Line:
                 job = self._running = self._jobs.popleft() if self._jobs else None
             try:
                 self._idle()
+            except Exception:  # what is done between two jobs is neither's
+                _LOG.exception("what is done between two answers broke")
+            try:
                 if job is not None and not job.cancel.is_set():
                     started = time.monotonic()
                     self._answer(job)

@@ -77,11 +77,14 @@ class Roster:
         return entries[model]
 
     def seat(self, model: str) -> str:
-        """Let the resident model answer as `model` from now on; the adapter's id. Raises Problem or AgentlabError."""
+        """Let the resident model answer as `model` from now on; the adapter's id. Raises Problem or AgentlabError.
+
+        Where memory is lacking for it, the chain's recovery makes room.
+        """
         wanted = self.served if model == MODEL else model
         chain = self.agent.chain
         if (chain.links[0].adapter or BASE) != wanted:
-            self._put(wanted, pinned=wanted == self.served)
+            self._put(wanted, pinned=wanted == self.served, pressing=True)
         return wanted
 
     def refresh(self) -> None:
@@ -119,11 +122,11 @@ class Roster:
         self._tell_metrics()
         _LOG.warning("champion %s took over from %s", champion, before)
 
-    def _put(self, adapter: str, pinned: bool) -> None:
+    def _put(self, adapter: str, pinned: bool, pressing: bool = False) -> None:
         chain = self.agent.chain
         with chain.lock:  # an abandoned answer may still be at its last token
             link = with_adapter(chain.links[0], self.run, adapter, self.model_sha256, pinned)
-            chain.use(link)
+            chain.use(link, pressing)
             chain.drop_adapters(keep=(self.served,))
         if link.adapter is not None:
             self._count_use(link.adapter)

@@ -18,8 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agentlab import config
 from agentlab.errors import ServeError
+from agentlab.hardware import monitor
 from agentlab.hardware.lease import Lease
-from agentlab.hardware.monitor import gpus
 from agentlab.serve.access import Access, is_loopback
 from agentlab.serve.app import create_app
 from agentlab.serve.asking import MODEL
@@ -56,7 +56,7 @@ def serve(
     token_shown: what stands for the token in the example of the start message. on_ready gets the server once it
     answers. Raises ServeError for an address that cannot be had, LeaseHeldError naming who has the accelerator.
     """
-    if settings.share and gpus():
+    if settings.share and monitor.accelerator() == "cuda":
         raise ServeError("--share: two models do not fit the memory that one may have; allowed on a CPU alone")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listener(settings.host, settings.port))

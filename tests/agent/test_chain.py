@@ -7,6 +7,7 @@ import torch
 from helpers import Scripted, agent_of, chain_of
 
 from agentlab.errors import ModelError
+from agentlab.events import RecoveryStep
 from agentlab.hardware.recovery import Footprint
 from agentlab.inference import EngineError, OutOfMemoryError
 from agentlab.inference.chain import Chain, ChainExhausted, Link
@@ -80,7 +81,9 @@ def test_room_is_made_for_a_fallback_that_does_not_fit_beside_the_first():
         return opened()
 
     object.__setattr__(chain.links[1], "open", only_alone)
-    assert agent_of(chain=chain).ask("Hm?").final_answer == "I fit alone."
+    result = agent_of(chain=chain).ask("Hm?")
+    assert result.final_answer == "I fit alone."
+    assert result.fallbacks[1:] == ["model-fallback: close idle model-primary → none: CUDA out of memory"]
     assert primary.closed
 
 
@@ -174,8 +177,29 @@ def test_a_model_that_is_kept_for_later_gives_way_before_the_one_that_answers_gi
     assert agent.ask("Hm?").final_answer == "Meanwhile."
     assert agent.chain.loaded() == ["model-primary", "model-fallback"]
     result = agent.ask("And now?")
-    assert (result.final_answer, result.model_info.role, result.fallbacks) == ("I have room.", "primary", [])
+    assert (result.final_answer, result.model_info.role) == ("I have room.", "primary")
+    assert result.fallbacks == ["model-primary: close idle model-fallback → none: CUDA out of memory"]
     assert agent.chain.loaded() == ["model-primary"]
+
+
+def test_what_an_engine_gives_up_by_itself_is_told_each_time():
+    step = RecoveryStep(model="m", action="shrink_batch", source="4", target="2", bytes_expected=0, reason="no room")
+    engine = Scripted(lambda request: engine.tell(step) or "Yes.")
+    agent = agent_of(chain=chain_of(engine))
+    told = ["m: shrink batch 4 → 2: no room"]
+    assert agent.ask("Who?").fallbacks == []  # it is told when it is the chain's turn to speak
+    assert agent.ask("Who?").fallbacks == told
+    assert agent.ask("Who?").fallbacks == told
+
+
+def test_another_engine_than_the_one_that_scored_a_model_is_told():
+    link = dataclasses.replace(link_of("primary", Scripted("Yes.", GONE), Scripted("Yes.")), engine="vllm")
+    agent = agent_of(chain=Chain([link]))
+    (told,) = agent.ask("Who?").fallbacks
+    assert told == "model-primary → model-primary: its scores are vllm's, and scripted answers"
+    assert agent.ask("Who?").fallbacks[-1] == told  # each time that it is opened
+    chain = chain_of(Scripted("Yes."))
+    assert agent_of(chain=Chain([dataclasses.replace(chain.links[0], engine="scripted")])).ask("Who?").fallbacks == []
 
 
 class Slots(Scripted):

@@ -70,6 +70,8 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
     assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run("plan", demo).output
     scarce = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "budget.vram_gib=3.3").output
     assert "weights at int8" in scarce  # where vLLM does not fit `auto` is transformers
+    quantized = run("plan", demo, "--set", "model.rung=nf4").output
+    assert "0.13 billion weights at nf4" in quantized  # nor where it would load something else than was asked for
 
 
 def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeypatch):
@@ -79,6 +81,12 @@ def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeyp
     assert lab.plan().models[0].answers_on == "vllm"
     lab.run.save_model(BaseModelRecord(name="tiny", sha256="0"))
     assert lab.plan().models[0].answers_on == "transformers"
+
+
+def test_a_rung_that_vllm_does_not_load_on_the_device_is_refused_before_it_is_planned():
+    refused = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "model.engine=vllm", "--set", "model.rung=fp32")
+    assert refused.exit_code == 2
+    assert "key model.rung: 'fp32'; allowed where vLLM answers on a GPU: auto, bf16" in refused.output
 
 
 def test_vllms_speed_and_context_are_its_own():

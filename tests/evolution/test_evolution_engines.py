@@ -11,6 +11,7 @@ from support import write_suite, write_tiny_model
 from agentlab.errors import RunError
 from agentlab.evolution.engines import Engines
 from agentlab.evolution.generation import run_generation
+from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.lab import Lab
 from agentlab.models import ModelFiles
 
@@ -65,6 +66,22 @@ def test_who_trains_beside_a_sleeping_vllm_leaves_it_its_context(tiny_experiment
     engines.answering()
     engines.learning()
     assert opened == [("transformers", 0.25), ("vllm", 0.25), ("transformers", 0.75)]
+
+
+def test_a_batch_that_shrinks_for_memory_is_an_event_of_the_run(tiny_experiment, monkeypatch):
+    real = TransformersEngine._batch
+
+    def scarce(self, requests, *rest):
+        if len(requests) > 6:
+            raise MemoryError("no room for so many")
+        return real(self, requests, *rest)
+
+    monkeypatch.setattr(TransformersEngine, "_batch", scarce)
+    lab, events = Lab.open(tiny_experiment, ["population.size=2", "population.generations=1"]), []
+    evolve(lab, events.append, [0])
+    steps = [event for event in events if event.kind == "recovery_step"]
+    assert {(step.action, step.reason) for step in steps} == {("shrink_batch", "no room for so many")}
+    assert ("12", "6") in {(step.source, step.target) for step in steps}
 
 
 @pytest.mark.soak

@@ -2,10 +2,17 @@
 
 import threading
 
+import pytest
 from nvml_standin import Nvml
 
 from agentlab.config import BudgetSettings
 from agentlab.evolution.guard import Guard
+
+
+@pytest.fixture(autouse=True)
+def _on_the_card(monkeypatch):
+    """Torch runs on the stand-in's card."""
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
 
 
 def test_an_alert_is_an_event_at_the_next_poll():

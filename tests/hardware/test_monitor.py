@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from nvml_standin import NotSupported, Nvml
+from support import memory_hog
 
 from agentlab.hardware import monitor
 
@@ -24,6 +27,16 @@ def test_ram_is_the_machines_and_adds_up():
     assert stats.cpu_used + stats.cpu_free == pytest.approx(stats.cpu_total)
     assert 0 < stats.cpu_used < stats.cpu_total
     assert abs(stats.timestamp - time.time()) < 5
+
+
+def test_the_ram_of_what_this_process_has_started_counts_once():
+    own = monitor.process_ram_mb()
+    with memory_hog(200) as process:
+        # what it shares with this process, such as its libraries, is not counted again
+        assert monitor.family_ram_mb() - own == pytest.approx(200, abs=50)
+        process.kill()
+    process.wait()
+    assert monitor.family_ram_mb() == pytest.approx(monitor.process_ram_mb(), abs=50)
 
 
 def test_all_gpus_are_read_and_summed(monkeypatch):
@@ -72,6 +85,7 @@ def test_monitoring_is_cheap_enough_for_every_answer():
 def test_the_accelerator_is_where_torch_will_run(monkeypatch):
     from importlib import metadata
 
+    monkeypatch.setitem(sys.modules, "torch", None)  # nobody has imported it
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(metadata, "version", lambda name: "2.13.0")
     monkeypatch.setattr(monitor, "_nvml", lambda: None)
@@ -85,11 +99,29 @@ def test_the_accelerator_is_where_torch_will_run(monkeypatch):
     assert monitor.accelerator() == "cpu"
 
 
+def test_torch_itself_is_asked_where_it_is_imported(monkeypatch):
+    def torch(*answers):
+        answers = iter(answers)
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=answers.__next__)))
+
+    monkeypatch.setattr(monitor, "_nvml", lambda: None)  # as for a card that NVML does not show
+    torch(True)
+    assert monitor.accelerator() == "cuda"
+    monkeypatch.setattr(monitor, "_nvml", Nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    torch(False)
+    assert monitor.accelerator() == "cpu"
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
+    torch()  # another thread imports it just now, so that it fails
+    assert monitor.accelerator() == "cuda"
+
+
 @pytest.mark.parametrize(
     ("visible", "names"),
     [
         ("1", ["Card B"]), ("1,0", ["Card B", "Card A"]), (" 0 , 7, 1", ["Card A"]), ("GPU-b", ["Card B"]),
         ("GPU-b7c1,0", ["Card B", "Card A"]), ("GPU-", []), ("GPU-c,0", []), ("MIG-GPU-a/1/0", []),
+        ("MIG-7c1", ["Card A"]), ("MIG-7c", []),
         ("", ["Card A", "Card B"]), ("-1", ["Card A", "Card B"]),
     ],
 )  # fmt: skip

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from nvml_standin import Nvml
 
-from agentlab import config
+from agentlab import config, planning
+from agentlab.cli.planning import text
 from agentlab.errors import DoesNotFitError
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
@@ -169,6 +173,38 @@ def test_the_drivers_context_counts_and_the_reserve_lies_beyond_the_budget():
     (note,) = plan_of("Qwen2.5-1.5B", machine=card, budget={"reserve_gib": 1.5}).notes
     assert "6.50 GiB" in note
     assert "Card has 6.00" in note
+
+
+def test_a_card_smaller_than_the_budget_is_the_limit_and_is_named():
+    card = dataclasses.replace(GPU, card_bytes=4 * GIB, card_name="Card")
+    wide = plan_of("Qwen2.5-1.5B", workload=dataclasses.replace(WORKLOAD, longest_prompt_tokens=1000))
+    plan = plan_of("Qwen2.5-1.5B", workload=dataclasses.replace(WORKLOAD, longest_prompt_tokens=1000), machine=card)
+    assert wide.models[0].phases[1].total_bytes > 4 * GIB
+    assert plan.fits
+    assert {phase.limit_bytes for phase in plan.models[0].phases} == {4 * GIB}
+    assert "a GPU, of which 4.00 GiB, all that Card has, may be used" in text(plan)
+    (note,) = plan.notes
+    assert "budget.vram_gib = 5.00 GiB is more than Card has (4.00)" in note
+    with pytest.raises(DoesNotFitError, match=r"Card has 4\.00 in all, 1\.\d\d GiB too much"):
+        check_fits(plan_of(QWEN_7B, machine=card, model={"rung": "nf4"}))
+    assert "all that" not in text(plan_of("Qwen2.5-1.5B", machine=dataclasses.replace(card, card_bytes=6 * GIB)))
+
+
+def test_only_a_card_that_torch_runs_on_limits_a_plan(monkeypatch):
+    monkeypatch.setattr("agentlab.hardware.monitor._nvml", Nvml)
+    for device, found in (("cuda", (6 * GIB, "Card A", (8, 9))), ("cpu", (None, None, None))):
+        monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda device=device: device)
+        here = planning.machine("auto")
+        assert here.device == device
+        for one in (here, planning.machine("cuda")):
+            assert (one.card_bytes, one.card_name, one.capability) == found
+
+
+def test_a_gpu_that_the_driver_does_not_show_is_planned_for_where_torch_knows_it(monkeypatch):
+    monkeypatch.setattr("agentlab.hardware.monitor._nvml", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
+    here = planning.machine("auto")
+    assert (here.device, here.card_bytes) == ("cuda", None)
 
 
 def test_the_least_efficiency_is_the_settings():

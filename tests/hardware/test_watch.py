@@ -6,12 +6,24 @@ import threading
 import psutil
 import pytest
 from nvml_standin import Nvml
+from support import memory_hog
 
 from agentlab.config import BudgetSettings
 from agentlab.hardware.watch import OTHERS, UNATTRIBUTED, Holding, Monitor, Owners, Sample, judge
 
 BUDGET = BudgetSettings()
 NONE = frozenset()
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """Sets where torch runs, as on a machine with the stand-in's cards: on the GPU, until a test says otherwise."""
+
+    def runs_on(name):
+        monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: name)
+
+    runs_on("cuda")
+    return runs_on
 
 
 def sample(used=1000.0, total=6000.0, **more):
@@ -48,7 +60,8 @@ def test_what_the_driver_does_not_report_is_none():
     assert not Monitor(nvml=Nvml(silent, celsius=99)).alerts()
 
 
-def test_without_a_gpu_the_ram_is_watched(monkeypatch):
+def test_without_a_gpu_the_ram_is_watched(monkeypatch, device):
+    device("cpu")
     monkeypatch.setattr("agentlab.hardware.monitor._nvml", lambda: None)
     found = Monitor().sample()
     assert (found.device, found.name) == ("cpu", "RAM")
@@ -56,6 +69,36 @@ def test_without_a_gpu_the_ram_is_watched(monkeypatch):
     assert found.owners[UNATTRIBUTED] > 10
     assert found.temperature_c is None
     assert found.efficiency is None
+
+
+def test_beside_a_card_that_torch_does_not_use_the_ram_is_watched(device):
+    device("cpu")
+    watching = Monitor(nvml=Nvml(used=6 * 2**30, celsius=99))
+    watching.owners.register("base", Holding(5))
+    found = watching.sample()
+    assert (found.device, found.name, found.temperature_c) == ("cpu", "RAM", None)
+    assert found.total_mib == pytest.approx(psutil.virtual_memory().total / 2**20)
+    assert found.owners["base"] == 5
+    assert "temperature" not in {alert.kind for alert in watching.alerts()}
+
+
+@pytest.mark.parametrize("silent", [("nvmlDeviceGetCount",), ("nvmlDeviceGetMemoryInfo",)])
+def test_where_the_cards_memory_cannot_be_read_its_owners_are_not_counted_against_the_ram(silent):
+    watching = Monitor(nvml=Nvml(silent))
+    watching.owners.register("base", Holding(5000, idle_mib=100))
+    found = watching.sample()
+    assert (found.device, found.name, found.idle_mib) == ("cpu", "RAM", 0)
+    assert set(found.owners) == {UNATTRIBUTED, OTHERS}
+    assert found.temperature_c == (61 if silent == ("nvmlDeviceGetMemoryInfo",) else None)
+
+
+def test_a_process_that_this_one_has_started_is_no_other_one(device):
+    device("cpu")
+    before = Monitor().sample().owners
+    with memory_hog(300) as process:
+        during = Monitor().sample().owners
+        process.kill()
+    assert during[UNATTRIBUTED] - before[UNATTRIBUTED] == pytest.approx(300, abs=100)
 
 
 def test_owners_that_are_computed_cannot_be_registered():

@@ -4,10 +4,12 @@ The engine is loaded once per class. `adapters` maps two ids to PEFT folders tha
 What an engine says it cannot do, it has to refuse.
 """
 
+import dataclasses
 import threading
 
 import pytest
 
+from agentlab import adapters as adapter_room
 from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, Request
 from agentlab.toolformat import TAGS, parse_calls, structure, validate
@@ -222,6 +224,19 @@ class EngineConformance:
         engine.load_adapter(first, adapters[first])
         right = engine.generate([Request(CHAT, adapter=first, max_new_tokens=10)])[0].token_ids
         assert wrong != right
+
+    def test_a_reload_that_is_refused_leaves_the_old_one(self, engine, adapters, tmp_path):
+        name, folder = next(iter(adapters.items()))
+        engine.load_adapter(name, folder)
+        request = Request(CHAT, adapter=name, max_new_tokens=10)
+        before = engine.generate([request])[0].token_ids
+        whole = adapter_room.load(folder)
+        modules = {module.replace("q_proj", "x_proj"): factors for module, factors in whole.modules.items()}
+        adapter_room.save(dataclasses.replace(whole, modules=modules, target_modules=["x_proj", "v_proj"]), tmp_path)
+        with pytest.raises(AdapterError, match=name):
+            engine.load_adapter(name, tmp_path)
+        assert engine.adapters() == [name]
+        assert engine.generate([request])[0].token_ids == before
 
     def test_unknown_adapter_is_refused_by_name(self, engine):
         with pytest.raises(AdapterError, match="g999-c99"):

@@ -5,11 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nvml_standin import Nvml
 from peft import LoraConfig
 
 from agentlab import models
 from agentlab.adapters import Lora, save
+from agentlab.config import BudgetSettings
+from agentlab.hardware import watch
 from agentlab.hardware.ledger import adapter_bytes, kv_cache_bytes, sum_bytes
+from agentlab.hardware.recovery import CALM_ANSWERS, Action, free_bytes, may_undo
 from agentlab.hardware.shape import ModelShape
 from agentlab.hardware.threads import limit_threads
 from agentlab.hardware.watch import OWNERS
@@ -73,6 +77,20 @@ def test_an_adapter_that_answers_from_the_weights_costs_its_factors_and_the_sums
     assert engine.adapter_bytes() == adapter_bytes(shape, 4, modules)
     engine.generate([Request([{"role": "user", "content": "hello"}], adapter="g000-c00", max_new_tokens=2)])
     assert engine.adapter_bytes() == adapter_bytes(shape, 4, modules) + sum_bytes(shape, modules)
+
+
+def test_what_lies_in_ram_is_not_counted_on_the_card_and_the_step_there_can_be_undone(engine, monkeypatch):
+    """A model that was moved to the CPU of a machine with a card; nothing of ours is on the card any more."""
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    monkeypatch.setattr(accounting, "_base_mib", lambda model: 5900.0)
+    engine.new_adapter("g000-c00", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    found = watch.read(OWNERS.holdings(), nvml=Nvml(used=300 * 2**20))
+    assert (found.device, found.owners) == ("cuda", {})
+    free = free_bytes(found, BudgetSettings())
+    assert free > 4 * 2**30
+    assert may_undo(Action("cpu", "large", "large on the CPU", 3 * 2**30), free, CALM_ANSWERS, 0)
+    monkeypatch.setattr(engine, "device", "cuda")
+    assert {owner: held.held_mib for owner, held in OWNERS.holdings().items() if owner == "base"} == {"base": 5900.0}
 
 
 def test_planned_memory_is_the_ledgers_on_a_gpu_and_nothing_on_a_cpu(engine, tiny_model):

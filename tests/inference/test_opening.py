@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from agentlab import models
-from agentlab.config import Settings
+from agentlab.config import Settings, from_mapping
+from agentlab.errors import ConfigError
 from agentlab.hardware.monitor import memory_stats
 from agentlab.hardware.sizing import LEAST_TOKENS
 from agentlab.inference import OutOfMemoryError, open_engine, opening
-from agentlab.inference.opening import choose_rung, planned_footprint
+from agentlab.inference.opening import choose_engine, choose_rung, planned_footprint
 
 
 @pytest.fixture
@@ -53,3 +54,20 @@ def test_where_nobody_can_read_the_free_ram_the_smallest_rung_is_tried(moved):
     settings, model, needed, free = moved
     free(0)
     assert choose_rung(settings, model, "cpu", moved=True) == min(needed, key=needed.get)
+
+
+@pytest.mark.parametrize(
+    ("rung", "engine"),
+    [("auto", "vllm"), ("bf16", "vllm")] + [(rung, "transformers") for rung in ("fp32", "int8", "nf4", "hqq3")],
+)
+def test_auto_is_transformers_where_vllm_would_load_another_rung(tiny_model, monkeypatch, rung, engine):
+    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    settings = from_mapping({"name": "test", "model": {"rung": rung}}, "test")
+    assert choose_engine(settings, models.resolve(str(tiny_model))) == engine
+
+
+def test_vllm_is_not_opened_at_a_rung_that_it_does_not_load(tiny_model):
+    settings = from_mapping({"name": "test", "model": {"rung": "bf16", "engine": "vllm"}}, "test")
+    with pytest.raises(ConfigError, match=r"model\.rung: 'bf16'; allowed where vLLM answers on a CPU: auto, fp32"):
+        open_engine(settings, models.resolve(str(tiny_model)))

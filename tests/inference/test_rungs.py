@@ -6,6 +6,7 @@ import pytest
 import torch
 from conformance import CHAT, EngineConformance
 from engine_adapters import two_adapters
+from peft.tuners.lora.layer import LoraLayer
 from support import write_tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -154,6 +155,38 @@ def test_a_base_that_cannot_be_loaded_lower_is_what_it_was(opened, folders, monk
             engine.change_rung("nf4")
         assert (engine.rung, engine.adapters()) == ("bf16", [adapter])
         assert engine.generate([request])[0].token_ids == before
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+def test_an_adapter_that_finds_no_memory_leaves_the_others_and_the_base(opened, folders, monkeypatch, beside):
+    first, second = folders
+    with opened("nf4") as engine:
+        for adapter in (first, second)[: beside + 1]:
+            engine.load_adapter(adapter, folders[adapter])
+        asked = [Request(CHAT, adapter=adapter, max_new_tokens=8) for adapter in (None, *engine.adapters())]
+        before = [completion.token_ids for completion in engine.generate(asked)]
+        real, placed = LoraLayer.update_layer, []
+
+        def scarce(layer, *args, **kwargs):
+            placed.append(layer)
+            if len(placed) == 3:  # in the middle of it
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return real(layer, *args, **kwargs)
+
+        monkeypatch.setattr(LoraLayer, "update_layer", scarce)
+        for adapter, folder in ((first, folders[second]), ("g009-c09", folders[second])):
+            placed.clear()
+            with pytest.raises(torch.OutOfMemoryError):
+                engine.load_adapter(adapter, folder)
+        monkeypatch.undo()
+        assert engine.adapters() == sorted([first, second][: beside + 1])
+        assert [completion.token_ids for completion in engine.generate(asked)] == before
+        assert engine.read_adapter(first).rank == 4
+        engine.load_adapter("g009-c09", folders[second])  # now there is room
+        answers = [
+            engine.generate([Request(CHAT, adapter=name, max_new_tokens=8)])[0].token_ids for name in ("g009-c09", None)
+        ]
+        assert answers[1] == before[0] != answers[0]
 
 
 @pytest.mark.parametrize("rung", ["fp32", "nf4"])

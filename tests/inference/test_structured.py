@@ -1,6 +1,8 @@
 """Answers under a grammar on a model that babbles: strings, numbers and lists that never end by themselves."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conformance import CHAT
@@ -253,3 +255,15 @@ def test_calls_are_complete_with_tokens_of_any_length(merged, style, choice):
             assert len(found) == 1 or choice == "auto"
             assert all(call.name in by_name and validate(call, by_name[call.name]) == [] for call in found), text
     assert calls > 20
+
+
+def test_free_answers_need_no_xgrammar(tiny_model):
+    code = (
+        "import sys; sys.modules['xgrammar'] = None; from agentlab import models; "
+        "from agentlab.inference import Request; "
+        "from agentlab.inference.transformers_engine import TransformersEngine; "
+        f"engine = TransformersEngine(models.resolve({str(tiny_model)!r})); "
+        "print(len(engine.generate([Request([{'role': 'user', 'content': 'hello'}], max_new_tokens=2)])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr[-2000:]

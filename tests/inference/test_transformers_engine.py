@@ -97,9 +97,14 @@ class TestOnTinyModel(EngineConformance):
             return real(self, requests, *rest)
 
         monkeypatch.setattr(TransformersEngine, "_batch", scarce)
+        told = []
+        monkeypatch.setattr(engine, "tell", told.append)
         answers = engine.generate([Request(CHAT, max_new_tokens=2)] * 5, batch_size=5)
         assert len(answers) == 5
         assert max(sizes[1:]) <= 2
+        (step,) = told
+        assert (step.action, step.source, step.target) == ("shrink_batch", "5", "2")
+        assert step.reason == "CUDA out of memory"
 
 
 @pytest.mark.model

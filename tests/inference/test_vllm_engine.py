@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 from conformance import CHAT, OTHER, EngineConformance
@@ -97,6 +98,13 @@ class OnVllm(EngineConformance):
             engine.generate([Request(CHAT, max_new_tokens=4, structure={"type": "nonsense"})])
         assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
 
+    def test_a_refusal_of_a_request_that_was_given_up_is_not_the_next_ones(self, engine):
+        refused = Request(CHAT, max_new_tokens=4, temperature=-1.0)  # the process says so
+        assert [chunk.completion.finish_reason for chunk in engine.stream(refused, lambda: True)] == ["cancelled"]
+        assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
+        with pytest.raises(EngineError, match="vLLM refuses the request"):
+            engine.generate([refused])
+
     def test_it_sleeps_wakes_and_answers_as_before(self, engine, adapters):
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)
@@ -112,7 +120,7 @@ class OnVllm(EngineConformance):
         stream = engine.stream(Request(CHAT, max_new_tokens=200))
         next(stream)
         os.killpg(engine._child.pid, signal.SIGKILL)
-        with pytest.raises(EngineBroken, match="the vLLM process ended with SIGKILL"):
+        with pytest.raises(OutOfMemoryError, match="the vLLM process ended with SIGKILL"):
             list(stream)
         with pytest.raises(EngineBroken, match="is gone; open the engine again"):
             engine.generate([Request(CHAT, max_new_tokens=2)])
@@ -228,12 +236,10 @@ class Holder(Sleeper):
     def __init__(self, folder):
         super().__init__(())
         self._loaded = {name: _Loaded(number, folder / name) for number, name in enumerate(("one", "two"))}
+        self._modules = SimpleNamespace(check=lambda adapter, lora, rank: None)
 
     def _answer_canary(self):
         return {name: [1] for name in (None, *self.adapters())}
-
-    def _check_fit(self, adapter, lora):
-        pass
 
 
 def test_an_adapter_that_is_unloaded_while_it_sleeps_is_not_asked_when_it_wakes(tmp_path):
@@ -243,6 +249,24 @@ def test_an_adapter_that_is_unloaded_while_it_sleeps_is_not_asked_when_it_wakes(
     assert engine.wake() is False
     assert engine.did == ["sleep", "wake"]
     assert engine.adapters() == ["two"]
+
+
+def test_a_canary_does_not_depend_on_who_else_is_there(tmp_path):
+    asked = []
+
+    class Alone(Holder):
+        _answer_canary = VllmEngine._answer_canary
+
+        def generate(self, requests, batch_size=32):
+            asked.append([(request.adapter, request.reuse_prompt) for request in requests])
+            return [SimpleNamespace(token_ids=[1]) for _ in requests]
+
+    engine = Alone(tmp_path)
+    engine.sleep()
+    engine.unload_adapter("one")
+    assert engine.wake() is False
+    alone = [[(name, False)] for name in (None, "one", "two", None, "two")]
+    assert asked == alone  # sums in 16 bits depend on the batch, and on what was read before
 
 
 def test_an_adapter_that_cannot_be_replaced_in_sleep_stays(tmp_path, monkeypatch):

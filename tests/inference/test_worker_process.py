@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from agentlab.inference import OutOfMemoryError
+from agentlab.inference import OutOfMemoryError, worker_process
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.vllm_engine import _broken
 from agentlab.inference.worker_process import ChildDied, ChildProcess
@@ -74,7 +74,8 @@ def test_a_cause_that_is_printed_long_before_the_end_is_found(child):
         listen(child)
     assert "out of memory" not in str(caught.value)
     assert isinstance(_broken(caught.value), OutOfMemoryError)
-    assert isinstance(_broken(ChildDied("ended with SIGKILL", "all was well")), EngineBroken)
+    for how, expected in ((signal.SIGSEGV, EngineBroken), (signal.SIGKILL, OutOfMemoryError)):  # the kernel's way
+        assert type(_broken(ChildDied(f"ended with {how.name}", "all was well", -how))) is expected
 
 
 def test_messages_pass_whole_whatever_is_printed(child):
@@ -100,6 +101,15 @@ def test_a_signal_that_ended_a_child_is_told(child):
     with pytest.raises(ChildDied, match="ended with SIGKILL") as caught:
         child.receive()
     assert caught.value.code == -signal.SIGKILL
+
+
+def test_a_child_that_takes_nothing_any_more_went_silent(child, monkeypatch):
+    child.send({})
+    assert child.receive() == {}
+    monkeypatch.setattr(worker_process, "SEND_S", 0.2)
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(ChildDied, match="went silent"):
+        child.send({"text": "x" * 2**22})  # more than a socket holds
 
 
 def test_killing_takes_what_it_started_along(child):

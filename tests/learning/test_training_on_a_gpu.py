@@ -48,7 +48,7 @@ def test_something_is_learned_at_every_rung(tiny_model, rung):
         assert torch.cuda.memory_allocated() < before + 80 * MIB  # the workspaces of the libraries stay
 
 
-@pytest.mark.parametrize("rung", ["bf16", "nf4"])
+@pytest.mark.parametrize("rung", ["bf16", "int8", "nf4"])
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 def test_training_peaks_where_the_ledger_says(larger_model, rung, dropout):
     with TransformersEngine(models.resolve(str(larger_model)), rung=rung) as engine:

@@ -245,6 +245,10 @@ def test_a_step_for_lack_of_memory_and_its_undoing_in_words():
     assert describe(back) == "qwen: memory has returned; rung nf4 → bf16"
     smaller = dataclasses.replace(RECOVERY, action="smaller_model", source="qwen", target="smollm2")
     assert describe(smaller) == "qwen: memory is short; model qwen → smollm2"
+    batch = dataclasses.replace(RECOVERY, action="shrink_batch", source="32", target="16")
+    assert describe(batch) == "qwen: memory is short; batch 32 → 16"
+    idle = dataclasses.replace(RECOVERY, action="close_idle", source="smollm2", target="none")
+    assert describe(idle) == "qwen: memory is short; models kept for later smollm2 → none"
 
 
 def test_every_kind_of_event_is_described_or_left_out_on_purpose() -> None:

@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import httpx
+import torch
 from serve_helpers import serving
 from support import promote
 
@@ -160,13 +161,35 @@ def test_a_champion_that_never_finds_memory_is_tried_now_and_then(own, monkeypat
             for _ in range(5):
                 roster.refresh()
                 pool.count_use(second)  # by another program: it is the same adapter all the same
-            assert asked == [second] * attempts
+            assert asked == [second] * (attempts + 1)  # at first the weights of the old one gave way
             now[0] += roster_room._RETRY_S
         assert (roster.served, pool.card(second).usage_count) == (first, used + 10)
         assert b"agentlab_champion_swap_failures_total 1.0" in metrics.text()
         monkeypatch.setattr(TransformersEngine, "load_adapter", load)
         roster.refresh()
         assert (roster.served, pool.card(second).usage_count) == (second, used + 11)
+
+
+def test_who_is_asked_for_by_name_and_finds_no_memory_gets_a_lower_rung(own, monkeypatch):
+    first, second, third = own.run.results()[-1].pool
+    load = TransformersEngine.load_adapter
+
+    def scarce(engine, adapter, folder):
+        if adapter == third or (adapter == second and engine.rung == "fp32"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        load(engine, adapter, folder)
+
+    monkeypatch.setattr(TransformersEngine, "load_adapter", scarce)
+    with serving(own) as server:
+        assert answered_by(server) == first
+        named = server.post(model=second).json()["agentlab"]
+        assert named["adapter"] == second
+        assert any("lower rung fp32 → bf16: CUDA out of memory" in step for step in named["fallbacks"])
+        never = server.post(model=third)
+        assert (never.status_code, never.json()["error"]["code"]) == (500, "adapter_failed")
+        assert never.json()["error"]["message"] == f"adapter {third} finds no memory: CUDA out of memory"
+        assert answered_by(server) == first
+        assert answered_by(server, second) == second
 
 
 def test_a_champion_whose_card_is_restored_is_taken(own):

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from nvml_standin import Nvml
 
 from agentlab.cli.main import main
 from agentlab.serve.access import token_file
@@ -102,6 +103,18 @@ def test_what_cannot_be_is_refused_in_a_sentence(own, environment, monkeypatch, 
     assert result.exit_code == code, result.output
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "two models do not fit"), ("cpu", "this machine has no such address")]
+)
+def test_to_share_is_refused_only_where_torch_runs_on_a_card(own, environment, monkeypatch, device, message):
+    monkeypatch.setenv("AGENTLAB_HOME", environment["AGENTLAB_HOME"])
+    monkeypatch.setattr("agentlab.hardware.monitor._nvml", Nvml)
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: device)
+    result = CliRunner().invoke(main, ["serve", str(own.experiment), "--share", "--host", "192.0.2.1"])
+    assert result.exit_code == 13, result.output
+    assert message in result.output
 
 
 def test_a_port_in_use_is_one_sentence_before_anything_is_loaded(own, environment, monkeypatch):

@@ -35,3 +35,20 @@ def test_a_job_that_breaks_tells_what_is_known_and_logs_the_rest(error, told, ca
     assert (problem.status, problem.message, problem.code, problem.reason) == (500, told, "answer_failed", "failed")
     assert answered == "answered"  # the thread lives on
     assert str(error) in caplog.text
+
+
+def test_what_breaks_between_two_jobs_costs_none_of_them(caplog):
+    async def ask():
+        def idle():
+            raise RuntimeError("the folder of the run is gone")
+
+        job = Job(None)
+        line = Line(lambda job: job.push("answered"), idle, places=2)
+        try:
+            line.submit(job)
+            return await asyncio.wait_for(job.news.get(), 10)
+        finally:
+            line.close()
+
+    assert asyncio.run(ask()) == "answered"
+    assert "the folder of the run is gone" in caplog.text

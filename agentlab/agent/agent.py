@@ -395,6 +395,8 @@ def check_asked(task: str, deadline_s: float | None = None, history: Sequence[Me
             raise AgentError(f'history: {message!r:.80}; allowed: {{"role": "user" or "assistant", "content": text}}')
     if not isinstance(task, str) or not task.strip():
         raise AgentError("the task is empty; allowed: text with at least one visible character")
+    if any("\x00" in text for text in (task, *(message["content"] for message in history))):
+        raise AgentError("the task or its history contains a NUL character, which text cannot hold")
     with contextlib.suppress(UnicodeEncodeError):
         "".join([task, *(message["content"] for message in history)]).encode()
         if deadline_s is not None and not (_is_number(deadline_s) and 0 < deadline_s < 1e6):

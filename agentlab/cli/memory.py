@@ -59,6 +59,10 @@ def add(
     model: str | None,
 ) -> None:  # fmt: skip
     """Remember TEXT; prints its id. The same words again count as a confirmation of the old id."""
+    if model is not None and file is not None and not file.exists():
+        from agentlab.memory.embedding import SentenceEmbedder
+
+        SentenceEmbedder(model)  # one that is not to be had leaves no file behind
     with _open(file, create=True, model=model) as memory:
         click.echo(memory.remember(text, memory_type=kind, session_id=session, tags=list(tags), importance=importance))
 
@@ -92,11 +96,18 @@ def search(
             click.echo(json.dumps(hit.__dict__, ensure_ascii=False))
             continue
         told = datetime.datetime.fromtimestamp(hit.created_at).strftime("%Y-%m-%d")
-        click.echo(f"{hit.score:.3f}  {hit.memory_id}  {told}  {' '.join(hit.content.split())}")
+        click.echo(f"{hit.score:.3f}  {hit.memory_id}  {told}  {_one_line(hit.content)}")
         if explain:
             click.echo("       " + "  ".join(f"{name} {value:.3f}" for name, value in hit.parts.items()))
     if not hits and not as_json:
         click.echo("nothing found")
+
+
+def _one_line(text: str) -> str:
+    """`text` without line ends and without what steers a terminal."""
+    from agentlab.agent.tools.rendering import visible
+
+    return visible(" ".join(text.split()))
 
 
 def _seconds(day: datetime.datetime, days: int = 0) -> float:
@@ -137,6 +148,9 @@ def forget(memory_ids: tuple[str, ...], file: Path | None, session: str | None, 
     if not memory_ids and session is None:
         raise MemoryStoreError("nothing to forget was named; give ids or --session")
     with _open(file) as memory:
+        named = {known.session_id for known in memory.sessions()}
+        if session is not None and session not in named and next(memory.items(session_id=session), None) is None:
+            raise MemoryStoreError(f"no session {session!r:.80} in {memory.path}; nothing was forgotten")
         try:
             gone = memory.forget(*memory_ids, session_id=session, reason=reason)
         except StorageError:  # it may be forgotten already, and the file not rewritten
@@ -215,7 +229,7 @@ def consolidate(file: Path | None) -> None:
     with _open(file) as memory:
         made = memory.consolidate()
     for item in made:
-        click.echo(f"{item.knowledge_id}  {item.confidence:.2f}  {' '.join(item.content.split())}")
+        click.echo(f"{item.knowledge_id}  {item.confidence:.2f}  {_one_line(item.content)}")
     click.echo(f"{len(made)} facts that were told more than once")
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from agentlab.memory import sealed, tellings
 from agentlab.memory.chunks import Chunk
 from agentlab.memory.core import Core
-from agentlab.memory.echo import is_question, same_fact
 from agentlab.memory.index import Index
 from agentlab.memory.records import KnowledgeItem, MemoryItem
+from agentlab.memory.saying import is_question, same_fact
 from agentlab.memory.words import signature
 from agentlab.memory.writing import add_to_index, new_id, refresh, replaced
 

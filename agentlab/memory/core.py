@@ -259,5 +259,5 @@ def as_floats(given: Any, otherwise: str) -> np.ndarray:
     """`given` as a float32 array; raises MemoryStoreError that begins with `otherwise` where it is none."""
     try:
         return np.asarray(given, dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise MemoryStoreError(f"{otherwise}: {given!r:.80}") from None

@@ -14,9 +14,9 @@ from typing import Any
 from agentlab.errors import StorageError
 from agentlab.memory import consolidation, sealed, tellings, writing
 from agentlab.memory.core import Core
-from agentlab.memory.echo import SAME, content_words, names, resembles, unframed
 from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
+from agentlab.memory.saying import SAME, content_words, names, resembles, unframed
 from agentlab.memory.store import unknown
 from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
@@ -296,13 +296,15 @@ def closure(
                 if (answer := _tells(core, turn, item, gone)) is None:
                     continue
                 turns.add(turn.number)
-                for other in _memories(core, turn.told, gone):
+                told = _memories(core, turn.told, gone)
+                said = {core.store.row_of(other.memory_id) for other in told if other.source != "person"}
+                for other in told:
                     limited = within is not None and not within.has(other.memory_id)
                     if limited or tellings.of(core.store, other.memory_id):  # another session told it as well
                         continue
                     if answer and other.source != "person":
                         answers[other.memory_id] = None
-                    if _only_from(core, item, other, rows):
+                    if _only_from(core, item, other, {*rows, *said}):
                         queue.append(other.memory_id)
         if not queue:
             # an answer that other turns gave too, like "I will remember that.", is not about what is forgotten
@@ -334,8 +336,8 @@ def _tells(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bo
         (sentence, mark) for sentence, mark, said in turn.sentences
         if mark in marks or (len(said & words) >= SAME * len(said) and resembles(sentence, item.content))
     ]  # fmt: skip
-    if same:  # what the turn told by itself, or what it repeats of older memories, stays with those
-        own = _memories(core, turn.told, gone)
+    if same:  # what the person told there, or what repeats older memories, stays with those
+        own = [other for other in _memories(core, turn.told, gone) if other.source == "person"]
         older = _memories(core, [*turn.echoes, *turn.used], gone)
         known = {signature(sentence) for other in [*own, *older] for sentence in sentences(other.content)}
         if any(
@@ -354,8 +356,8 @@ def _leaks(core: Core, turn: _Turn, item: MemoryItem, gone: Iterable[str]) -> bo
     return bool(set(content_words(item.content)) & set(content_words(turn.answered)) - known)
 
 
-def _only_from(core: Core, item: MemoryItem, other: MemoryItem, rows: set[int]) -> bool:
-    """Whether `other` has a word of `item` that no memory but these and those that go, at `rows`, has."""
+def _only_from(core: Core, item: MemoryItem, other: MemoryItem, rows: set[int | None]) -> bool:
+    """Whether `other` has a word of `item` that no memory but these and those at `rows` has: that go, or answer it."""
     known = {*rows, core.store.row_of(other.memory_id)}
     shared = set(content_words(item.content)) & set(content_words(other.content))
     return any(not core.store.rows_with(word) - known for word in shared)

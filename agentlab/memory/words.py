@@ -32,8 +32,12 @@ _POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\
 # minus, the point of 3.4, .5 and 10:30, a question mark, and every symbol beyond ASCII, emoji among them.
 _CURRENCY = "$€£¥₹₩"
 _MINUS = rf"(?<![\w)])-(?=\s*[.{_CURRENCY}]?\d)"
-_SIGN = rf"[$%&+/<=>@\\^|~?]|(?<=\w)#|!(?==)|{_MINUS}|\.(?=\d)|(?<=\d)[,:](?=\d)|(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)"
-_PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'-]|!=|\.\d|\d[,:]\d")  # without one of these, an ASCII text is its words
+_SIGN = (
+    rf"[$%&+/<=>@\\^|~?]|(?<=\w)#|!(?=\s?=)|(?<=\d)[\x22']|{_MINUS}|\.(?=\d)|(?<=\d)[,:](?=\d)|"
+    r"(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)"
+)
+# without one of these, an ASCII text is its words
+_PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'-]|!\s?=|\d\x22|\.\d|\d[,:]\d")
 _ARTICLES = ("a", "an", "the")
 # "plan A", "HDMI A port", "Dr An Lee": no article is a capital within a sentence that is not all capitals
 _LABEL = re.compile(r"(?<=[^\W_] )An?\b")
@@ -165,8 +169,10 @@ def _written(text: str) -> list[str]:
 
 
 def _is_said(piece: str) -> bool:
-    """Whether a piece is a word, a sign of ASCII, or a symbol: no bracket, quotation mark or the like."""
-    return piece.isascii() or len(piece) > 1 or piece.isalnum() or unicodedata.category(piece)[0] == "S"
+    """Whether a piece is a word, a sign of ASCII, a symbol or a mark of one: no bracket, quotation mark or the like."""
+    if piece.isascii() or len(piece) > 1 or piece.isalnum() or piece == "\u200d":  # joins emoji
+        return True
+    return unicodedata.category(piece)[0] in "SM" and piece not in "\ufe0e\ufe0f"  # black and white, or coloured
 
 
 def plain(text: str) -> str:

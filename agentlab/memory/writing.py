@@ -98,7 +98,7 @@ def tell(
     item = checked(
         MemoryItem(
             memory_id=new_id(), content=content, tags=check_tags(tags), metadata={} if metadata is None else metadata,
-            importance=UNJUDGED if importance is None else importance,
+            importance=UNJUDGED if importance is None else check_share("importance", importance),
             created_at=time.time() if created_at is None else created_at,
             derived_from=check_tags(derived_from, "derived_from"), **fields,
         )

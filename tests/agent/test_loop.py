@@ -354,7 +354,7 @@ def test_thinking_is_asked_for_only_when_it_is_wanted():
     assert "<think>" in str(loud.requests[0].messages)
 
 
-@pytest.mark.parametrize("task", ["", "  \n", 7, None, "half \ud83d of a pair"])
+@pytest.mark.parametrize("task", ["", "  \n", 7, None, "half \ud83d of a pair", "a \0 in it"])
 def test_a_task_that_is_no_text_is_refused(task):
     with pytest.raises(AgentError, match="the task"):
         agent_of("x").run(task)

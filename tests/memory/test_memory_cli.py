@@ -8,7 +8,9 @@ import os
 import pytest
 from click.testing import CliRunner
 
+from agentlab import Memory
 from agentlab.cli import main
+from agentlab.memory.forgetting import session_mark
 
 from .helpers import open_memory
 
@@ -158,3 +160,23 @@ def test_where_an_export_cannot_be_written_the_place_is_named_and_nothing_said_t
     said = run("export", tmp_path / "out.jsonl", "--file", path).output
     assert f"cannot write {tmp_path / 'out.jsonl'}: the file system is read-only" in said
     assert "stopped" not in said
+
+
+def test_a_misspelled_session_is_not_forgotten(path):
+    ok("add", "I like tea.", "--session", "tuesday", "--file", path)
+    result = run("forget", "--session", "tusday", "--file", path)
+    assert result.exit_code == 9
+    assert "no session 'tusday'" in result.output
+    with Memory.open(path) as memory:
+        assert memory._core.store.buried([session_mark("tusday")]) == set()
+        assert len(memory) == 1
+
+
+def test_a_model_that_is_not_there_leaves_no_file(path):
+    assert run("add", "x", "--file", path, "--model", "org/no-such-model").exit_code == 3
+    assert not path.exists()
+
+
+def test_stored_escapes_do_not_steer_a_terminal(path):
+    ok("add", "red \x1b[31m alert \x07", "--file", path)
+    assert "red ␛[31m alert ␇" in ok("search", "red alert", "--words", "--file", path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.memory.echo import repeats, same_fact
+from agentlab.memory.saying import repeats, same_fact
 from agentlab.memory.schema import VERSION
 
 from .helpers import open_memory
@@ -29,6 +29,27 @@ from .helpers import open_memory
         ("明日の朝9時に東京駅で鈴木さんと会議があります", "明日の朝9時に東京駅で田中さんと会議があります"),
         ("会議は来週の月曜日の午後にあります", "会議は来週の火曜日の午後にあります"),
         ("太郎は花子より背が高い", "花子は太郎より背が高い"),
+        ("The invoice was paid.", "Has the invoice been paid?"),
+        ("Your flight to Oslo is cancelled.", "Please cancel my flight to Oslo."),
+        ("Your flight to Oslo is cancelled.", "Cancel my flight to Oslo."),
+        ("The table at Luigi's is booked.", "The user wants to book a table at Luigi's."),
+        ("The flight is cancelled.", "We should cancel the flight."),
+        ("The parcel arrived on Friday.", "The parcel may arrive on Friday."),
+        ("The picnic is cancelled.", "If it rains, the picnic is cancelled."),
+        ("The disk is full.", "The server is down if the disk is full."),
+        ("Backup completed.", "Remind me when the backup is completed."),
+        ("飛行機を予約しました。", "飛行機を予約してください。"),
+        ("花子が太郎に本をあげた。", "太郎が花子に本をあげた。"),
+        ("The cat chased the dog.", "The dog chased the cat."),
+        ("My sister visited my mother.", "My mother visited my sister."),
+        ("The user has two cats and three dogs.", "The user has three cats and two dogs."),
+        ("Anna lives in Paris.", "Anna lives in Rome and Tom lives in Paris."),
+        ("The budget is 200.", "The budget is 500 and the deposit 200."),
+        ("The user works at Google.", "The user's brother works at Google."),
+        ("The key is under the mat.", "The key is on the mat."),
+        ("He lives in Rome.", "I live in Rome."),
+        ("Her dentist is Dr. Lee.", "My dentist is Dr. Lee."),
+        ("The server crashed again.", "The server crashed."),
     ],
 )  # fmt: skip
 def test_one_other_word_is_news(path, news, known):
@@ -46,9 +67,12 @@ def test_one_other_word_is_news(path, news, known):
         ("Zorblax is your cat.", "My cat is called Zorblax."),
         ("The name of your cat is Zorblax.", "My cat is called Zorblax."),
         ("You drink green tea every morning.", "Every morning I drink green tea"),
-        ("Your meeting is at 10:30.", "My meeting with Anna is at 10:30 in Oslo."),
+        ("My meeting with Anna is at 10:30", "My meeting with Anna is at 10:30 in Oslo."),
+        ("I have saved that your rent is due on Monday.", "My rent is due on Monday."),
+        ("Fact: your rent is due on Monday.", "My rent is due on Monday."),
+        ("Is the report due on Friday?", "The report is due on Friday."),
         ("You know C++.", "I know C++ and C#."),
-        ("It's –5 °C in Oslo", "It is -5°C in Oslo today."),
+        ("It's –5 °C in Oslo", "It is -5°C in Oslo."),
         ("田中さんと明日会議がありますね。", "明日は田中さんと会議があります。"),
         ("あなたの猫の名前はタマです", "私の猫の名前はタマです"),
         ("猫を飼っている", "猫を飼っています"),
@@ -72,6 +96,15 @@ def test_the_same_in_other_words_is_an_echo(said, known):
         ("My sister called my brother", "My brother called my sister"),
         ("Our dogs chase cats", "Our dogs are chased by cats"),
         ("Never mix A and B, not ever", "Mix A and B, not ever"),
+        ("I work until 5.", "I work after 5."),
+        ("I am free until Monday.", "I am free after Monday."),
+        ("The key is under the mat.", "The key is on the mat."),
+        ("I was vegetarian.", "I am vegetarian."),
+        ("I had a dog.", "I have a dog."),
+        ("I have to sell the car.", "I sell the car."),
+        ("My mother is her doctor.", "Her mother is my doctor."),
+        ("Your dog bit my cat.", "My dog bit your cat."),
+        ("弟は結婚している。", "弟は結婚していた。"),
     ],
 )
 def test_the_opposite_confirms_nothing(path, one, other):
@@ -99,7 +132,13 @@ def test_two_ways_of_telling_a_fact_confirm_it(one, other):
     assert same_fact(other, one)
 
 
-@pytest.mark.parametrize("correction", ["Cancelled!", "False.", "Forget it.", "中止。"])
+@pytest.mark.parametrize(
+    "correction",
+    [
+        "Cancelled!", "False.", "Forget it.", "中止。", "No longer true.", "That changed last week.",
+        "Wrong, sorry, cancelled.", "He retired in June after thirty long years of practice.", "これはもう間違いです。",
+    ],
+)  # fmt: skip
 def test_a_persons_correction_keeps_what_it_is_about(memory, correction):
     known = memory.remember("The meeting with Anna is on Friday.")
     assert memory.recall("meeting")[0].memory_id == known
@@ -107,6 +146,43 @@ def test_a_persons_correction_keeps_what_it_is_about(memory, correction):
     assert memory.get(told).content == f"The meeting with Anna is on Friday. {correction}"
     turn = memory.conversation("later").add(f"The meeting with Anna is on Friday. {correction}", "I see.")
     assert turn.user_input in {item.content for item in memory.items(session_id="later")}
+
+
+@pytest.mark.parametrize(
+    ("known", "correction"),
+    [
+        ("The flight leaves at 9:40.", "It was cancelled."), ("The report is due on Friday.", "This is false."),
+        ("The report is due on Friday.", "That has been cancelled."), ("The parcel 12 was shipped.", "Delivered."),
+        ("Anna lives in Rome.", "She died."), ("会議は金曜日です。", "それは中止です。"),
+    ],
+)  # fmt: skip
+def test_an_agents_correction_keeps_what_it_is_about(memory, known, correction):
+    first = memory.remember(known)
+    told = memory.remember(f"{known} {correction}", source="tool")
+    assert told != first
+    assert memory.get(told).content == f"{known} {correction}"
+
+
+def test_politeness_beside_an_echo_is_no_correction(memory):
+    first = memory.remember("The flight leaves at 9:40.")
+    assert memory.remember("The flight leaves at 9:40. Great! Glad I could help.", source="agent") == first
+
+
+@pytest.mark.parametrize(
+    "padding", [" " * 20_000, "\t" * 20_000, "; " * 10_000, " and" * 5_000, "-" * 20_000, "'" * 20_000]
+)
+def test_a_long_run_of_anything_takes_no_time(memory, padding):
+    memory.remember(f"col{padding}val and is here", source="tool")
+    memory.remember(f"a{padding}b", source="tool")
+    memory.remember(f"The col{padding}val and is here", source="tool")
+    memory.remember(f"Is col{padding}val here?")
+
+
+@pytest.mark.timeout(60)  # it took minutes
+def test_a_long_text_beside_another_takes_seconds(memory):
+    memory.remember(" ".join(f"Item {number} is in box {number % 7}." for number in range(2000)))
+    told = memory.remember(" ".join(f"Item {number} is in room {number % 7}." for number in range(2000)), source="tool")
+    assert "room 6" in memory.get(told).content
 
 
 def test_thanks_beside_an_echo_is_no_correction(memory):

@@ -1,6 +1,5 @@
 """A card that runs out of memory as a test wants it, and engines whose weights, adapters and caches lie on it."""
 
-
 import torch
 from helpers import Scripted
 

@@ -12,7 +12,7 @@ import re
 from agentlab.memory.core import Core
 from agentlab.memory.records import MemoryItem
 from agentlab.memory.saying import CLAUSES, REPORTING, is_question, repeats, unframed
-from agentlab.memory.words import sentences, signature, terms, tokens
+from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
 _ASIDE = 3  # a statement of fewer content words is about the sentence before: "Cancelled!"
 _LOOKED_AT = 8
@@ -37,7 +37,7 @@ def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
     if known is None:
         return None
     beside = [part for part, echoed in zip(parts, heard, strict=True) if echoed is None]
-    news = [part for part in beside if set(terms(part)) - _POLITE]
+    news = [part for part in beside if set(terms(part)) - _POLITE - STOP_WORDS]
     if not news:
         return known, item
     if any(_needs_the_echo(part, item) for part in news):

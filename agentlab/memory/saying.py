@@ -29,16 +29,21 @@ _FRAME = re.compile(
     r"^(?:as you (?:already )?(?:know|said|mentioned|told me)(?: (?:before|earlier))? ?, ?(?:that )?|"
     rf"(?:based on|according to|from|as per) (?:our|your|the|my) (?:(?:previous|earlier|last|past) )?{_TALK} ?, ?"
     r"(?:that )?|you (?:have )?(?:asked|told|wanted) me to (?:keep in mind|bear in mind|remember|note|remind you) "
-    r"(?:that )?|(?:as far as i know|fact) ?[,:] ?|(?:i have )?(?:saved|stored|noted) that )",
+    r"(?:that )?|from what you (?:have )?(?:said|told me)(?: (?:before|earlier))? ?, ?|so |"
+    r"it (?:looks|seems) (?:like|that) |(?:please )?(?:don['’]t forget|remember|note|keep in mind) (?:that )?|"
+    r"i(?:['’]ll| will|['’]ve| have) (?:remember|note|keep in mind|saved|stored|noted|remembered)(?: that)? |"
+    r"(?:yes|yeah|yep|sure|okay|ok|right|alright|understood|noted|got it|great|of course|certainly|absolutely|"
+    r"as far as i know|(?:(?:as|just) )?a reminder|fact|well) ?(?:[,:;.!]| [-–—]) ?)",
     re.IGNORECASE,
 )
+_FRAMES = 4  # one within another
 _FRAME_BEFORE_JA = re.compile(r"^(?:あなた|ユーザー)(?:は|が)[、,]?|^(?:以前|前に|先ほど|さっき)[、,]?")
 _FRAME_AFTER_JA = re.compile(
     r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)[ぁ-ん]*|のこと(?:です|でした))[。！]?$"
 )
 # ways of saying what something is called, and whose it is; the name is what counts
 _NAMING = (
-    (re.compile(r"\b(?:is|are|was|were) (?:called|named|the names? of)\b", re.IGNORECASE), "is"),
+    (re.compile(r"(?:['’]s|\b(?:is|are|was|were)) (?:called|named|the names? of)\b", re.IGNORECASE), " is"),
     (re.compile(r"(?:['’]s)? names? (?:is|are|was|were)\b", re.IGNORECASE), " is"),
     (re.compile(r"\bthe names? of\b", re.IGNORECASE), ""),
     (re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?の"), ""),
@@ -48,7 +53,7 @@ CLAUSES = re.compile(r" ?; ?| ?,? (?:and|but) ", re.IGNORECASE)
 
 # function words, by what another one would change
 _FILLING = frozenset(
-    "a an the that this these those there it its also so just too very what which as well".split()  # noqa: SIM905
+    "a an the that this these those there it its also so just too very what which as well yes".split()  # noqa: SIM905
 )
 _BEING = frozenset("is are am be being been was were has have had do does did having doing".split())  # noqa: SIM905
 _SPEAKING = frozenset("i me my mine myself you your yours yourself we us our ours ourselves".split())  # noqa: SIM905
@@ -66,6 +71,7 @@ _POSSIBLE = frozenset(
     please would should could can may might must will shall if unless whether when whenever until while let
     """.split()  # noqa: SIM905 - a list of twenty strings is unreadable
 )
+_FUTURE = frozenset(("will", "shall"))
 _TENSE = frozenset("was were had did to".split())  # noqa: SIM905 - "I have to sell the car"
 _NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
 
@@ -195,7 +201,9 @@ def content_words(text: str) -> list[str]:
 
 def unframed(sentence: str) -> str:
     """`sentence` without what only says where the rest is from; of words with one space between."""
-    for frame in (_FRAME, _FRAME_BEFORE_JA, _FRAME_AFTER_JA):
+    for _ in range(_FRAMES):
+        sentence = _FRAME.sub("", sentence)
+    for frame in (_FRAME_BEFORE_JA, _FRAME_AFTER_JA):
         sentence = frame.sub("", sentence)
     return sentence
 
@@ -273,7 +281,7 @@ def _says_all(said: Saying, there: Saying) -> bool:
 def _is_part(said: Saying, there: Saying) -> bool:
     """Whether `said` is what `there` begins with, or without a subject a part of it: "it is on the 5th of May"."""
     size = len(set(said.content))
-    pointing = not said.small.keys() - _FILLING - _BEING
+    pointing = said.words[0] in ("it", "this", "that") and not said.small.keys() - _FILLING - _BEING - _SMALL
     starts = range(len(there.content) - size + 1) if pointing else range(1)
     return any(set(there.content[at : at + size]) == set(said.content) for at in starts)
 
@@ -286,14 +294,19 @@ def _asks_for(one: Saying, other: Saying) -> bool:
 
 def _agree(said: Saying, there: Saying) -> bool:
     """Whether nothing but content shows that two sentences say something else."""
-    if said.possible != there.possible or said.denials != there.denials or said.people != there.people:
+    # what is known to be so will be so, but what will be need not have been
+    if (
+        there.possible not in (said.possible, said.possible - _FUTURE)
+        or said.denials != there.denials
+        or said.people != there.people
+    ):
         return False
     if not all(found <= there.forms.get(word, set() if not word else found) for word, found in said.forms.items()):
         return False
     if any(not (_role(there.roles[word]) & _role(found)) for word, found in said.roles.items() if word in there.roles):
         return False
     more, less = said.small - there.small, there.small - said.small
-    if more.keys() - _FILLING - _BEING - _SPEAKING - _OTHERS.keys() - _SMALL:
+    if more.keys() - _FILLING - _BEING - _SPEAKING - _OTHERS.keys() - _SMALL - _FUTURE:
         return False
     return not (more.keys() & _PLACING and less.keys() & _PLACING)
 

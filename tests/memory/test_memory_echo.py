@@ -50,6 +50,8 @@ from .helpers import open_memory
         ("He lives in Rome.", "I live in Rome."),
         ("Her dentist is Dr. Lee.", "My dentist is Dr. Lee."),
         ("The server crashed again.", "The server crashed."),
+        ("You moved to Berlin in June.", "I will move to Berlin in June."),
+        ("You might move to Berlin in June.", "I will move to Berlin in June."),
     ],
 )  # fmt: skip
 def test_one_other_word_is_news(path, news, known):
@@ -69,6 +71,14 @@ def test_one_other_word_is_news(path, news, known):
         ("You drink green tea every morning.", "Every morning I drink green tea"),
         ("My meeting with Anna is at 10:30", "My meeting with Anna is at 10:30 in Oslo."),
         ("I have saved that your rent is due on Monday.", "My rent is due on Monday."),
+        ("Yes, your rent is due on Monday.", "My rent is due on Monday."),
+        ("Okay, so just a reminder: your rent is due on Monday.", "My rent is due on Monday."),
+        ("Noted – your rent is due on Monday.", "My rent is due on Monday."),
+        ("Don't forget that your rent is due Monday!", "My rent is due on Monday."),
+        ("From what you told me, your rent is due on Monday.", "My rent is due on Monday."),
+        ("Your rent will be due on Monday.", "My rent is due on Monday."),
+        ("It's due on Monday.", "My rent is due on Monday."),
+        ("Your cat's called Zorblax.", "My cat is called Zorblax."),
         ("Fact: your rent is due on Monday.", "My rent is due on Monday."),
         ("Is the report due on Friday?", "The report is due on Friday."),
         ("You know C++.", "I know C++ and C#."),
@@ -166,6 +176,7 @@ def test_an_agents_correction_keeps_what_it_is_about(memory, known, correction):
 def test_politeness_beside_an_echo_is_no_correction(memory):
     first = memory.remember("The flight leaves at 9:40.")
     assert memory.remember("The flight leaves at 9:40. Great! Glad I could help.", source="agent") == first
+    assert memory.remember("Got it! The flight leaves at 9:40. Will do.", source="agent") == first
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def timed(run: Run, adapter: str) -> Score | None:
 
 
 def planned_lines(run: Run) -> list[str]:
-    """The memory that was planned before anything was loaded, and the largest peaks of the candidates."""
+    """The memory that was planned before anything was loaded, and the largest peaks of all models."""
     planned, plan = run.planned_mib(), run.plan()
     if planned is None or plan is None:
         return []
@@ -160,7 +160,8 @@ def planned_lines(run: Run) -> list[str]:
     lines = [f"{'planned beforehand':<22}{sizes}"]
     of = "vram_peak_mib" if place == "VRAM" else "ram_peak_mib"
     candidates = run.candidates()
-    phases = (("evaluate", [c.score for c in candidates]), ("train", [c.training for c in candidates]))
+    scores = [*(c.score for c in candidates), timed(run, BASE), timed(run, run.champion())]
+    phases = (("evaluate", scores), ("train", [c.training for c in candidates]))
     peaks = {name: max((getattr(part, of) for part in parts if part), default=0) for name, parts in phases}
     if measured := [f"{words.mebibytes(peak)} to {name}" for name, peak in peaks.items() if peak]:
         lines.append(f"{'measured at most':<22}{', '.join(measured)}")

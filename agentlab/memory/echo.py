@@ -11,13 +11,13 @@ import re
 
 from agentlab.memory.core import Core
 from agentlab.memory.records import MemoryItem
-from agentlab.memory.saying import CLAUSES, REPORTING, is_question, repeats, unframed
+from agentlab.memory.saying import BEING, CLAUSES, REPORTING, is_question, repeats, unframed
 from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
 _ASIDE = 3  # a statement of fewer content words is about the sentence before: "Cancelled!"
 _LOOKED_AT = 8
 # a piece of a sentence counts as one of its own only with a verb that shows it
-_VERBS = frozenset("is are was were am has have had will can does do did".split())  # noqa: SIM905
+_VERBS = BEING | {"will", "can"}
 # what points to the sentence before
 _POINTING = frozenset(
     "it its this that these those he she they him her them his their there then so".split()  # noqa: SIM905

@@ -55,7 +55,7 @@ CLAUSES = re.compile(r" ?; ?| ?,? (?:and|but) ", re.IGNORECASE)
 _FILLING = frozenset(
     "a an the that this these those there it its also so just too very what which as well yes".split()  # noqa: SIM905
 )
-_BEING = frozenset("is are am be being been was were has have had do does did having doing".split())  # noqa: SIM905
+BEING = frozenset("is are am be being been was were has have had do does did having doing".split())  # noqa: SIM905
 _SPEAKING = frozenset("i me my mine myself you your yours yourself we us our ours ourselves".split())  # noqa: SIM905
 _OTHERS = {"he": "he", "him": "he", "his": "he", "she": "she", "her": "she", "hers": "she",
            "they": "they", "them": "they", "their": "they", "theirs": "they"}  # fmt: skip
@@ -89,7 +89,7 @@ _GRAMMAR_JA = frozenset(
 _PAIR_JA = re.compile("[\u3040-\u309fー]|.?[\u3005\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff].?(?<=..)")
 _DENIAL_JA = re.compile(r"ません|な(?:い|かった|く)|(?<=[ぁ-ん])ず(?:に|、|。|$)")
 _POSSIBLE_JA = re.compile("ください|下さい|ほしい|欲しい|たい|なら|たら|れば|かもしれ|でしょう|だろう|つもり|予定")
-_PAST_JA = re.compile(r"[ただ](?:よ|ね|の|ん|か)?[。！!]?$")
+_PAST_JA = re.compile(r"(?:た|(?<=ん)だ)(?:よ|ね|の|ん|か)?[。！!]?$")
 _ROLE_JA = re.compile(r"([\u30a0-\u30ff\u3400-\u4dbf\u4e00-\u9fff])(?:さん|くん|ちゃん|様)?([はがをにへ])")
 # beside these it matters what stands first
 _RELATING = (
@@ -281,7 +281,7 @@ def _says_all(said: Saying, there: Saying) -> bool:
 def _is_part(said: Saying, there: Saying) -> bool:
     """Whether `said` is what `there` begins with, or without a subject a part of it: "it is on the 5th of May"."""
     size = len(set(said.content))
-    pointing = said.words[0] in ("it", "this", "that") and not said.small.keys() - _FILLING - _BEING - _SMALL
+    pointing = said.words[0] in ("it", "this", "that") and not said.small.keys() - _FILLING - BEING - _SMALL
     starts = range(len(there.content) - size + 1) if pointing else range(1)
     return any(set(there.content[at : at + size]) == set(said.content) for at in starts)
 
@@ -289,7 +289,7 @@ def _is_part(said: Saying, there: Saying) -> bool:
 def _asks_for(one: Saying, other: Saying) -> bool:
     """Whether one tells to do what the other tells of: "cancel my flight", and "your flight is cancelled"."""
     begins = bool(one.content) and terms(one.words[0]) == [one.content[0]]
-    return begins and not one.small.keys() & _BEING and bool(other.small.keys() & _BEING)
+    return begins and not one.small.keys() & BEING and bool(other.small.keys() & BEING)
 
 
 def _agree(said: Saying, there: Saying) -> bool:
@@ -306,7 +306,7 @@ def _agree(said: Saying, there: Saying) -> bool:
     if any(not (_role(there.roles[word]) & _role(found)) for word, found in said.roles.items() if word in there.roles):
         return False
     more, less = said.small - there.small, there.small - said.small
-    if more.keys() - _FILLING - _BEING - _SPEAKING - _OTHERS.keys() - _SMALL - _FUTURE:
+    if more.keys() - _FILLING - BEING - _SPEAKING - _OTHERS.keys() - _SMALL - _FUTURE:
         return False
     return not (more.keys() & _PLACING and less.keys() & _PLACING)
 

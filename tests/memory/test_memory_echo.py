@@ -86,6 +86,7 @@ def test_one_other_word_is_news(path, news, known):
         ("田中さんと明日会議がありますね。", "明日は田中さんと会議があります。"),
         ("あなたの猫の名前はタマです", "私の猫の名前はタマです"),
         ("猫を飼っている", "猫を飼っています"),
+        ("担当者は田中だ。", "担当者は田中です。"),
     ],
 )  # fmt: skip
 def test_the_same_in_other_words_is_an_echo(said, known):

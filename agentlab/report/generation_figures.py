@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+_FEW_STEPS = 12
+
+
 def scores(run: Run, generation: int) -> "go.Figure":
     """Accuracy on the fitness split of everyone who competed in a generation, best on top, with 95 % intervals."""
     title = f"Scores in generation {generation}"
@@ -68,7 +71,9 @@ def training_curves(run: Run, generation: int) -> "go.Figure":
                 text=["<br>".join([f"<b>{name}</b>: started again after", *lines])],
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
-    figure.update_xaxes(title={"text": "optimiser step"}, tickformat="d")
+    # between few steps plotly would put ticks at halves, and name each step twice
+    few = max(len(training.losses) for _, training in curves) <= _FEW_STEPS
+    figure.update_xaxes(title={"text": "optimiser step"}, tickformat="d", dtick=1 if few else None)
     figure.update_yaxes(title={"text": "loss (nats per token)"}, rangemode="tozero")
     return figure
 

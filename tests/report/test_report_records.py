@@ -123,6 +123,15 @@ def test_a_blend_stands_beside_its_parents_and_keeps_no_place_from_siblings(full
     assert y == (spots[names[0]][1] + spots[names[1]][1]) / 2
 
 
+@pytest.mark.parametrize(("steps", "ticks"), [(3, 1), (200, None)])
+def test_few_training_steps_are_named_once_each(full_run: Run, steps: int, ticks: int | None) -> None:
+    for genome in full_run.population(0) or []:
+        candidate = full_run.candidate(genome.candidate)
+        training = candidate.training and candidate.training.model_copy(update={"losses": [1.0] * steps})
+        full_run.save_candidate(candidate.model_copy(update={"training": training}))
+    assert figures.training_curves(full_run, 0).layout.xaxis.dtick == ticks
+
+
 def test_generation_figures_show_the_records(full_run: Run) -> None:
     curves = figures.training_curves(full_run, 0)
     for candidate in full_run.candidates()[:5]:

@@ -4,10 +4,11 @@ The agent has its built-in tools and answers with one of the adapters; the other
 population is served. Each task is asked once after a warm-up. Printed are p50 and p95 of the whole answer and of its
 first piece, the share within the target, and tokens per second. On a GPU all stays within --vram-gib: as in a run the
 allocator gets what the driver's context leaves, and --rung auto is the most precise rung whose weights fit; on a CPU
-the figures say what a CPU does, and the line says so. On transformers all is measured a second time with every prompt
-read from its beginning: what keeping keys and values between requests gains.
+the figures say what a CPU does, and the line says so. On transformers all is measured twice more: with every prompt
+read from its beginning, for what keeping keys and values between requests gains, and with one token in each pass, for
+what reading drafts along gains.
 
-The adapters are random and change the model a little. Expected time at the defaults: about 5 minutes on two cores
+The adapters are random and change the model a little. Expected time at the defaults: about 7 minutes on two cores
 without a GPU. Ends in one JSON line.
 """
 
@@ -38,13 +39,18 @@ def main() -> None:
     options = parser().parse_args()
     result = measure(options)
     if options.engine == "transformers":
-        anew = measure(options, reuse_prompts=False)
-        result |= {f"anew_{key}": anew[key] for key in ("answer_p50_s", "answer_p95_s", "first_p50_s", "first_p95_s")}
-        result["gain"] = anew["answer_p50_s"] / result["answer_p50_s"]
+        for way, other in (
+            ("anew", measure(options, reuse_prompts=False)), ("undrafted", measure(options, drafts=False)),
+        ):  # fmt: skip
+            compared = ("answer_p50_s", "answer_p95_s", "first_p50_s", "first_p95_s")
+            result |= {f"{way}_{key}": other[key] for key in compared}
+            result[f"{way}_gain"] = other["answer_p50_s"] / result["answer_p50_s"]
     for name, key in (("whole answer", "answer"), ("first piece", "first")):
         print(f"{name:<14} p50 {result[f'{key}_p50_s']:.2f} s, p95 {result[f'{key}_p95_s']:.2f} s")
-    if "gain" in result:
-        print(f"every prompt read anew: p50 {result['anew_answer_p50_s']:.2f} s, {result['gain']:.2f} times as long")
+    for way, what in (("anew", "every prompt read anew"), ("undrafted", "one token in each pass")):
+        if f"{way}_gain" in result:
+            seconds, gain = result[f"{way}_answer_p50_s"], result[f"{way}_gain"]
+            print(f"{what}: p50 {seconds:.2f} s, {gain:.2f} times as long")
     where = "a CPU: no statement about a GPU" if result["device"] == "cpu" else result["device"]
     print(
         f"within {result['target_s']:g} s  {result['within_target']:.0%} of {result['answers']} answers of "
@@ -81,7 +87,7 @@ def open_transformers(options: argparse.Namespace, files: Any) -> Any:
     return open_engine(settings, files, "transformers")
 
 
-def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str, Any]:
+def measure(options: argparse.Namespace, reuse_prompts: bool = True, drafts: bool = True) -> dict[str, Any]:
     """Times of all answers."""
     from agentlab import models
     from agentlab.adapters import save
@@ -109,6 +115,7 @@ def measure(options: argparse.Namespace, reuse_prompts: bool = True) -> dict[str
                 )  # fmt: skip
             else:
                 found = open_transformers(options, files)
+                found.drafts = drafts  # type: ignore[attr-defined]
                 stream = found.stream
                 found.stream = lambda request, *stop: stream(  # type: ignore[method-assign]
                     dataclasses.replace(request, reuse_prompt=reuse_prompts), *stop

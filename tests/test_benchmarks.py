@@ -196,6 +196,8 @@ def test_latency(tiny_model):
     assert 0 < result["first_p50_s"] <= result["answer_p50_s"] <= result["answer_p95_s"]
     assert result["target_met"] == (result["answer_p95_s"] <= result["target_s"])
     assert result["rung"] == "nf4"
+    assert result["anew_gain"] > 0
+    assert result["undrafted_gain"] > 0
 
 
 def test_latency_opens_the_engine_as_a_run_does(tiny_model, monkeypatch):

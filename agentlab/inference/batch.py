@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from agentlab.hardware.ledger import SHARE_ROWS, SHARE_TOKENS
+from agentlab.inference import drafts
 from agentlab.inference.constrained import Constrained
 from agentlab.inference.contract import Request
 from agentlab.inference.decoding import SeededSampling, Watcher, common_prefix
@@ -46,8 +47,14 @@ class Batch:
         if constrained is not None:
             self._hooks.append(constrained)  # the last: it chooses
 
-    def decode(self, model: Any, cache: DynamicCache, streamer: Any = None) -> None:
-        """Generate until every answer has ended. The cache may hold a single prompt's beginning; it grows in place."""
+    def decode(self, model: Any, cache: DynamicCache, streamer: Any = None, draft: bool = False) -> None:
+        """Generate until every answer has ended. The cache may hold a single prompt's beginning; it grows in place.
+
+        draft: let a single request read along what is likely to follow; its cache has to be one that can be cut.
+        """
+        if draft and len(self.tokens) == 1:
+            self._decode_drafting(model, cache, streamer)
+            return
         going = list(range(len(self.tokens)))  # whose answers have not ended
         if self._shared:  # read once, then copied for every row
             model(input_ids=self._ids[:1, : self._shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -65,6 +72,18 @@ class Batch:
             going = [going[row] for row in left]
             if left:
                 self._select(left, output.sequences, cache)
+
+    def _decode_drafting(self, model: Any, cache: DynamicCache, streamer: Any) -> None:
+        under = self.structured[0]
+        if streamer is not None:
+            streamer.put(self._ids)
+        ids, logprobs = drafts.decode(
+            model, cache, self._ids, self._hooks, lambda ids: bool(self.watcher(ids, None).all()),
+            (lambda: ()) if under is None else (lambda: () if under.finished else under.path),
+            (lambda token: None) if streamer is None else streamer.put,
+        )  # fmt: skip
+        self.tokens[0] = ids[0, self._longest :].tolist()
+        self.logprobs[0] = logprobs if self._wants_logprobs else []
 
     def _generate(self, model: Any, cache: DynamicCache, streamer: Any) -> Any:
         return model.generate(

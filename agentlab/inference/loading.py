@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from agentlab.config import RungName
 from agentlab.errors import ModelError
@@ -17,6 +17,7 @@ from agentlab.hardware.oom import is_out_of_memory
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.models import ModelFiles
 
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HQQ = {"nbits": 3, "group_size": 64, "axis": 1}
 
 
@@ -64,6 +65,9 @@ def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
             raise ModelError(f"{model.folder} cannot be loaded: {_first_line(error)}") from error
         raise
     base.requires_grad_(False)
+    # how to sample is not the model's to say, but the request's: Qwen2.5's files penalize the words of the prompt
+    ends = {name: getattr(base.generation_config, name) for name in _TOKENS}
+    base.generation_config = GenerationConfig(**ends)
     return base.eval()
 
 

@@ -19,13 +19,15 @@ from agentlab.hardware.recovery import Action, Footprint
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.sizing import SERVE_TOKENS
 from agentlab.inference.batch import Batch
-from agentlab.inference.cache import growing_cache, rows_can_share
+from agentlab.inference.cache import can_be_cut, growing_cache, rows_can_share
 from agentlab.inference.constrained import Constrained, Row
 from agentlab.inference.contract import Chunk, Completion, OutOfMemoryError, Request
 from agentlab.inference.prompt_cache import PromptCache
 from agentlab.inference.resident import ResidentModel
 from agentlab.inference.templates import as_list
 from agentlab.inference.text import Pieces, cut_tokens
+
+_DENSE = ("fp32", "bf16")
 
 
 class TransformersEngine(ResidentModel):
@@ -34,10 +36,13 @@ class TransformersEngine(ResidentModel):
     Requests are grouped by adapter (one adapter after another decodes faster than a mixed batch) and, within a group,
     sorted by prompt length so that little of a batch is padding; a batch becomes smaller as answers end. In fp32 a
     group's adapter is added to the weights while the group is answered. What a single request has read and written is
-    kept for the next one that begins alike, as long as all of it fits into the context that was planned for.
+    kept for the next one that begins alike, as long as all of it fits into the context that was planned for. It reads
+    what is likely to follow along with each of its tokens, where `drafts` is true and the weights are dense: a few
+    tokens cost little more than one there, while 4-bit weights have a faster way for one alone.
     """
 
     name = "transformers"
+    drafts = True
     _most_tokens: int | None = None  # a limit below the model's own context, while memory is short
 
     def _end_token_ids(self) -> set[int]:
@@ -181,7 +186,7 @@ class TransformersEngine(ResidentModel):
         started = time.monotonic()
         with torch.inference_mode():
             cache, known = self._read_before(requests, prompts)
-            batch.decode(self.model, cache, streamer)
+            batch.decode(self.model, cache, streamer, self.drafts and self.rung in _DENSE and can_be_cut(cache))
         if len(requests) == 1 and requests[0].reuse_prompt:
             self._prompts.keep(requests[0].adapter, [*prompts[0], *batch.tokens[0]], cache)
         return [

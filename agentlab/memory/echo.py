@@ -1,23 +1,26 @@
 """The self-echo guard: what the memory said cannot come back to it as news.
 
 An agent that recalls "the report is due on Friday" answers "You told me that the report is due on Friday", and storing
-that would make the memory believe itself. From an agent or a tool, a sentence is an echo when one older memory says all
-of it (`saying.repeats`); from the person, only when it repeats a recalled sentence word for word. An echo is left out
+that would make the memory believe itself. From an agent or a tool, a sentence is an echo when an older memory says just
+that (`saying.repeats`); from the person, only when it repeats a recalled sentence word for word. An echo is left out
 where the sentences beside it can stand without it, and kept where they are about it.
 """
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from agentlab.memory.core import Core
 from agentlab.memory.records import MemoryItem
-from agentlab.memory.saying import BEING, CLAUSES, REPORTING, is_question, repeats, unframed
+from agentlab.memory.resembling import REPORTING
+from agentlab.memory.saying import is_question, pieces, repeats, unframed
 from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
 _ASIDE = 3  # a statement of fewer content words is about the sentence before: "Cancelled!"
 _LOOKED_AT = 8
-# a piece of a sentence counts as one of its own only with a verb that shows it
-_VERBS = BEING | {"will", "can"}
+_MOST_SENTENCES = 200  # what goes on longer is a document, and looked at as far as this
+_LONGEST = 1_000  # characters of a sentence that is looked at
+_LABEL = re.compile(r"\W*\w{0,3}\W*|.*:\W*")  # "1.", "Here is what I know:"
 # what points to the sentence before
 _POINTING = frozenset(
     "it its this that these those he she they him her them his their there then so".split()  # noqa: SIM905
@@ -25,19 +28,23 @@ _POINTING = frozenset(
 _POINTING_JA = re.compile("これ|それ|あれ|この|その|彼|もう")
 # what is said out of politeness
 _POLITE = REPORTING | frozenset(
-    terms("great good nice glad happy enjoy welcome pleasure perfect wonderful cool awesome sounds hope helps sorry")
+    terms(
+        "great good nice glad happy enjoy welcome pleasure perfect wonderful cool awesome sounds hope helps sorry day "
+        "know need anything else question ask morning evening"
+    )
 )
+_POLITE_JA = re.compile("(?:覚えています|もちろん(?:です)?|はい|わかりました|承知しました|ありがとうございます)[。！]?")
 
 
 def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
     """None where nothing in `item` is an echo; else the echoed memory's id when all of it is, or None and the rest."""
     parts = sentences(item.content)
-    heard = [_echoed(core, part, item) or _echoed_in_pieces(core, part, item) for part in parts]
-    known = next((memory_id for memory_id in heard if memory_id is not None), None)
+    distinct = [part for part in dict.fromkeys(parts) if len(part) <= _LONGEST]
+    heard = _heard(core, distinct[:_MOST_SENTENCES], item)
+    known = next((memory_id for memory_id in heard.values() if memory_id is not None), None)
     if known is None:
         return None
-    beside = [part for part, echoed in zip(parts, heard, strict=True) if echoed is None]
-    news = [part for part in beside if set(terms(part)) - _POLITE - STOP_WORDS]
+    news = [part for part in parts if heard.get(part) is None and _is_news(part, item)]
     if not news:
         return known, item
     if any(_needs_the_echo(part, item) for part in news):
@@ -45,38 +52,49 @@ def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
     return None, dataclasses.replace(item, content=" ".join(news))
 
 
-def _echoed(core: Core, sentence: str, item: MemoryItem) -> str | None:
-    """The id of the memory that `sentence` repeats."""
-    mark = signature(sentence)
-    with core.view() as index:
-        if item.source == "person":
-            row = core.recalled().get(mark)
-            rows = [] if row is None else [row]
-        else:
-            rows = index.wordings(terms(sentence), _LOOKED_AT)
-        memories = core.store.items_of(rows)
-    for row in rows:
-        memory = memories.get(row)
-        if memory is None:
-            continue
-        if item.source == "person":
-            # the person telling a whole memory again is a validation, and counted as one when it merges
-            told_again = memory.memory_type == item.memory_type and signature(item.content) == signature(memory.content)
-            return None if told_again else memory.memory_id
-        if repeats(sentence, memory.content):
-            return memory.memory_id
-    return None
-
-
-def _echoed_in_pieces(core: Core, sentence: str, item: MemoryItem) -> str | None:
-    """The id of the first memory of several that an agent's or tool's sentence joins, where they say all of it."""
+def _heard(core: Core, parts: Sequence[str], item: MemoryItem) -> dict[str, str | None]:
+    """The id of the memory that each sentence repeats, None where it repeats none."""
     if item.source == "person":
-        return None
-    pieces = CLAUSES.split(unframed(" ".join(sentence.split())))
-    if len(pieces) < 2 or not all(_VERBS & set(tokens(piece)) for piece in pieces):
-        return None
-    heard = [_echoed(core, piece, item) for piece in pieces]
-    return heard[0] if None not in heard else None
+        return _repeated(core, parts, item)
+    found = {}
+    for part in parts:
+        known = _echoed(core, part)
+        if known is None and len(joined := pieces(unframed(part))) > 1:
+            several = [_echoed(core, piece) for piece in joined]
+            known = several[0] if None not in several else None
+        found[part] = known
+    return found
+
+
+def _repeated(core: Core, parts: Sequence[str], item: MemoryItem) -> dict[str, str | None]:
+    """Of sentences that the person tells: the recalled memory of which each is a sentence, word for word.
+
+    The person telling a whole memory again is a validation, and counted as one when it merges.
+    """
+    told = signature(item.content)
+    with core.view():
+        rows = {part: row for part in parts if (row := core.recalled().get(signature(part))) is not None}
+        memories = core.store.items_of(rows.values())
+    found: dict[str, str | None] = {}
+    for part, row in rows.items():
+        memory = memories.get(row)
+        again = memory is None or signature(memory.content) == told
+        found[part] = None if again or memory is None else memory.memory_id
+    return found
+
+
+def _echoed(core: Core, sentence: str) -> str | None:
+    """The id of the memory that an agent's or a tool's sentence repeats."""
+    with core.view() as index:
+        memories = core.store.items_of(index.wordings(terms(sentence), _LOOKED_AT))
+    return next((memory.memory_id for memory in memories.values() if repeats(sentence, memory.content)), None)
+
+
+def _is_news(sentence: str, item: MemoryItem) -> bool:
+    """Whether a sentence beside an echo says anything: an agent's questions, courtesies and labels do not."""
+    if item.source != "person" and (is_question(sentence) or _LABEL.fullmatch(sentence)):
+        return False
+    return bool(set(terms(sentence)) - _POLITE - STOP_WORDS) and not _POLITE_JA.fullmatch(sentence)
 
 
 def _needs_the_echo(sentence: str, item: MemoryItem) -> bool:
@@ -84,10 +102,8 @@ def _needs_the_echo(sentence: str, item: MemoryItem) -> bool:
 
     Of a person each statement may; of agents and tools one that points back, or is too short to stand alone.
     """
-    if is_question(sentence):
-        return False
     if item.source == "person":
-        return True
+        return not is_question(sentence)
     # of scripts without spaces three terms are about one word
     size = sum(1 if term.isascii() else 1 / 3 for term in set(terms(sentence)) - REPORTING)
     return size < _ASIDE or bool(_POINTING & set(tokens(sentence)) or _POINTING_JA.search(sentence))

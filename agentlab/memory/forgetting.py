@@ -16,7 +16,8 @@ from agentlab.memory import consolidation, sealed, tellings, writing
 from agentlab.memory.core import Core
 from agentlab.memory.index import Index
 from agentlab.memory.records import MemoryItem
-from agentlab.memory.saying import SAME, content_words, names, resembles, unframed
+from agentlab.memory.resembling import SAME, content_words, names, resembles
+from agentlab.memory.saying import unframed
 from agentlab.memory.store import unknown
 from agentlab.memory.words import STOP_WORDS, sentences, signature, terms, tokens
 
@@ -230,20 +231,19 @@ class _Turns:
         self._by_id: dict[str, list[_Turn]] = {}
         self._by_word: dict[str, list[int]] = {}  # numbers of sentences
         self._sentences: list[tuple[_Turn, int]] = []  # the turn and how many words it has
-        # a text that is a memory of its own is found by that, so its words need not be looked at
-        own = (
-            "EXISTS (SELECT 1 FROM json_each(memory_ids) j JOIN memories m ON m.memory_id = j.value WHERE content = {})"
-        )
+        # what a person said and is a memory of its own is found by that, so its words need not be looked at
+        own = """
+            EXISTS (SELECT 1 FROM json_each(memory_ids) j JOIN memories m ON m.memory_id = j.value
+                    WHERE content = user_input)
+        """
         which = "1" if within is None else f"id IN ({', '.join(map(str, within.turns))})"
-        query = f"SELECT id, {own.format('user_input')}, {own.format('agent_response')} FROM turns WHERE {which}"
-        own_texts = {number: both for number, *both in core.store.db.execute(query)}
+        own_texts = dict(core.store.db.execute(f"SELECT id, {own} FROM turns WHERE {which}"))
         for row in sealed.rows(core.store, "turns", which):
             said, answered = row["user_input"], row["agent_response"]
-            said_own, answered_own = own_texts[row["id"]]
             turn = _Turn(row["id"], said, answered, row["context_used"], row["memory_ids"], row["echoes"])
             for memory_id in {*turn.used, *turn.told, *turn.echoes}:
                 self._by_id.setdefault(memory_id, []).append(turn)
-            loose = [text for text, known in ((said, said_own), (answered, answered_own)) if not known]
+            loose = [answered] if own_texts[row["id"]] else [said, answered]
             for sentence in itertools.chain.from_iterable(map(sentences, loose)):
                 words = _words(sentence)
                 for word in words:

@@ -1,4 +1,4 @@
-"""What schema versions 3 and 4 bring to older files: signatures and terms as they are made today."""
+"""What schema versions 3 to 5 bring to older files: signatures and terms as they are made today."""
 
 import sqlite3
 

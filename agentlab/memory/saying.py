@@ -1,123 +1,110 @@
-"""What a sentence says, as far as its words show it: whether another repeats it, confirms it, or resembles it.
+"""Whether two sentences say the same: word for word, but for the ways in which an agent repeats what it was told.
 
 Refusing news as an echo, or confirming a fact with its opposite, does harm; an echo or a confirmation that is missed
-leaves one memory more. So two sentences say the same only where nothing shows that they do not.
+leaves one memory more. One other word, number, sign or order can make another statement, so words are compared as they
+are written and in their order. What may differ is a list, and all of it is in this file: a frame ("You told me that"),
+who speaks to whom ("your" for "my"), articles, the verb's person, ways of naming, and where a part stands that begins
+with a preposition ("Every morning I drink tea").
 """
 
 import functools
-import itertools
 import re
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
-from agentlab.memory.words import STOP_WORDS, forms, overlap, sentences, terms, tokens
+from agentlab.memory.words import cased, plain, sentences, written
 
-SAME = 0.8  # share of a sentence's content words that another must have to resemble it
+Words = tuple[str, ...]
 
-# words that only report or confirm that something is known; they say nothing of what
-REPORTING = frozenset(
-    terms(
-        "told said says mentioned remember recall noted according memory earlier previously user understood okay ok "
-        "sure certainly indeed right course see thanks correct hi hello hey actually apparently anyway absolutely "
-        "exactly oh ah yeah yep"
-    )
+_TALK = r"(?:conversations?|chats?|talks?|discussions?|messages?|notes|memory|memories|records)"
+_WHEN = r"(?:(?:also|already|just|previously|earlier|before|once) )?"
+_BEFORE = r"(?: (?:before|earlier|to me))?"
+_KEEP = r"(?:remember|note|keep in mind|bear in mind)"
+# what only says where the rest of a sentence is from
+_FRAMES = (
+    rf"as you {_WHEN}(?:know|said|mentioned|told me){_BEFORE} ?, ?(?:that )?",
+    r"as (?:we|i) (?:discussed|mentioned) ?, ?",
+    rf"(?:based on|according to|from|as per) (?:our|your|the|my) (?:(?:previous|earlier|last|past) )?{_TALK} ?[,:] ?",
+    r"(?:based on|according to|from) (?:(?:what|the information) you (?:have )?(?:said|provided|shared|gave me|told me)"
+    rf"{_BEFORE}|the information provided) ?, ?",
+    rf"(?:i (?:think|believe) )?you (?:have |had )?{_WHEN}(?:said|mentioned|told me){_BEFORE}(?: that|:)? ",
+    rf"you (?:have |had )?{_WHEN}(?:asked|told|wanted) me to (?:{_KEEP}|remind you)(?: that|:)? ",
+    rf"(?:i )?found in (?:my|our|the) {_TALK}(?: that)? ",
+    r"(?:if )?i (?:recall|remember)(?: correctly)?(?: ?,| that| you telling me(?: that)?) ",
+    r"(?:(?:i|we) (?:know|understand|see)|did you know) that ",
+    r"as an ai(?: (?:assistant|model|language model))? ?, ?",
+    r"the answer(?: to your question)? is(?: that| ?:) ",
+    r"it (?:looks|seems) (?:like|that) ",
+    rf"(?:please )?(?:don['’]t forget|{_KEEP})(?: that|:)? ",
+    rf"i(?:['’]ll| will|['’]ve| have) (?:saved|stored|noted|remembered|{_KEEP})(?: that)? ",
+    r"so ",
+    r"(?:yes|yeah|yep|sure|okay|ok|right|alright|understood|noted|got it|great|of course|certainly|absolutely|well|"
+    r"as far as i know|just to confirm|(?:(?:as|just) )?a reminder|fact|memory|observation|(?:final )?answer|"
+    r"quick recap|memory_search(?: returned)?) ?(?:[,:;.!]| [-–—]) ?",
+    r"[-*•>] +|[・]|\d+[.)] |\[[^\]]{1,60}\] |\d{4}-\d\d-\d\d: |<answer>|[\"“”'‘’「『_`]+",
 )
-# what only says where the rest of a sentence is from; nothing else may stand in it
-_TALK = r"(?:conversations?|chats?|talks?|discussions?|messages?|notes|memory|memories)"
-_FRAME = re.compile(
-    r"^(?:as you (?:already )?(?:know|said|mentioned|told me)(?: (?:before|earlier))? ?, ?(?:that )?|"
-    rf"(?:based on|according to|from|as per) (?:our|your|the|my) (?:(?:previous|earlier|last|past) )?{_TALK} ?, ?"
-    r"(?:that )?|you (?:have )?(?:asked|told|wanted) me to (?:keep in mind|bear in mind|remember|note|remind you) "
-    r"(?:that )?|from what you (?:have )?(?:said|told me)(?: (?:before|earlier))? ?, ?|so |"
-    r"it (?:looks|seems) (?:like|that) |(?:please )?(?:don['’]t forget|remember|note|keep in mind) (?:that )?|"
-    r"i(?:['’]ll| will|['’]ve| have) (?:remember|note|keep in mind|saved|stored|noted|remembered)(?: that)? |"
-    r"(?:yes|yeah|yep|sure|okay|ok|right|alright|understood|noted|got it|great|of course|certainly|absolutely|"
-    r"as far as i know|(?:(?:as|just) )?a reminder|fact|well) ?(?:[,:;.!]| [-–—]) ?)",
-    re.IGNORECASE,
+_FRAME = re.compile("|".join(f"^(?:{frame})" for frame in _FRAMES), re.IGNORECASE)
+_MOST_FRAMES = 6  # one within another
+_ASKED_BACK = re.compile(r"(?: ?, ?(?:right|correct|isn['’]t it))?[?？]$", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}(?=\w)|(?<=[\w.!?])\*{1,2}(?![\w*])")
+_AFTER = "\"”’'」』*_` 🙂😊😀😃😄😁👍🎉✨"  # what may stand behind a sentence and says nothing
+_REPORTED = re.compile(r"\b(?:told|said|mentioned|asked|telling)\b", re.IGNORECASE)
+_FRAME_BEFORE_JA = re.compile(
+    r"^(?:(?:はい|ええ|もちろん(?:です)?|わかりました|承知しました)[、。！,]+)?(?:記憶によると[、,]?)?"
+    r"(?:(?:あなた|ユーザー)(?:は|が)[、,]?(?=.*(?:言|おっしゃ|仰|話し|教え|伝え)))?(?:(?:以前|前に|先ほど|さっき)[、,]?)?"
 )
-_FRAMES = 4  # one within another
-_FRAME_BEFORE_JA = re.compile(r"^(?:あなた|ユーザー)(?:は|が)[、,]?|^(?:以前|前に|先ほど|さっき)[、,]?")
 _FRAME_AFTER_JA = re.compile(
     r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)[ぁ-ん]*|のこと(?:です|でした))[。！]?$"
 )
-# ways of saying what something is called, and whose it is; the name is what counts
+# ways of saying what something is called; the name is what counts
 _NAMING = (
-    (re.compile(r"(?:['’]s|\b(?:is|are|was|were)) (?:called|named|the names? of)\b", re.IGNORECASE), " is"),
-    (re.compile(r"(?:['’]s)? names? (?:is|are|was|were)\b", re.IGNORECASE), " is"),
+    (re.compile(r"(?:['’]s|\b(?:is|are)) (?:called|named|the names? of)\b", re.IGNORECASE), " is"),
+    (re.compile(r"(?:['’]s)? names? (?:is|are)\b", re.IGNORECASE), " is"),
     (re.compile(r"\bthe names? of\b", re.IGNORECASE), ""),
-    (re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?の"), ""),
+    (re.compile(r"\bi have an? ([\w -]{1,40}?) (?:called|named)\b", re.IGNORECASE), r"my \1 is"),
+    (re.compile(r"\byou have an? ([\w -]{1,40}?) (?:called|named)\b", re.IGNORECASE), r"your \1 is"),
 )
-# where one sentence may be two
-CLAUSES = re.compile(r" ?; ?| ?,? (?:and|but) ", re.IGNORECASE)
-
-# function words, by what another one would change
-_FILLING = frozenset(
-    "a an the that this these those there it its also so just too very what which as well yes".split()  # noqa: SIM905
+_OWNER_JA = re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?の")
+_SPEAKER_JA = re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?(?=[はがもにを])")
+# the same sentence, politely or not, with commas or without; who speaks goes without saying
+_POLITE_JA = (
+    (re.compile("[、・]"), ""), (re.compile("^私[はが]"), ""), (re.compile("(?<=[てで])います"), "いる"),
+    (re.compile("(?:です|だ|である)?(?:よね|[よね])?[。！!]?$"), ""),
+)  # fmt: skip
+_WRITTEN_OUT = (
+    (re.compile(r"\b(it|that|he|she|there|here|what|who|where|how)['’]s\b|(?<=\w)['’]s(?= an? )"), r"\1 is"),
+    (re.compile(r"\b(?:have|['’]ve) got\b"), " have"),
+    (re.compile(r"\bon (?=(?:mon|tues|wednes|thurs|fri|satur|sun)day\b)"), ""),
+    (re.compile(r"\bthe user['’]s\b"), "my"),
+    (re.compile(r"\bthe user (?P<adverb>\w+ly |always |never |often |also )?(?P<verb>\w+)"), r"i \g<adverb>\g<verb>"),
 )
-BEING = frozenset("is are am be being been was were has have had do does did having doing".split())  # noqa: SIM905
-_SPEAKING = frozenset("i me my mine myself you your yours yourself we us our ours ourselves".split())  # noqa: SIM905
-_OTHERS = {"he": "he", "him": "he", "his": "he", "she": "she", "her": "she", "hers": "she",
-           "they": "they", "them": "they", "their": "they", "theirs": "they"}  # fmt: skip
-_PLACING = frozenset(
+_VERB_S = re.compile(r"(?:(?<=[a-z]{2}ch)|(?<=[a-z]{2}sh)|(?<=ss)|(?<=[oxz]))es$|(?<=[^siu])s$")
+_UNSAID = frozenset(("the", "my"))
+_AGREEING = {"an": "a", "am": "is", "are": "is", "were": "was", "has": "have", "does": "do",
+             "me": "i", "us": "we", "our": "my"}  # fmt: skip
+_SWAPPED = {"i": "you", "my": "your", "mine": "yours", "myself": "yourself", "we": "you",
+            "you": "i", "your": "my", "yours": "mine", "yourself": "myself"}  # fmt: skip
+_SAME_PERSON: Mapping[str, str] = MappingProxyType({})
+_SHIFTED = {"was": "is", "had": "have", "would": "will", "could": "can"}  # as reported speech does: "said that it was"
+# a part that begins with one of these says the same before and behind the rest
+_MOVABLE = frozenset(
     """
-    about above after against at before behind below between by down during for from in into of off on onto out over
-    through to under until up upon with without
+    about after at because before by during every each for from if in near next last on since to today tomorrow tonight
+    until when while with without yesterday monday tuesday wednesday thursday friday saturday sunday
     """.split()  # noqa: SIM905 - a list of thirty strings is unreadable
 )
-_SMALL = frozenset("at for in of on to".split())  # noqa: SIM905 - of these, one more says nothing new
-_POSSIBLE = frozenset(
+_MOST_MOVED = 40  # words of a sentence whose parts are tried elsewhere
+_MOST_PIECES = 8
+_AND = re.compile(r" ?; ?| ?,? and ", re.IGNORECASE)
+# what such a part has to have to be a sentence of its own, and what may not be in it nor in the one that it is part of
+_SAYING = frozenset(("is", "was", "have", "had", "will", "can", "do", "did"))
+_HEDGES = frozenset(
     """
-    please would should could can may might must will shall if unless whether when whenever until while let
-    """.split()  # noqa: SIM905 - a list of twenty strings is unreadable
-)
-_FUTURE = frozenset(("will", "shall"))
-_TENSE = frozenset("was were had did to".split())  # noqa: SIM905 - "I have to sell the car"
-_NEGATIONS = frozenset(("not", "no", "never", "none", "cannot", "without", "nothing", "nobody"))
-
-# of Japanese: endings, particles and phrases of politeness carry no content; other words in hiragana may be names
-_GRAMMAR_JA = frozenset(
-    part
-    for phrase in """
-        でしたか ましたか ませんでした でしょうか という といいます こと もの から まで には では とは ので のは のが
-        のを します しています されました られて ください あります います なかった ない ように そう これ それ この
-        その はい いいえ わかりました ありがとうございます です ますね ですよ ですね
+    ? although because believe both but could either except hope if instead may maybe might neither never no nor not
+    only or please rather said say says should than that think thinks though unless until when whether while wish
+    without would
     """.split()  # noqa: SIM905 - a list of forty strings is unreadable
-    for part in (phrase, *(phrase[i : i + 2] for i in range(len(phrase) - 1)))
 )
-# pairs that may span two words; each Han character is a term of its own, and a name in katakana is pairs of them
-_PAIR_JA = re.compile("[\u3040-\u309fー]|.?[\u3005\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff].?(?<=..)")
-_DENIAL_JA = re.compile(r"ません|な(?:い|かった|く)|(?<=[ぁ-ん])ず(?:に|、|。|$)")
-_POSSIBLE_JA = re.compile("ください|下さい|ほしい|欲しい|たい|なら|たら|れば|かもしれ|でしょう|だろう|つもり|予定")
-_PAST_JA = re.compile(r"(?:た|(?<=ん)だ)(?:よ|ね|の|ん|か)?[。！!]?$")
-_ROLE_JA = re.compile(r"([\u30a0-\u30ff\u3400-\u4dbf\u4e00-\u9fff])(?:さん|くん|ちゃん|様)?([はがをにへ])")
-# beside these it matters what stands first
-_RELATING = (
-    {"than"}, {"from", "to"}, {"before"}, {"after"}, {"over"}, {"under"}, {"above"}, {"below"}, {"by"}
-)  # fmt: skip
-_RELATING_JA = re.compile("より|から|まで|ではなく|じゃなく")
-
-
-class Saying(NamedTuple):
-    """A sentence, or a clause of one, taken apart.
-
-    content: its content words in order; core: those that another has to have, all but pairs of Japanese that may span
-    two words. small: its function words. people: others that pronouns stand for. possible: words by which it is a wish,
-    a plan or a condition, of the whole sentence. roles: of Japanese, the particles by a word's last character.
-    """
-
-    words: tuple[str, ...]
-    content: tuple[str, ...]
-    core: frozenset[str]
-    small: Counter[str]
-    people: frozenset[str]
-    possible: frozenset[str]
-    denials: int
-    forms: dict[str, set[str]]
-    asks: bool
-    past: bool  # in Japanese, where the last word shows it
-    relates: bool  # whether it matters which word stands first
-    roles: dict[str, set[str]]
 
 
 def is_question(text: str) -> bool:
@@ -126,209 +113,97 @@ def is_question(text: str) -> bool:
 
 
 def repeats(sentence: str, known: str) -> bool:
-    """Whether one sentence or clause of `known` says all that `sentence` does.
+    """Whether `sentence`, as an agent or a tool may put it, is one of the sentences of `known`, or a part that is one.
 
-    That is: they begin with the same words, or their content words are the same, or the first of the other's, of which
-    at most one part has moved. Numbers are written alike; both deny, wish or suppose, or neither does; nobody else is
-    spoken of.
+    Both as the same speaker would say it ("my rent"), and as one speaks to the other ("your rent").
     """
-    said = _saying(_plain(sentence))
-    if not said.content:
-        return False
-    by_core, by_word = _sayings(known)
-    having = min((by_word.get(word, []) for word in said.content), key=len)  # those with the rarest of its words
-    return any(_says_all(said, there) for there in itertools.chain(by_core.get(said.core, ()), having))
+    return any(not _told(known).isdisjoint(_moved(reading)) for reading in _readings(sentence))
 
 
 def same_fact(one: str, other: str) -> bool:
-    """Whether two texts that a person told say the same, so that one confirms the other.
-
-    As `repeats`, both ways, and in the same tense: "every morning I drink tea" confirms "I drink tea every morning".
-    """
-    said, there = _saying(_plain(one)), _saying(_plain(other))
-    if said.asks or there.asks or not said.content or said.core != there.core:
-        return False
-    if min(overlap(said.content, there.content), overlap(there.content, said.content)) < SAME:
-        return False
-    more, less = said.small - there.small, there.small - said.small
-    if (more.keys() | less.keys()) & _TENSE or said.past != there.past:
-        return False
-    if not (_agree(said, there) and _agree(there, said) and _same_persons(said, there)):
-        return False
-    first, second = _orders(said, there)
-    return first == second or (not (said.relates or there.relates) and _one_part_moved(first, second))
+    """Whether two texts that one person told say the same, so that one confirms the other."""
+    told = _words(unframed(other))
+    return bool(told) and "?" not in told and told in _moved(_words(unframed(one)))
 
 
-def _same_persons(said: Saying, there: Saying) -> bool:
-    """Whether pronouns speak of the same: some may be missing ("the office" for "my office"), none be another's."""
-    persons = [[word for word in saying.words if word in _SPEAKING or word in _OTHERS] for saying in (said, there)]
-    if set(persons[0]) - set(persons[1]) and set(persons[1]) - set(persons[0]):
-        return False
-    return len(set(persons[0])) < 2 or persons[0] == persons[1]  # "my mother is her doctor", not "her mother is mine"
-
-
-def resembles(sentence: str, known: str) -> bool:
-    """Whether `sentence` may say what `known` does, in other words: most are the same, names and numbers among them."""
-    sentence, known = _named(unframed(" ".join(sentence.split()))), _named(" ".join(known.split()))
-    said = content_words(sentence)
-    there = set(terms(known))
-    if not said or overlap(said, there) < SAME:
-        return False
-    if set(names(sentence)) & (set(said) - there):
-        return False
-    named = set(names(sentence)) | set(names(known))
-    one, other = _saying(sentence), _saying(known)
-    if (one.small - other.small).keys() & _PLACING and (other.small - one.small).keys() & _PLACING:
-        return False
-    first, second = _orders(one, other)
-    if [term for term in first if term in named] != [term for term in second if term in named]:
-        return False
-    if len(_DENIAL_JA.findall(sentence)) != len(_DENIAL_JA.findall(known)):
-        return False
-    return bool(_NEGATIONS & set(tokens(sentence))) == bool(_NEGATIONS & set(tokens(known)))
-
-
-def names(text: str) -> list[str]:
-    """The terms of `text` that name something: capitalised within a sentence, or with a digit."""
-    capitals = {term for word in text.split()[1:] if word[:1].isupper() for term in terms(word)} - REPORTING
-    return [term for term in terms(text) if term in capitals or any(char.isnumeric() for char in term)]
-
-
-def content_words(text: str) -> list[str]:
-    """The terms of `text` that say what it is about."""
-    return [term for term in terms(text) if term not in REPORTING and term not in _GRAMMAR_JA]
+def pieces(sentence: str) -> list[str]:
+    """The sentences that `sentence` joins by "and" or a semicolon; itself alone where one of them could not stand."""
+    found = _AND.split(" ".join(sentence.split()))
+    if len(found) > _MOST_PIECES:
+        return [sentence]
+    words = [set(_words(piece)) for piece in found]
+    whole = all(some & _SAYING for some in words) and not any(some & _HEDGES for some in words)
+    return found if whole else [sentence]
 
 
 def unframed(sentence: str) -> str:
-    """`sentence` without what only says where the rest is from; of words with one space between."""
-    for _ in range(_FRAMES):
-        sentence = _FRAME.sub("", sentence)
-    for frame in (_FRAME_BEFORE_JA, _FRAME_AFTER_JA):
-        sentence = frame.sub("", sentence)
-    return sentence
+    """`sentence` without what only says where the rest is from, and with one space between words."""
+    return _unframed(" ".join(sentence.split()))
 
 
-def _plain(sentence: str) -> str:
-    """`sentence` with one space between words, unframed, with one way of saying what something is called."""
-    return _named(unframed(" ".join(sentence.split())))
-
-
-def _named(sentence: str) -> str:
+def named(sentence: str) -> str:
+    """`sentence` with one way of saying what something is called."""
     for naming, short in _NAMING:
         sentence = naming.sub(short, sentence)
     return sentence
 
 
-@functools.lru_cache(maxsize=4096)
-def _saying(sentence: str) -> Saying:
-    words = tokens(sentence)
-    content = tuple(term for term in content_words(sentence) if term not in _NEGATIONS and term not in STOP_WORDS)
-    small = Counter(word for word in words if word in STOP_WORDS or word in _POSSIBLE)
-    denials = sum(word in _NEGATIONS for word in words) + len(_DENIAL_JA.findall(sentence))
-    roles: dict[str, set[str]] = {}
-    for word, particle in _ROLE_JA.findall(sentence):
-        roles.setdefault(word, set()).add(particle)
-    return Saying(
-        words=tuple(words),
-        content=content,
-        core=frozenset(term for term in content if not _PAIR_JA.fullmatch(term)),
-        small=small,
-        people=frozenset(_OTHERS[word] for word in small if word in _OTHERS),
-        possible=frozenset(small.keys() & _POSSIBLE) | frozenset(_POSSIBLE_JA.findall(sentence)),
-        denials=denials,
-        forms=forms(sentence),
-        asks=is_question(sentence),
-        past=bool(_PAST_JA.search(sentence)),
-        relates=denials > 0 or any(some <= small.keys() for some in _RELATING) or bool(_RELATING_JA.search(sentence)),
-        roles=roles,
+def _unframed(sentence: str) -> str:
+    sentence = _EMPHASIS.sub("", sentence)
+    for _ in range(_MOST_FRAMES):
+        if (shorter := _FRAME.sub("", sentence)) == sentence:
+            break
+        sentence = shorter
+    return (
+        _FRAME_AFTER_JA.sub("", _FRAME_BEFORE_JA.sub("", sentence)).removesuffix("</answer>").rstrip(_AFTER) or sentence
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _sayings(known: str) -> tuple[dict[frozenset[str], list[Saying]], dict[str, list[Saying]]]:
-    """What a text says, sentence by sentence and clause by clause: by the core of each, and by its content words."""
-    by_core: dict[frozenset[str], list[Saying]] = {}
-    by_word: dict[str, list[Saying]] = {}
-    for sentence in map(_plain, sentences(known)):
-        whole = _saying(sentence)
-        clauses = CLAUSES.split(sentence)
-        parts = [_saying(clause)._replace(possible=whole.possible, asks=whole.asks) for clause in clauses]
-        for said in [whole, *(parts if len(parts) > 1 else [])]:
-            by_core.setdefault(said.core, []).append(said)
-            for word in dict.fromkeys(said.content):
-                by_word.setdefault(word, []).append(said)
-    return by_core, by_word
+def _readings(sentence: str) -> Iterator[Words]:
+    """What a sentence says, word for word, or to the one who told it, or in reported speech."""
+    sentence = " ".join(sentence.split())
+    told = _ASKED_BACK.sub("", _unframed(sentence))  # what an agent asks is no news either
+    frame = sentence[: max(0, len(sentence) - len(told))]
+    for person in (_SAME_PERSON, _SWAPPED):
+        yield (words := _words(told, person))
+        if _REPORTED.search(frame):
+            yield tuple(_SHIFTED.get(word, word) for word in words)
 
 
-def _says_all(said: Saying, there: Saying) -> bool:
-    """Whether `there` says all that `said` does."""
-    if (there.asks and not said.asks) or not _agree(said, there):
-        return False
-    if len(said.core) > 1 and there.words[: len(said.words)] == said.words:
-        return True
-    if len(said.core) > 1 and _is_part(said, there):
-        there = there._replace(core=said.core)
-    if said.core != there.core or overlap(said.content, there.content) < SAME or said.past != there.past:
-        return False
-    first, second = _orders(said, there)
-    if first == second:
-        return True
-    if said.relates or there.relates or _asks_for(said, there) or _asks_for(there, said):
-        return False
-    return _one_part_moved(first, second)
+@functools.lru_cache(maxsize=256)
+def _told(known: str) -> frozenset[Words]:
+    """The words of each sentence of a text, and of each part of one that could be a sentence."""
+    found = []
+    for sentence in map(unframed, sentences(known)):
+        found += [_words(part) for part in {sentence, *pieces(sentence)}]
+    return frozenset(words for words in found if words)
 
 
-def _is_part(said: Saying, there: Saying) -> bool:
-    """Whether `said` is what `there` begins with, or without a subject a part of it: "it is on the 5th of May"."""
-    size = len(set(said.content))
-    pointing = said.words[0] in ("it", "this", "that") and not said.small.keys() - _FILLING - BEING - _SMALL
-    starts = range(len(there.content) - size + 1) if pointing else range(1)
-    return any(set(there.content[at : at + size]) == set(said.content) for at in starts)
+def _words(sentence: str, person: Mapping[str, str] = _SAME_PERSON) -> Words:
+    """Words and signs of a sentence as they are compared; person: who is who to another speaker."""
+    text = _SPEAKER_JA.sub("私", _OWNER_JA.sub("", plain(named(sentence))))
+    for polite, usual in _POLITE_JA:
+        text = polite.sub(usual, text)
+    by_user = _WRITTEN_OUT[-1][0].search(text)
+    for short_form, whole in _WRITTEN_OUT:
+        text = short_form.sub(whole, text)
+    capitals = {word.lower(): word for word in cased(sentence)}
+    words = [_AGREEING.get(word, capitals.get(word, word)) for word in written(text)]
+    if by_user is not None and (verb := by_user["verb"]) not in _SAYING:
+        words = [_VERB_S.sub("", word) if word == verb else word for word in words]
+    words = [person.get(word, word) for word in words]
+    return tuple(word for word in words if word not in _UNSAID)
 
 
-def _asks_for(one: Saying, other: Saying) -> bool:
-    """Whether one tells to do what the other tells of: "cancel my flight", and "your flight is cancelled"."""
-    begins = bool(one.content) and terms(one.words[0]) == [one.content[0]]
-    return begins and not one.small.keys() & BEING and bool(other.small.keys() & BEING)
-
-
-def _agree(said: Saying, there: Saying) -> bool:
-    """Whether nothing but content shows that two sentences say something else."""
-    # what is known to be so will be so, but what will be need not have been
-    if (
-        there.possible not in (said.possible, said.possible - _FUTURE)
-        or said.denials != there.denials
-        or said.people != there.people
-    ):
-        return False
-    if not all(found <= there.forms.get(word, set() if not word else found) for word, found in said.forms.items()):
-        return False
-    if any(not (_role(there.roles[word]) & _role(found)) for word, found in said.roles.items() if word in there.roles):
-        return False
-    more, less = said.small - there.small, there.small - said.small
-    if more.keys() - _FILLING - BEING - _SPEAKING - _OTHERS.keys() - _SMALL - _FUTURE:
-        return False
-    return not (more.keys() & _PLACING and less.keys() & _PLACING)
-
-
-def _role(particles: set[str]) -> set[str]:
-    return {"が" if particle == "は" else particle for particle in particles}
-
-
-def _orders(one: Saying, other: Saying) -> tuple[list[str], list[str]]:
-    """The content words that both have, in the order of each."""
-    found = [
-        dict.fromkeys(term for term in saying.content if len(term) > 1 or term.isascii()) for saying in (one, other)
-    ]
-    shared = found[0].keys() & found[1].keys()
-    return [term for term in found[0] if term in shared], [term for term in found[1] if term in shared]
-
-
-def _one_part_moved(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two orders of the same terms are one, or differ by two neighbouring parts that changed places."""
-    differ = [at for at, (here, there) in enumerate(zip(one, other, strict=True)) if here != there]
-    if not differ:
-        return True
-    first, second = list(one[differ[0] : differ[-1] + 1]), list(other[differ[0] : differ[-1] + 1])
-    at = second.index(first[0])
-    return second[at:] + second[:at] == first
+def _moved(words: Words) -> set[Words]:
+    """The orders of a sentence that say the same: a movable part at either end, "Momo is my cat" turned round."""
+    found = {words}
+    if len(words) > _MOST_MOVED:
+        return found
+    for at in range(1, len(words)):
+        if words[at] in _MOVABLE or words[0] in _MOVABLE:
+            found.add(words[at:] + words[:at])
+    if words.count("is") == 1 and not {"a", "not"} & set(words):
+        at = words.index("is")
+        found.add((*words[at + 1 :], "is", *words[:at]))
+    return found

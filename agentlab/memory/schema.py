@@ -121,9 +121,10 @@ MIGRATIONS = (
     CREATE INDEX tellings_session ON tellings(session_id);
     """,
     "",  # signatures that tell more apart, see `respelling`
+    "",  # and more again
 )
 VERSION = len(MIGRATIONS)
-_SPELT = 4  # the version from which signatures and terms are as `words` makes them today
+_SPELT = 5  # the version from which signatures and terms are as `words` makes them today
 _SEALED = 2  # the version from which the rows beside the memories have checksums, those that `sealed` covers today
 
 

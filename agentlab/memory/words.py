@@ -29,15 +29,17 @@ _PIECE = re.compile(rf"[{_UNSPACED}]+|{_LETTER}{_LATER}*(?:['’][^\W\d_{_UNSPAC
 # Vowel points of Hebrew and Arabic, which are mostly left out.
 _POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]")
 # What makes another statement of the same words, beside the words: signs of arithmetic and currencies, C++ and C#, a
-# minus, the point of 3.4, .5 and 10:30, a question mark, and every symbol beyond ASCII, emoji among them.
+# minus, the point of 3.4, .5 and 10:30, a question mark, what code is written with (max_size, --all, x[1]), and every
+# symbol beyond ASCII, emoji among them.
 _CURRENCY = "$€£¥₹₩"
 _MINUS = rf"(?<![\w)])-(?=\s*[.{_CURRENCY}]?\d)"
 _SIGN = (
     rf"[$%&+/<=>@\\^|~?]|(?<=\w)#|!(?=\s?=)|(?<=\d)[\x22']|{_MINUS}|\.(?=\d)|(?<=\d)[,:](?=\d)|"
-    r"(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)"
+    r"(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)|(?<![\w-])--?(?=[a-z])|(?<=[^\W_])_+(?=[^\W_])|__+|(?<=\w)[\[{(]"
 )
 # without one of these, an ASCII text is its words
-_PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'-]|!\s?=|\d\x22|\.\d|\d[,:]\d")
+_PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'_-]|!\s?=|\d\x22|\.\d|\d[,:]\d|\w[\[{(]")
+_CASED = re.compile(r"\b(?:[A-Za-z0-9]*[a-z0-9][A-Z]|[A-Z][A-Za-z]*\d)[A-Za-z0-9]*")
 _ARTICLES = ("a", "an", "the")
 # "plan A", "HDMI A port", "Dr An Lee": no article is a capital within a sentence that is not all capitals
 _LABEL = re.compile(r"(?<=[^\W_] )An?\b")
@@ -49,7 +51,11 @@ _FORM = re.compile(
     rf"(?P<number>(?:{_MINUS}\s?|\+)?[{_CURRENCY}]?(?:(?<!\w)\.)?\d+(?:[.,:]\d+)*(?:\s?[%°{_CURRENCY}])?)|[^\W\d_]+[+#]*"
 )
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
-_SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
+# not behind "Dr." and initials
+_ABBREVIATED = "".join(
+    rf"(?<!\b{short}\.)" for short in ("Dr", "Mr", "Mrs", "Ms", "Prof", "St", "vs", "e\\.g", "i\\.e", "[A-Z]")
+)
+_SENTENCE = re.compile(rf"(?:(?<=[.!?]){_ABBREVIATED}|(?<=[.!?][\"')\]]))\s+|(?<=[。！？])|\n+")
 _CONTRACTION = {"n't": " not", "'re": "", "'ve": "", "'ll": "", "'s": "", "'m": "", "'d": ""}
 _DAY_S = 86_400
 _CONTRACTIONS = re.compile(r"(n't|'re|'ve|'ll|'s|'m|'d)\b")
@@ -141,6 +147,8 @@ def _date_terms(days: int) -> tuple[str, str, str]:
 def signature(text: str) -> bytes:
     """16 bytes that are equal for texts of the same words in the same order, up to case, articles and most punctuation.
 
+    Case counts within words and beside digits: Hunter2 is not hunter2.
+
     Merging two statements loses one, keeping one twice loses nothing: so all else counts. Prepositions and negations
     do ("from Rome to Paris" is not "from Paris to Rome"), accents, and signs that say something, emoji among them: C is
     not C++, 5 degrees are not -5, 3.4 is not 3-4, a question is no statement.
@@ -150,15 +158,22 @@ def signature(text: str) -> bytes:
 
 def _signature(text: str, found: list[str]) -> bytes:
     if not text.isascii() or _PLAIN.search(text):
-        found = _written(text)
+        found = written(text)
     words = [token for token in found[:-1] if token not in _ARTICLES] + found[-1:]
     told = " ".join(words or [text])
     if (labels := len(_LABEL.findall(text))) and not text.isupper():
         told += f"\x1f{labels}"
+    if capitals := cased(text):
+        told += "\x1f" + " ".join(capitals)
     return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
-def _written(text: str) -> list[str]:
+def cased(text: str) -> list[str]:
+    """The words of `text` whose capitals are part of how they are written: Hunter2, iPhone, maxSize."""
+    return [] if text.isupper() else _CASED.findall(text)
+
+
+def written(text: str) -> list[str]:
     """Words and signs in order: as `tokens`, but with accents and superscripts, and contractions opened in full."""
     text = plain(text)
     if "'" in text:

@@ -1,5 +1,8 @@
 """The transformers engine against the conformance suite, on the tiny model and on the real one."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from conformance import CHAT, EngineConformance
@@ -21,6 +24,16 @@ class TestOnTinyModel(EngineConformance):
     @pytest.fixture(scope="class")
     def adapters(self, engine, tmp_path_factory):
         return two_adapters(engine.model_files.folder, tmp_path_factory.mktemp("adapters"), scale=0.3)
+
+    def test_how_to_sample_is_the_requests_to_say(self, engine, tiny_model, tmp_path):
+        """Qwen2.5's files penalize the words of the prompt; an argument that is copied from it would be wrong."""
+        shutil.copytree(tiny_model, tmp_path / "model")
+        own = {"repetition_penalty": 50.0, "do_sample": True, "temperature": 5.0, "eos_token_id": 2, "pad_token_id": 0}
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(own))
+        requests = [Request(CHAT, max_new_tokens=40), Request(CHAT, max_new_tokens=30)]
+        with TransformersEngine(models.resolve(str(tmp_path / "model"))) as penalizing:
+            found = penalizing.generate(requests)
+        assert [one.token_ids for one in found] == [one.token_ids for one in engine.generate(requests)]
 
     def test_foreign_adapter_is_refused_and_leaves_nothing(self, engine, tmp_path):
         lora = random_lora(engine.model_files.folder, 1)

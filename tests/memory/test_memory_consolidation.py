@@ -36,13 +36,13 @@ def test_more_tellings_strengthen_it(path):
         memory.remember(TEA, session_id="b")
         (first,) = memory.consolidate()
     with open_memory(path) as memory:
-        third = memory.remember("green tea is what I drink every morning", session_id="c")
+        third = memory.remember("Every morning, I drink green tea!", session_id="c")
         (again,) = memory.consolidate()
         assert again.knowledge_id == first.knowledge_id
         assert third in again.source_conversations
         assert (again.validation_count, again.confidence) == (3, confidence(3))
         assert again.last_updated >= first.last_updated
-        memory.remember("green tea is what I drink every morning", session_id="c")
+        memory.remember("Every morning, I drink green tea!", session_id="c")
         (merged,) = memory.consolidate()
         assert merged.validation_count == 4
         assert len(memory.knowledge()) == 1

@@ -81,7 +81,7 @@ def broken(path, column, value):
     """A closed memory whose second row holds something wrong, as after damage on the disk; the ids of its rows."""
     with open_memory(path) as memory:
         ids = memory.remember_many([f"fact {i} about topic{i} and place{i}" for i in range(5)])
-        memory.conversation("s").add("What is fact 0?", "Fact 0 is about topic0.", context_used=ids[:2])
+        memory.conversation("s").add("What is fact 0?", "Fact 0 about topic0 and place0.", context_used=ids[:2])
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA ignore_check_constraints = 1")
         db.execute(f"UPDATE memories SET {column} = ? WHERE id = 2", (value,))

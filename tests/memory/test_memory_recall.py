@@ -71,7 +71,7 @@ def test_what_an_agent_repeats_is_no_news(memory):
     cat = memory.remember(CAT)
     assert memory.remember("You told me that the report is due on Friday.", source="agent") == report
     assert memory.remember("Sure. The report is due on Friday!", source="agent") == report
-    assert memory.remember("Zorblax is your cat.", source="tool", source_name="memory_search") == cat
+    assert memory.remember("Your cat Zorblax sleeps on the piano!", source="tool", source_name="memory_search") == cat
     assert len(memory) == 2
     assert memory.get(report).validation_count == 1, "an echo is no confirmation"
     mixed = memory.remember("The report is due on Friday. Your dentist is called Yilmaz.", source="agent")

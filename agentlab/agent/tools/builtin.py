@@ -115,7 +115,7 @@ def remember(
     thread that runs the tool.
     """
 
-    from agentlab.memory.saying import content_words
+    from agentlab.memory.resembling import content_words
 
     def remember(text: Annotated[str, "one fact, in a sentence that makes sense on its own"]) -> str:
         """Remember something for later conversations."""

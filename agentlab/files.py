@@ -20,28 +20,42 @@ _DISK_ERRORS = {
     errno.EACCES: "no permission to write",
     errno.EPERM: "no permission to write",
 }
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, *, resumes: bool = True) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a `StorageError` that names the path; let other errors pass.
+    """Turn a full disk, a missing permission or a place where `path` cannot be into a `StorageError` that names it.
 
-    resumes: whether the command goes on where it stopped when it is given again, which the error then says.
+    Other errors pass. resumes: whether the command goes on where it stopped when it is given again, which the error
+    then says.
     """
     try:
         yield
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0)
-        if reason is None:
-            raise
+        remedy = "free space or choose another folder"
         place = Path(os.fsdecode(error.filename or path))
         if place.name.startswith(f".{path.name}."):
             place = path  # what a file is called while it is written says nothing to a person
+        if error.errno in _NO_PLACE and error.filename and place in (path, *path.parents):  # not what is only read
+            reason, remedy = str(error.strerror), "choose another folder"
+            if place != path:
+                reason, place = f"cannot make the folder {place}: {obstacle(place) or reason}", path
+        if reason is None:
+            raise
         again = ": it continues where it stopped" if resumes else ""
         raise StorageError(
-            f"cannot write {place}: {reason}; free space or choose another folder, then run the same command again"
-            f"{again}"
+            f"cannot write {place}: {reason}; {remedy}, then run the same command again{again}"
         ) from error
+
+
+def obstacle(folder: Path) -> str:
+    """Why nothing can be written to a folder, which may be there or be made yet; "" where nothing is known."""
+    nearest = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not os.path.isdir(nearest):
+        return f"{nearest} is no folder"
+    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"no permission to write in {nearest}"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

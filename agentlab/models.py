@@ -4,6 +4,7 @@ Nothing is downloaded unless `get` is called; what is missing is answered with o
 """
 
 import dataclasses
+import glob
 import importlib.util
 import json
 import os
@@ -131,6 +132,8 @@ def gguf_shape(path: Path) -> ModelShape:
             "vocab_size": int(tables["token_embd.weight"].shape[-1]),
             "tie_word_embeddings": "output.weight" not in tables,
         }
+        if window := values.get(f"{kind}.attention.sliding_window"):
+            config["sliding_window"] = window
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelError(f"{path} cannot be read as a GGUF file: {error}") from None
     return ModelShape.from_config(config, path.name)
@@ -177,14 +180,17 @@ def get(name: str) -> Path:
     """Download a hub model's safetensors, config and tokenizer into the hub cache; the folder."""
     from huggingface_hub import snapshot_download
 
+    names = hub_details(name)["files"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=[glob.escape(file) for file in names]))
     except Exception as error:
         raise ModelError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
 def _wanted(file: str) -> bool:
-    return file.endswith((".safetensors", ".json", ".txt", ".model", ".jinja")) and "/" not in file
+    """Whether transformers reads it: consolidated* are the same weights once more, for Mistral's own program."""
+    suffixes = (".safetensors", ".json", ".txt", ".model", ".jinja")
+    return file.endswith(suffixes) and "/" not in file and not file.startswith("consolidated")
 
 
 def _hub_snapshot(name: str) -> Path:

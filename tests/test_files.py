@@ -64,6 +64,44 @@ def test_full_disk_is_one_sentence(tmp_path):
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("file/value.json", "cannot make the folder {0}/file: {0}/file is no folder"),
+        ("file/deep/value.json", "cannot make the folder {0}/file/deep: {0}/file is no folder"),
+        ("nowhere/value.json", "cannot make the folder {0}/nowhere: {0}/nowhere is no folder"),
+        ("loop/value.json", "{0}/loop is no folder"),
+        ("y" * 300, "File name too long"),
+        ("y" * 300 + "/value.json", "cannot make the folder {0}/yyy"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path, place, words):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StorageError, match="choose another folder") as caught:
+        files.write_bytes(tmp_path / place, b"x")
+    assert f"cannot write {tmp_path / place}: " in str(caught.value)
+    assert words.format(tmp_path) in str(caught.value)
+    assert "free space" not in str(caught.value)
+
+
+def test_what_else_is_missing_is_no_error_of_the_place(tmp_path):
+    for missing in (tmp_path / "source.bin", tmp_path / "b" / "x"):
+        with pytest.raises(FileNotFoundError), files.disk_errors(tmp_path / "a" / "target"):
+            missing.read_bytes()
+
+
+def test_whether_a_folder_can_be_written_to_is_known_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert files.obstacle(tmp_path) == files.obstacle(tmp_path / "new" / "deep") == ""
+    for name in ("file", "nowhere"):
+        assert files.obstacle(tmp_path / name / "home") == f"{tmp_path / name} is no folder"
+    monkeypatch.setattr(files.os, "access", lambda path, mode: path != tmp_path)
+    assert files.obstacle(tmp_path / "new") == f"no permission to write in {tmp_path}"
+
+
 def test_digest_does_not_depend_on_key_order():
     one = files.canonical_digest(json.loads('{"a": 1, "b": [2, 3]}'))
     assert one == files.canonical_digest(json.loads('{"b": [2, 3], "a": 1}'))

@@ -43,6 +43,36 @@ def test_what_is_missing_says_how_to_get_it(name, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_downloaded_is_what_was_shown(monkeypatch, tmp_path):
+    """The hub is played by a list of files: what a download brings there changes from day to day."""
+    import fnmatch
+    import types
+
+    import huggingface_hub
+
+    wanted = {"config.json": 1_000_000, "tokenizer.json": 2_000_000, "model[1].safetensors": 7_000_000}
+    others = [
+        "int8/model.safetensors", "onnx/config.json", "original/params.json", "consolidated.safetensors",
+        "consolidated.safetensors.index.json", "model1.safetensors.bin", "README.md", "model.gguf",
+    ]  # fmt: skip
+    there = [types.SimpleNamespace(rfilename=name, size=size) for name, size in wanted.items()]
+    there += [types.SimpleNamespace(rfilename=name, size=10**9) for name in others]
+    info = types.SimpleNamespace(siblings=there, card_data=None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: info)
+    downloaded = []
+
+    def download(name, allow_patterns):
+        names = [one.rfilename for one in there]
+        downloaded.extend(one for one in names if any(fnmatch.fnmatch(one, pattern) for pattern in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    details = models.hub_details("org/model")
+    assert models.get("org/model") == tmp_path
+    assert downloaded == details["files"] == list(wanted)
+    assert details["size_mb"] == 10
+
+
 def cut(data):
     return data[:-1]
 

@@ -2,19 +2,21 @@
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from agentlab.hardware.doctor import Facts
 
+T = TypeVar("T")
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -41,26 +43,13 @@ def doctor(as_json: bool) -> None:
 
 def facts(root: Path) -> "Facts":
     """What is true of this machine and of the project at `root`. Changes nothing but may open the store."""
-    import psutil
-
-    from agentlab import config, models
-    from agentlab.errors import AgentlabError
+    from agentlab import config, files
     from agentlab.hardware import monitor
     from agentlab.hardware.doctor import Facts
     from agentlab.hardware.lease import holder
     from agentlab.tracking import store
 
-    stats = monitor.memory_stats()
-    embedded = store_problem = None
-    try:
-        models.check(models.EMBEDDED)
-    except AgentlabError as error:
-        embedded = str(error)
-    try:
-        if store.database(root).exists():
-            store.check(root)
-    except AgentlabError as error:
-        store_problem = str(error)
+    stats, home = monitor.memory_stats(), config.home()
     kernel = _kernel()
     return Facts(
         gpus=monitor.gpus(),
@@ -69,18 +58,68 @@ def facts(root: Path) -> "Facts":
         packages=dict(_packages()),
         ram_total_mb=stats.cpu_total,
         ram_free_mb=stats.cpu_free,
-        swap_total_mb=psutil.swap_memory().total / 2**20,
-        disk_free_gib={folder: _free_gib(folder) for folder in (config.home(), root)},
-        models=[str(row["name"]) for row in models.listed() if Path(row["folder"]).is_dir()],
-        embedded_model=embedded,
+        swap_total_mb=_swap_mb(),
+        disk_free_gib={folder: free for folder in (home, root) if (free := _free_gib(folder)) is not None},
+        models=_models(),
+        embedded_model=_embedded_problem(),
         store=store.database(root),
-        store_problem=store_problem,
+        store_problem=_store_problem(root),
         kernel=kernel,
         kernel_exists=kernel is not None and shutil.which(kernel) is not None,
         python=sys.executable,
         wsl2="microsoft" in platform.uname().release.lower(),
-        holder=holder(config.home() / "accelerator.lock"),
+        holder=_readable(lambda: holder(home / "accelerator.lock"), None),
+        unusable={folder: why for folder in (home, root) if (why := files.obstacle(folder))},
     )
+
+
+def _readable(look: Callable[[], T], otherwise: T) -> T:
+    """What `look` finds; `otherwise` where it may not look."""
+    try:
+        return look()
+    except OSError:
+        return otherwise
+
+
+def _swap_mb() -> float | None:
+    import psutil
+
+    with contextlib.suppress(Exception):  # a container may hide parts of /proc
+        return float(psutil.swap_memory().total / 2**20)
+    return None
+
+
+def _models() -> list[str]:
+    from agentlab import models
+
+    return _readable(lambda: [str(row["name"]) for row in models.listed() if Path(row["folder"]).is_dir()], [])
+
+
+def _embedded_problem() -> str | None:
+    from agentlab import models
+    from agentlab.errors import AgentlabError
+
+    try:
+        models.check(models.EMBEDDED)
+    except (AgentlabError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _store_problem(root: Path) -> str | None:
+    """What is wrong with the project's store; that there is none yet is nothing."""
+    from agentlab import files
+    from agentlab.errors import AgentlabError
+    from agentlab.tracking import store
+
+    if why := files.obstacle(store.folder(root)):
+        return f"{store.folder(root)} cannot be written to: {why}"
+    try:
+        if store.database(root).exists():
+            store.check(root)
+    except (AgentlabError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _version(name: str) -> str | None:
@@ -103,18 +142,19 @@ def _packages() -> Iterator[tuple[str, tuple[str | None, str, bool]]]:
                 yield wanted.name, (installed, str(wanted.specifier), fits)
 
 
-def _free_gib(folder: Path) -> float:
-    """Free space where the folder is, or will be."""
-    while not folder.exists() and folder != folder.parent:
+def _free_gib(folder: Path) -> float | None:
+    """Free space where the folder is, or will be; None where nobody may ask."""
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**30
+    return _readable(lambda: shutil.disk_usage(folder).free / 2**30, None)
 
 
 def _kernel() -> str | None:
-    """The program that Jupyter's kernel python3 starts."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    """The program that Jupyter starts for the kernel python3; for the bare word python it is the one that runs this."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from jupyter_client.manager import KernelManager
 
     try:
-        return str(KernelSpecManager().get_kernel_spec("python3").argv[0])
+        return str(KernelManager(kernel_name="python3").format_kernel_cmd()[0])
     except (NoSuchKernel, IndexError):
         return None

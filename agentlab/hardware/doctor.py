@@ -14,6 +14,7 @@ _GIB_MB = 1024.0
 DISK_FAIL_GIB = 2.0  # the embedded model's conversion and a small run
 DISK_WARN_GIB = 20.0  # a 7B model in 16 bits and its adapters
 RAM_WARN_GIB = 8.0
+LEAST_BUDGET_GIB = 0.5  # below it no model answers
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Facts:
     packages: Mapping[str, tuple[str | None, str, bool]]
     ram_total_mb: float
     ram_free_mb: float
-    swap_total_mb: float
+    swap_total_mb: float | None
     disk_free_gib: Mapping[Path, float]  # of the folders that are written to
     models: Sequence[str]
     embedded_model: str | None  # what is wrong with the embedded model; None: nothing
@@ -50,6 +51,7 @@ class Facts:
     python: str  # the one that runs this
     wsl2: bool
     holder: Mapping[str, Any] | None = None  # who has the accelerator
+    unusable: Mapping[Path, str] = field(default_factory=dict)  # folders that cannot be written to, and why
     budget: BudgetSettings = field(default_factory=BudgetSettings)
 
 
@@ -101,7 +103,9 @@ def check_memory(facts: Facts) -> list[Finding]:
     """RAM, swap, and each card against the budget."""
     found = []
     total, free = facts.ram_total_mb / _GIB_MB, facts.ram_free_mb / _GIB_MB
-    text = f"{free:.1f} of {total:.1f} GiB of RAM free, {facts.swap_total_mb / _GIB_MB:.1f} GiB of swap"
+    text = f"{free:.1f} of {total:.1f} GiB of RAM free"
+    if facts.swap_total_mb is not None:
+        text += f", {facts.swap_total_mb / _GIB_MB:.1f} GiB of swap"
     if total < RAM_WARN_GIB:
         remedy = "raise memory= in .wslconfig" if facts.wsl2 else "use the embedded model and small batches"
         found.append(Finding("memory", "warn", text, remedy))
@@ -116,7 +120,9 @@ def check_memory(facts: Facts) -> list[Finding]:
         free_gib, budget = card.memory_free_mb / _GIB_MB, facts.budget.vram_gib
         text = f"{free_gib:.2f} of {card.memory_total_mb / _GIB_MB:.2f} GiB free, budget.vram_gib is {budget:g}"
         if free_gib < budget:
-            remedy = f"close programs that use the card, or set budget.vram_gib to {max(0.5, free_gib - 0.1):.1f}"
+            remedy, left = "close programs that use the card", free_gib - 0.1
+            if left >= LEAST_BUDGET_GIB:
+                remedy += f", or set budget.vram_gib to {left:.1f}"
             found.append(Finding("GPU memory", "warn", text, remedy))
         else:
             found.append(Finding("GPU memory", "ok", text))
@@ -124,7 +130,13 @@ def check_memory(facts: Facts) -> list[Finding]:
 
 
 def check_disk(facts: Facts) -> list[Finding]:
-    """Room where models, runs and the store are written."""
+    """Room where models, runs and the store are written, and whether anything can be written there at all."""
+    if facts.unusable:
+        remedy = "work in a folder that you may write to, and set AGENTLAB_HOME to one"
+        return [
+            Finding("disk", "fail", f"{folder} cannot be written to: {why}", remedy)
+            for folder, why in facts.unusable.items()
+        ]
     if not facts.disk_free_gib:
         return [Finding("disk", "warn", "free space is not reported", "see that the disk has room")]
     folder, free = min(facts.disk_free_gib.items(), key=lambda item: item[1])

@@ -16,7 +16,10 @@ _CERTAIN = re.compile(
     r"|No available memory for the cache blocks"  # vLLM's start, down to the next
     r"|is less than (desired \w+ memory utilization|the engine's budget)"
     r"|larger than the available KV cache memory"
-    r"|cannot allocate memory|os error 12\b"  # the operating system's, in Python, Rust and C
+    # the operating system's, in Python, Rust and C; glibc says it also of a library that was loaded too late
+    r"|cannot allocate memory(?! in static TLS)|os error 12\b"
+    # torch's allocator, where it cannot ask the driver who has the memory that is lacking
+    r"|NVML_SUCCESS == \w+ INTERNAL ASSERT FAILED at .{0,200}CUDACachingAllocator"
     r"|std::bad_alloc|torch\.OutOfMemoryError",
     re.IGNORECASE,
 )

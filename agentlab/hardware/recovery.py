@@ -13,7 +13,10 @@ from agentlab.hardware.rungs import FP32, LADDER
 from agentlab.hardware.sizing import LEAST_TOKENS, Device
 from agentlab.hardware.watch import Sample
 
-MAX_STEPS = 24  # all of three models: halvings of the context, adapters, rungs, falls, the CPU
+_HALVINGS = 9  # of a context of 262,144 tokens, down to the least
+_RUNGS = 4
+# All that three models, and the last again on the CPU, can give up: their context, rungs, adapters, and their place.
+MAX_STEPS = 4 * (_HALVINGS + _RUNGS + 2)
 CALM_ANSWERS = 2  # answers without a lack of memory before a step is undone; twice as many after each relapse
 MARGIN = 0.25  # so much more than a step has freed has to be free before it is undone
 _MOST_RELAPSES = 6
@@ -107,14 +110,17 @@ def next_rung(rung: RungName, rung_bytes: Mapping[RungName, int]) -> RungName | 
     return None
 
 
-def may_undo(action: Action, free_bytes: int, calm_answers: int, relapses: int) -> bool:
+def may_undo(
+    action: Action, free_bytes: int, calm_answers: int, relapses: int, nothing_left: bool = False
+) -> bool:  # fmt: skip
     """Whether memory has returned for good enough to take a step back.
 
     calm_answers: answers since memory was last lacking or a step was undone. relapses: how often this step had to be
     taken again after it had been undone. A step whose size nobody knows is tried wherever anything is free: when it has
-    to be taken again, its next undoing waits longer.
+    to be taken again, its next undoing waits longer. nothing_left: no model answers without it, so that there is no
+    calm to wait for and nothing to lose.
     """
-    needed = CALM_ANSWERS * 2 ** min(relapses, _MOST_RELAPSES)
+    needed = 0 if nothing_left else CALM_ANSWERS * 2 ** min(relapses, _MOST_RELAPSES)
     return calm_answers >= needed and free_bytes >= max(1.0, (1 + MARGIN) * action.bytes_expected)
 
 

@@ -25,33 +25,10 @@ def remedies(
             if rung is not tried and all(p.fits for p in phases_of(settings, model, machine, workload, rung, trained)):
                 found.append(f"model.rung={rung.name}")
                 break
-        if rungs is None and machine.device == "cuda":
-            found += _embedding_remedy(settings, model, machine, workload, tried or NF4, trained)
         if machine.device == "cuda":
             found.append("a 4-bit GGUF of it through Ollama, which can leave layers in RAM")
     found += [f"{name} at {rung.name}" for name, rung in _smaller(settings, model, machine, workload, trained, ladder)]
     return found
-
-
-def _embedding_remedy(
-    settings: Settings, model: Model, machine: Machine, workload: Workload, rung: Rung, trained: bool
-) -> list[str]:
-    account = ledger.weights(model.shape, rung)
-    if model.shape.tied:
-        return []
-    phases = phases_of(settings, model, machine, workload, rung, trained, without_embedding=True)
-    fitting = [phase.name for phase in phases if phase.fits]
-    if not fitting or account.embedding > settings.budget.ram_fraction * machine.ram_bytes:
-        return []
-    left = account.total - account.embedding
-    return [
-        f"the embedding ({account.embedding / GIB:.2f} GiB) on the CPU, which leaves {left / GIB:.2f} GiB of weights "
-        f"and suffices to {_listed(fitting)}"
-    ]
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _smaller(

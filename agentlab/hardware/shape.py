@@ -11,6 +11,7 @@ from agentlab.errors import ModelError
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose modules are counted one by one
 PUBLISHED = Path(__file__).with_name("published")
 _QWEN3_HEAD_DIM = 128  # what transformers takes where a config does not say
+_OF_THE_FILE = ("architectures", "auto_map", "dtype", "quantization_config", "torch_dtype", "transformers_version")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -45,11 +46,12 @@ class ModelShape:
     def from_config(cls, config: Mapping[str, Any], name: str = "") -> Self:
         """The shape in a config.json's values.
 
-        Families beyond FAMILIES are read as Llama-like, which `exact` tells. Raises ShapeError for what is no dense
-        decoder or lacks a size.
+        Families beyond FAMILIES are read as Llama-like, which `exact` tells; what their configs leave out is what
+        transformers takes, which is imported for them. Raises ShapeError for what is no dense decoder or lacks a size.
         """
-        config = config.get("text_config") or config  # of a model that also sees or hears, the part that writes
-        if experts := next((key for key in _EXPERTS if config.get(key)), None):
+        given = config.get("text_config") or config
+        config, known = _completed(config)
+        if experts := next((key for values in (given, config) for key in _EXPERTS if values.get(key)), None):
             raise ShapeError(
                 f"{name or 'config.json'} is a mixture of experts ({experts}); only dense decoders can be planned"
             )
@@ -59,7 +61,7 @@ class ModelShape:
             )
             family = str(config["model_type"])
             attention_bias = bool(config.get("attention_bias", False))
-            window, windowed = _window(config, family, layers)
+            window, windowed = _window(config, family, layers, known)
             return cls(
                 name=name,
                 family=family,
@@ -143,8 +145,42 @@ class ModelShape:
         return self.linear_parameters + heads * self.embedding_parameters + self.small_parameters
 
 
-def _window(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, int]:
-    """(tokens, layers) of sliding-window attention; (None, 0) without."""
+def _completed(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """(a config with what it leaves out, whether its family is known).
+
+    Of a model that also sees or hears it is the part that writes, with what is said of the whole.
+    """
+    nested = config.get("text_config")
+    if not nested and config.get("model_type") in FAMILIES:
+        return config, True  # whose defaults are known here: transformers takes seconds to import
+    completed = _with_defaults(config)
+    part = completed or nested or config
+    said = ("quantization_config",) if completed else ("quantization_config", "tie_word_embeddings")
+    known = completed is not None or part.get("model_type") in FAMILIES
+    return {**part, **{key: config[key] for key in said if key in config}}, known
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values that transformers' class for the family takes; None where it has none, or does not take these."""
+    from transformers import CONFIG_MAPPING
+
+    values = {key: value for key, value in config.items() if key not in _OF_THE_FILE}
+    family = values.pop("model_type", None)
+    if family not in CONFIG_MAPPING:
+        return None
+    try:
+        whole = CONFIG_MAPPING[family](**values)
+        text = whole.get_text_config()
+        if text is not whole and not config.get("text_config"):
+            text = whole = type(text)(**values)  # a GGUF file calls the part that writes by the name of the whole
+    except Exception:  # each class checks its values in its own way
+        return None
+    tied = getattr(whole, "tie_word_embeddings", None)
+    return {**text.to_dict(), **({} if tied is None else {"tie_word_embeddings": tied})}
+
+
+def _window(config: Mapping[str, Any], family: str, layers: int, known: bool) -> tuple[int | None, int]:
+    """(tokens, layers) of sliding-window attention; (None, 0) without, or where nobody knows how it is used."""
     window = config.get("sliding_window")
     if window is None or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
         return None, 0
@@ -152,7 +188,7 @@ def _window(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | 
         return int(window), sum(kind == "sliding_attention" for kind in kinds)
     if family.startswith("qwen"):
         return int(window), max(0, layers - int(config.get("max_window_layers", layers)))
-    return int(window), layers
+    return (int(window), layers) if known else (None, 0)
 
 
 def published(name: str) -> ModelShape | None:

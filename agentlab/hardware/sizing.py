@@ -79,15 +79,13 @@ class Phase:
 
 
 def phases_of(
-    settings: Settings, model: Model, machine: Machine, workload: Workload, rung: Rung, trained: bool = True,
-    without_embedding: bool = False,
-) -> tuple[Phase, ...]:  # fmt: skip
+    settings: Settings, model: Model, machine: Machine, workload: Workload, rung: Rung, trained: bool = True
+) -> tuple[Phase, ...]:
     """serve, and for a model that is trained evaluate and train, at one rung, each as large as fits up to its wish."""
     element = element_bytes(rung.name, machine.device)
     weights = model.weight_bytes
     if weights is None:
-        account = ledger.weights(model.shape, rung, element)
-        weights = account.total - (account.embedding if without_embedding else 0)
+        weights = ledger.weights(model.shape, rung, element).total
     sizing = _Sizing(settings, model.shape, machine, workload, rung, element, weights, trained)
     return (sizing.serve(), sizing.evaluate(), sizing.train()) if trained else (sizing.serve(),)
 

@@ -1,6 +1,7 @@
 """Memory and heat once a second: bounded history, who holds what, and alerts that say what to do."""
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 _MEMORY_MARGIN = 0.05
 _HEAT_MARGIN_C = 5.0
 _SWAP_MARGIN = 0.9
+SILENCE_S = 60.0  # a card that was too hot counts as such for so long after the driver last told its temperature
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ class Monitor:
     """Samples in a daemon thread: `with Monitor(budget) as watching: …; watching.history()[-1]`.
 
     The same with and without a GPU. on_alert is called in the sampling thread, once when a limit is passed; the alert
-    stays in `alerts()` until the value is well below it again. owners: a registry of their own, unless it is OWNERS.
-    nvml: the library to ask instead of pynvml.
+    stays in `alerts()` until the value is well below it again. It is called once more where a driver that fell silent
+    ends an alert of heat. owners: a registry of their own, unless it is OWNERS. nvml: the library to ask instead of
+    pynvml. clock: seconds, of whatever beginning.
     """
 
     def __init__(
@@ -126,12 +129,15 @@ class Monitor:
         on_alert: Callable[[Alert], None] = lambda alert: None,
         owners: Owners | None = None,
         nvml: Any = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = budget or BudgetSettings()
         self.interval_s = interval_s
         self._device_index = device_index
         self._on_alert = on_alert
         self._nvml = nvml
+        self._clock = clock
+        self._heat_told_s = 0.0  # by the clock
         self._history: deque[Sample] = deque(maxlen=keep)
         self.owners = owners or Owners()
         self._alerts: dict[AlertKind, Alert] = {}
@@ -180,7 +186,15 @@ class Monitor:
         raised = []
         with self._lock:
             self._history.append(found)
-            for kind, alert in judge(found, self.budget, frozenset(self._alerts)).items():
+            verdict = judge(found, self.budget, frozenset(self._alerts))
+            if found.temperature_c is not None:
+                self._heat_told_s = self._clock()
+            elif (hot := self._alerts.get("temperature")) is not None:
+                if self._clock() - self._heat_told_s < SILENCE_S:
+                    verdict["temperature"] = hot
+                else:
+                    raised.append(_silent(hot))
+            for kind, alert in verdict.items():
                 if alert is None:
                     self._alerts.pop(kind, None)
                 else:
@@ -274,6 +288,15 @@ def judge(sample: Sample, budget: BudgetSettings, active: frozenset[AlertKind]) 
         )
         kinds["swap"] = Alert("swap", sample.swap_used_mib, swap_mib, text)
     return kinds
+
+
+def _silent(hot: Alert) -> Alert:
+    """What to tell where a card that was hot is taken for cool because nobody knows any longer."""
+    text = (
+        f"the driver has told no temperature for {SILENCE_S:.0f} s, the last was {hot.value:.0f} °C: training goes on; "
+        "look at nvidia-smi"
+    )
+    return dataclasses.replace(hot, message=text)
 
 
 def _memory_message(sample: Sample, limit: float) -> str:

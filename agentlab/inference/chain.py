@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Self, cast
 
@@ -14,8 +15,10 @@ from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
 from agentlab.inference.contract import Engine, EngineBroken, EngineError, OutOfMemoryError
 from agentlab.inference.links import ChainExhausted, Fall, Link, pin
+from agentlab.inference.openai_server import ServerError
 
 _LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
+REST_S = 30.0  # a server that cannot be reached is left alone for so long: finding out takes seconds of an answer
 _MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
 
 
@@ -41,12 +44,13 @@ class Chain:
     smaller one takes over, and at the end the CPU. free_bytes: what the monitor says may be taken now; steps are undone
     by it at `rewind`, one at a time, the last one first. An engine whose process died is opened anew. A model that
     breaks otherwise, or cannot be loaded for other reasons, is not tried again in this chain's life; one whose output
-    was unusable is, at the next `rewind`.
+    was unusable is, at the next `rewind`, one whose server cannot be reached after REST_S by `clock`.
     """
 
     def __init__(
-        self, links: Sequence[Link], free_bytes: Callable[[], int] = lambda: 0, max_steps: int = recovery.MAX_STEPS
-    ) -> None:
+        self, links: Sequence[Link], free_bytes: Callable[[], int] = lambda: 0, max_steps: int = recovery.MAX_STEPS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         if not links:
             raise ValueError("a chain needs at least one model")
         self.links = list(links)
@@ -55,6 +59,8 @@ class Chain:
         self._max_steps = max_steps
         self._engines: dict[int, Engine] = {}
         self._broken: dict[int, str] = {}
+        self._clock = clock
+        self._resting: dict[int, tuple[float, str]] = {}  # until when, and why
         self._position = 0
         self._news: list[Fall | RecoveryStep] = []  # not yet told
         self._taken: list[_Taken] = []
@@ -64,7 +70,8 @@ class Chain:
         self._count = 0  # steps in this answer
         self._reopened: dict[int, int] = {}  # how often a model whose process died was opened anew in this answer
         self._least_tokens = 0  # what this answer cannot do without
-        self._calm_answers = 0
+        self._memory: Literal["untried", "sufficed", "lacked"] = "untried"  # in this answer
+        self._calm_answers = 0  # in a row, in which it sufficed
         self._asked_tokens = 0  # of the largest request that memory did not suffice for
         self._undone: set[tuple[int, str]] = set()  # (position, action) of steps that were undone
         self._relapses: dict[tuple[int, str], int] = {}  # and how often they had to be taken again
@@ -81,18 +88,28 @@ class Chain:
         while True:
             engine = self._engines.get(self._position)
             if engine is not None:
+                if self._memory == "untried":
+                    self._memory = "sufficed"  # until it is known to lack
                 return self.link, engine
-            if self._position in self._broken:
-                self._next(self._broken[self._position])
+            if missing := self._missing(self._position):
+                self._next(missing)
                 continue
             try:
                 self._engines[self._position] = self._load()
             except Exception as error:  # a model fails to load in as many ways as there are libraries under it
                 let_go(error)
                 if not is_out_of_memory(error):
-                    self.fall(f"{self.link.model} cannot be loaded: {_first_line(error)}", broken=True)
+                    reason = f"{self.link.model} cannot be loaded: {_first_line(error)}"
+                    if isinstance(error, ServerError):  # it may still be starting, or be started later
+                        self._resting[self._position] = self._clock() + REST_S, reason
+                    self.fall(reason, broken=not isinstance(error, ServerError))
                 elif not self._close_idle(error):
                     self._relieve("loading", error)
+
+    def _missing(self, position: int) -> str:
+        """Why a model is not tried now; "" where it is."""
+        until, reason = self._resting.get(position, (0.0, ""))
+        return reason if reason and self._clock() < until else self._broken.get(position, "")
 
     def _load(self) -> Engine:
         link, rung, on_cpu = self.link, self._rungs.get(self._position), self._on_cpu == self._position
@@ -218,8 +235,8 @@ class Chain:
 
     @property
     def usable(self) -> bool:
-        """Whether a model is left that did not break."""
-        return len(self._broken) < len(self.links)
+        """Whether a model is left that did not break, and whose server is not known to be down."""
+        return not all(self._missing(at) for at in range(len(self.links)))
 
     def take_news(self) -> list[Fall | RecoveryStep]:
         """Falls, and steps for lack of memory, since the last call, oldest first; to a smaller model is a fall."""
@@ -231,7 +248,7 @@ class Chain:
 
     def _relieve(self, problem: Literal["serving", "loading"], error: Exception, asked_tokens: int = 0) -> None:
         """Take the next step that is left. Raises ChainExhausted where none is."""
-        self._calm_answers = 0
+        self._memory, self._calm_answers = "lacked", 0
         self._asked_tokens = max(self._asked_tokens, asked_tokens)
         while True:
             position, engine = self._position, self._engines.get(self._position)
@@ -300,7 +317,7 @@ class Chain:
             if engine is not None and held is not None and held.rung is not None:
                 taken = max(int(engine.planned_vram_mib(1, 1) * 2**20), held.rung_bytes[held.rung])  # its cache as well
                 held = dataclasses.replace(held, rung_bytes={**held.rung_bytes, held.rung: taken})
-        left = [at for at in range(self._position + 1, len(self.links)) if at not in self._broken]
+        left = [at for at in range(self._position + 1, len(self.links)) if not self._missing(at)]
         movable = [at for at, other in enumerate(self.links) if other.reopen is not None]
         to_cpu = self.links[movable[-1]].model if movable and self._on_cpu is None and not self._cpu_failed else None
         return Situation(
@@ -363,27 +380,35 @@ class Chain:
         self._news.append(step)
 
     def rewind(self) -> None:
-        """Begin an answer: with the first model that is not broken, and with one step undone if memory has returned."""
-        self._calm_answers += 1
+        """Begin an answer: with the first model that is not broken, and with one step undone if memory has returned.
+
+        Where no model is left, as many as one needs. Harmless while nobody asks: only answers count as calm.
+        """
+        self._calm_answers += self._memory == "sufficed"
+        self._memory = "untried"
         self._count = self._least_tokens = 0
         self._reopened.clear()
         self._cpu_failed = False
-        self._undo()
-        whole = [at for at in range(len(self.links)) if at not in self._broken]
+        while self._undo() and not self.usable:
+            pass
+        whole = [at for at in range(len(self.links)) if not self._missing(at)]
         self._position = whole[0] if whole else len(self.links) - 1
 
-    def _undo(self) -> None:
+    def _undo(self) -> bool:
+        """Take the last step back if that is due; whether it was."""
         if not self._taken:
-            return
+            return False
         at = next((index for index, one in enumerate(self._taken) if one.action.kind == "cpu"), len(self._taken) - 1)
         last = self._taken[at]
         mark = (last.position, last.action.kind)
-        relapses = self._relapses.get(mark, 0)
-        if not recovery.may_undo(last.action, self._free_bytes() - self._working_bytes(), self._calm_answers, relapses):
-            return
+        relapses, nothing_left = self._relapses.get(mark, 0), not self.usable
+        free = self._free_bytes() - self._working_bytes()
+        if not recovery.may_undo(last.action, free, self._calm_answers, relapses, nothing_left):
+            return False
         # what a model gave up on the CPU is void with it: it is the card's memory that is known to have returned
         self._taken = self._taken[:at] + [one for one in self._taken[at + 1 :] if one.position != last.position]
-        self._undone.add(mark)
+        if not nothing_left:
+            self._undone.add(mark)
         self._calm_answers = 0
         model = self.links[last.position].model
         try:
@@ -396,9 +421,10 @@ class Chain:
                 self._take(last.action, last.position)
                 if last.action.kind == "lower_rung":
                     self._rungs[last.position] = cast(RungName, last.action.target)
-            return
+            return False
         back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
         self._tell(back, "memory has returned", undone=True, model=model)
+        return True
 
     def _working_bytes(self) -> int:
         """What an answer takes for as long as it is written, by the largest one that memory did not suffice for."""

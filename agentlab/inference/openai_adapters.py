@@ -9,7 +9,7 @@ from pathlib import Path
 from agentlab import adapters as adapter_room
 from agentlab.errors import AdapterError
 from agentlab.inference.contract import EngineError
-from agentlab.inference.openai_server import RefusedByServer, Server
+from agentlab.inference.openai_server import Server, Unavailable
 
 
 class ServerAdapters:
@@ -32,6 +32,8 @@ class ServerAdapters:
             return False
         try:
             self._server.post("/v1/unload_lora_adapter", {"lora_name": f"agentlab-none-{os.getpid()}"})
+        except Unavailable:
+            raise  # it is asked again the next time
         except EngineError as error:
             return "cannot be found" in str(error)  # the adapter, not the address
         return True
@@ -50,8 +52,11 @@ class ServerAdapters:
         adapter_room.save(lora, copy)  # the server reads what was checked
         try:
             self._server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(copy)})
-        except RefusedByServer as error:
+        except EngineError as error:
             shutil.rmtree(copy, ignore_errors=True)
+            if isinstance(error, Unavailable):
+                raise
+            # vLLM fails (500) at what does not fit its model
             raise AdapterError(f"adapter {adapter} cannot be loaded: {error}") from None
         self.unload(adapter)
         self._names[adapter] = name

@@ -12,15 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentlab.config import ModelSettings
 from agentlab.inference.contract import Capabilities, Chunk, Completion, Engine, EngineError, Request
 from agentlab.inference.openai_adapters import ServedAdapters, ServerAdapters
-from agentlab.inference.openai_server import Known, Reading, RefusedByServer, Server
+from agentlab.inference.openai_answer import Growing
+from agentlab.inference.openai_reading import Reading
+from agentlab.inference.openai_server import Known, RefusedByServer, Server, Unavailable, UnknownForm
 from agentlab.inference.text import Pieces, cut_at_stop
 from agentlab.models import ModelFiles
 from agentlab.toolformat import TAGS, CallStyle, Tool, template_tools
+
+T = TypeVar("T")
 
 DEFAULT_CONTEXT = 4096  # what Ollama gives a model that is not told otherwise
 CONCURRENT = 8
@@ -55,53 +59,6 @@ def open_server(settings: ModelSettings, name: str, tokenizer: Path | None = Non
         raise
 
 
-class _Growing:
-    """One chat's answer while it is streamed."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.finish: str | None = None
-        self.usage: dict[str, Any] = {}
-        self.calls: dict[int, dict[str, str]] = {}
-        self._thinking = False
-
-    def add(self, chunk: Mapping[str, Any]) -> None:
-        self.usage = chunk.get("usage") or self.usage
-        for choice in chunk.get("choices") or []:
-            delta = choice.get("delta") or {}
-            thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            if thought and not self._thinking:
-                self.text, self._thinking = self.text + "<think>", True
-            self.text += thought
-            if self._thinking and (delta.get("content") or delta.get("tool_calls") or choice.get("finish_reason")):
-                self.text, self._thinking = self.text + "</think>", False
-            self.text += delta.get("content") or ""
-            for call in delta.get("tool_calls") or []:
-                known = self.calls.setdefault(call.get("index", len(self.calls)), {"name": "", "arguments": ""})
-                function = call.get("function") or {}
-                known["name"] += function.get("name") or ""
-                known["arguments"] += function.get("arguments") or ""
-            self.tokens += choice.get("token_ids") or []
-            self.logprobs += [row["logprob"] for row in (choice.get("logprobs") or {}).get("content") or []]
-            self.finish = choice.get("finish_reason") or self.finish
-
-    def whole(self) -> str:
-        """The text with the calls that the server has read, in the project's tags."""
-        written = [_written(call) for _, call in sorted(self.calls.items())]
-        return "\n".join(filter(None, [self.text, *written]))
-
-
-def _written(call: Mapping[str, str]) -> str:
-    begin = TAGS.begin(call["name"])
-    try:
-        arguments = json.dumps(json.loads(call["arguments"] or "{}"), ensure_ascii=False)
-    except ValueError:
-        arguments = call["arguments"]  # whoever reads calls says what is wrong with it
-    return f"{begin}{arguments}{TAGS.finish}"
-
-
 class OpenAIEngine(ServedAdapters, Engine):
     """Answers with `/v1/chat/completions`. What the server cannot do is found out when it is first asked for."""
 
@@ -134,7 +91,7 @@ class OpenAIEngine(ServedAdapters, Engine):
 
     @functools.cached_property
     def _gives_logprobs(self) -> bool:
-        with contextlib.suppress(RefusedByServer):
+        with contextlib.suppress(RefusedByServer, UnknownForm):
             return bool(self._ask(self._body(Request(_PROBE, max_new_tokens=1)) | {"logprobs": True}).logprobs)
         return False
 
@@ -148,17 +105,36 @@ class OpenAIEngine(ServedAdapters, Engine):
     def _takes_tools(self) -> bool:
         if self.known.kind == "vllm":  # it reads calls only with a parser; its template shows them or does not
             return self._tokenized(_PROBE, [_PROBE_TOOL]) > self._tokenized(_PROBE, None)
+        shown: bool | None = None
         if self.known.kind == "ollama":
-            with contextlib.suppress(EngineError):
-                return "tools" in (self.server.post("/api/show", {"model": self.model}).get("capabilities") or [])
-        with contextlib.suppress(EngineError):  # llama.cpp without --jinja fails instead of refusing
-            sizes = [
-                self._ask(self._body(Request(_PROBE, max_new_tokens=1, tools=tools), check=False)).usage
-                for tools in ([_PROBE_TOOL], None)
-            ]
-            shown, bare = (size.get("prompt_tokens") for size in sizes)
-            return shown is None or bare is None or shown > bare  # ignored tools make the prompt no longer
-        return False
+            shown = self._unless_it_fails(self._says_tools)
+        if shown is None:  # llama.cpp without --jinja fails instead of refusing
+            shown = self._unless_it_fails(self._reads_tools)
+        return bool(shown)
+
+    def _says_tools(self) -> bool:
+        found = self.server.post("/api/show", {"model": self.model})
+        with self.server.reading():
+            return "tools" in (found.get("capabilities") or [])
+
+    def _reads_tools(self) -> bool:
+        """Whether a prompt with a tool is taken, and is longer than without: ignored tools make it no longer."""
+        sizes = [
+            self._ask(self._body(Request(_PROBE, max_new_tokens=1, tools=tools), check=False)).usage
+            for tools in ([_PROBE_TOOL], None)
+        ]
+        shown, bare = (size.get("prompt_tokens") for size in sizes)
+        return shown is None or bare is None or shown > bare
+
+    @staticmethod
+    def _unless_it_fails(found_out: Callable[[], T]) -> T | None:
+        """What is found out; None where the server fails at it. Raises Unavailable: then nothing was found out."""
+        try:
+            return found_out()
+        except Unavailable:
+            raise
+        except EngineError:
+            return None
 
     def call_style(self) -> CallStyle | None:
         return TAGS if self._takes_tools and self.known.kind != "vllm" else None
@@ -166,18 +142,21 @@ class OpenAIEngine(ServedAdapters, Engine):
     def opens_thought(self, messages: list[dict[str, Any]]) -> bool:
         """By the prompt, where the server shows it; else, and where the server takes thoughts out, by its answers."""
         if self._opens is None:
-            with contextlib.suppress(EngineError, KeyError, TypeError):
-                self._opens = self._prompt().rstrip().endswith("<think>")
-            self._opens = bool(self._opens)
-        return self._opens
+            with contextlib.suppress(Unavailable):  # it is asked again the next time
+                self._opens = (self._unless_it_fails(self._prompt) or "").rstrip().endswith("<think>")
+        return bool(self._opens)
 
     def _prompt(self) -> str:
         """The prompt that the server makes of a chat; "" where it does not show it."""
         if self.known.kind == "llama.cpp":
-            return str(self.server.post("/apply-template", {"messages": _PROBE})["prompt"])
+            shown = self.server.post("/apply-template", {"messages": _PROBE})
+            with self.server.reading():
+                return str(shown["prompt"])
         if self.known.kind == "vllm":
-            tokens = self.server.post("/tokenize", {"model": self.model, "messages": _PROBE})["tokens"]
-            return str(self.server.post("/detokenize", {"model": self.model, "tokens": tokens})["prompt"])
+            read = self.server.post("/tokenize", {"model": self.model, "messages": _PROBE})
+            with self.server.reading():
+                shown = self.server.post("/detokenize", {"model": self.model, "tokens": read["tokens"]})
+                return str(shown["prompt"])
         return ""
 
     def _learn(self, text: str, finished: bool) -> None:
@@ -236,10 +215,11 @@ class OpenAIEngine(ServedAdapters, Engine):
             )
         return body
 
-    def _ask(self, body: dict[str, Any]) -> _Growing:
-        growing = _Growing()
+    def _ask(self, body: dict[str, Any]) -> Growing:
+        growing = Growing()
         for chunk in self.server.chunks("/chat/completions", body):
-            growing.add(chunk)
+            with self.server.reading():
+                growing.add(chunk)
         if growing.finish is None:  # what is found out by half an answer would be believed for good
             raise self.server.broke_off()
         return growing
@@ -276,15 +256,16 @@ class OpenAIEngine(ServedAdapters, Engine):
         return self._streamed(request, self._checked(request), should_stop)
 
     def _streamed(self, request: Request, body: dict[str, Any], should_stop: Callable[[], bool]) -> Iterator[Chunk]:
-        growing, pieces = _Growing(), Pieces(request.stop)
+        growing, pieces = Growing(), Pieces(request.stop)
         started = last_s = time.monotonic()
         cancelled = False
-        reading = Reading(lambda: self.server.chunks("/chat/completions", body))
+        reading = Reading(lambda leash: self.server.chunks("/chat/completions", body, leash))
         try:
             while not reading.ended:
                 chunk = reading.take(_WAIT_S)
                 if chunk is not None:
-                    growing.add(chunk)
+                    with self.server.reading():
+                        growing.add(chunk)
                     last_s = time.monotonic()
                 if chunk is not None and (piece := pieces.more(growing.text)):
                     yield Chunk(piece)
@@ -298,7 +279,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         completion = self._completion(request, growing, last_s - started, cancelled)
         yield Chunk(pieces.rest(completion.text), completion)
 
-    def _completion(self, request: Request, growing: _Growing, latency_s: float, cancelled: bool) -> Completion:
+    def _completion(self, request: Request, growing: Growing, latency_s: float, cancelled: bool) -> Completion:
         whole = growing.whole()
         text = cut_at_stop(whole, request.stop)
         if growing.finish is None and not cancelled and text == whole:
@@ -314,7 +295,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         prompt_tokens = growing.usage.get("prompt_tokens") or self.count_tokens(request.messages, request.tools)
         return Completion(text, tokens, finish, prompt_tokens, max(latency_s, 1e-6), logprobs)  # type: ignore[arg-type]
 
-    def _tokens(self, growing: _Growing, text: str) -> list[int]:
+    def _tokens(self, growing: Growing, text: str) -> list[int]:
         """The server's own token ids; else a known tokenizer's; else so many unknown ones as it, or a guess, says."""
         if growing.tokens:
             return self._without_end(growing)
@@ -323,7 +304,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         counted = len(growing.logprobs) or growing.usage.get("completion_tokens") or _guess(text)
         return [UNKNOWN_TOKEN] * int(counted)
 
-    def _without_end(self, growing: _Growing) -> list[int]:
+    def _without_end(self, growing: Growing) -> list[int]:
         """Without the end token, which a server counts among the generated ones."""
         return growing.tokens[:-1] if growing.finish == "stop" and len(growing.tokens) > 1 else growing.tokens
 
@@ -355,7 +336,9 @@ class OpenAIEngine(ServedAdapters, Engine):
         body: dict[str, Any] = {"model": self.model, "messages": [_message(message) for message in messages]}
         if tools:
             body["tools"] = template_tools(tools)
-        return int(self.server.post("/tokenize", body)["count"])
+        found = self.server.post("/tokenize", body)
+        with self.server.reading():
+            return int(found["count"])
 
     def context_length(self) -> int:
         return self._context

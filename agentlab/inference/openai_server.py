@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import email.utils
 import json
 import os
-import queue
 import threading
-import time
+import weakref
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from agentlab.errors import ConfigError, ModelError
 from agentlab.inference.contract import EngineError
+from agentlab.inference.openai_reading import Chunks, Leash
 
 Kind = Literal["vllm", "ollama", "llama.cpp", "other"]
 T = TypeVar("T")
@@ -21,15 +23,31 @@ _CONNECT_S = 10.0
 _READ_S = 300.0  # between two pieces; the first may wait for the server to load the model
 _TRIES = 4
 _PAUSE_S = 0.5
+_MOST_PAUSE_S = 60.0  # where the server says how long to wait
+_MOST_UNASKED_S = 5.0  # where nobody can end the waiting
 _RETRIED = (429, 503)
+_MISREAD = (TypeError, KeyError, IndexError, ValueError, AttributeError)  # raised by what is not in the known form
+_PASSING = (*_RETRIED, 408, 502, 504)  # statuses that say nothing about the request: a proxy's, too
 
 
 class ServerError(EngineError):
     """The server cannot be reached, or answers with an error; the message says which."""
 
 
+class Unavailable(ServerError):
+    """The server cannot be reached or has no time just now: what it can do, and what it would answer, stays open."""
+
+
+class UnknownForm(ServerError):
+    """The server answers with something that is not in the protocol's form."""
+
+
 class RefusedByServer(EngineError):
-    """The server does not take what was asked (a status of 400 to 499)."""
+    """The server does not take what was asked: `status`, 400 to 499."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +76,14 @@ class Server:
         self.root = self.base_url.removesuffix("/v1")
         timeout = openai.Timeout(_READ_S, connect=_CONNECT_S)
         self._client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=timeout)
+        # connections of their own, so that each can be closed from outside
+        http = openai.DefaultHttpxClient(event_hooks={"request": [self._begun]})
+        self._streaming = self._client.copy(http_client=http, default_headers={"Connection": "close"})
+        self._current = threading.local()  # the leash of the request that a thread is about to send
+        self._own = Leash()  # of all that is not streamed
+        self._out: weakref.WeakSet[Leash] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._takes_stream_options: bool | None = None  # None: nothing was streamed yet
 
     def get(self, path: str) -> Any:
         """The JSON at `path`, counted from the server's root."""
@@ -72,52 +98,108 @@ class Server:
         except ValueError:
             return text
 
-    def chunks(self, path: str, body: dict[str, Any]) -> "Chunks":
-        """A streamed answer, begun: server-sent events of `path` (`/chat/completions` or `/completions`)."""
-        create = self._client.chat.completions.create if "chat" in path else self._client.completions.create
+    def chunks(self, path: str, body: dict[str, Any], leash: Leash | None = None) -> Chunks:
+        """A streamed answer, begun: server-sent events of `path` (`/chat/completions` or `/completions`).
+
+        A server that does not know `stream_options` is asked without, from then on.
+        """
+        without = {key: value for key, value in body.items() if key != "stream_options"}
+        if self._takes_stream_options is False or len(without) == len(body):
+            return self._chunks(path, without, leash)
+        try:
+            begun = self._chunks(path, body, leash)
+            self._takes_stream_options = True
+        except RefusedByServer as refused:
+            if self._takes_stream_options or refused.status not in (400, 422):
+                raise
+            try:
+                begun = self._chunks(path, without, leash)
+            except EngineError:
+                raise refused from None  # they were not what it refused
+            self._takes_stream_options = False
+        return begun
+
+    def _chunks(self, path: str, body: dict[str, Any], leash: Leash | None) -> Chunks:
+        create = self._streaming.chat.completions.create if "chat" in path else self._streaming.completions.create
         known = {"model": body["model"], "stream": True}
         known |= {key: body[key] for key in ("messages", "prompt") if key in body}
         extra = {key: value for key, value in body.items() if key not in known}
-        return Chunks(self, self._tried(lambda: create(**known, extra_body=extra)))
+        with self._held(leash):
+            return Chunks(self._tried(lambda: create(**known, extra_body=extra), leash), self.error)
 
-    def _tried(self, call: Callable[[], T]) -> T:
+    @contextlib.contextmanager
+    def _held(self, leash: Leash | None) -> Iterator[None]:
+        """Requests that this thread begins meanwhile are ended by `leash`, or when the server is closed."""
+        leash = leash or Leash()
+        with self._lock:
+            self._out.add(leash)
+        self._current.leash = leash
+        try:
+            yield
+        finally:
+            self._current.leash = None
+
+    def _begun(self, request: Any) -> None:
+        if (leash := getattr(self._current, "leash", None)) is not None:
+            request.extensions = {**request.extensions, "trace": leash.follow}
+
+    def _tried(self, call: Callable[[], T], leash: Leash | None = None) -> T:
         import openai
 
+        most_s = _MOST_UNASKED_S if leash is None else _MOST_PAUSE_S
         for number in range(_TRIES):
             try:
                 return call()
             except openai.APITimeoutError:
-                raise ServerError(f"the server at {self.base_url} has not answered in time") from None
-            except (openai.APIConnectionError, openai.APIStatusError) as error:
-                status = getattr(error, "status_code", None)
-                if number + 1 < _TRIES and (status is None or status in _RETRIED):
-                    time.sleep(_PAUSE_S * 2**number)
-                    continue
-                raise self.error(error) from None
+                raise Unavailable(f"the server at {self.base_url} has not answered in time") from None
             except openai.OpenAIError as error:
-                raise self.error(error) from None
+                passes = isinstance(error, openai.APIConnectionError) or getattr(error, "status_code", 0) in _RETRIED
+                pause_s = max(_PAUSE_S * 2**number, min(_retry_after_s(error), most_s))
+                if not passes or number + 1 == _TRIES or (leash or self._own).pause(pause_s):
+                    raise self.error(error) from None
         raise AssertionError("unreachable")
 
     def error(self, error: Exception) -> EngineError:
-        """One sentence for what the client raised."""
-        status = getattr(error, "status_code", None)
+        """One sentence for what the client raised, or for what broke while an answer was taken apart."""
+        if isinstance(error, _MISREAD):
+            what = f"{type(error).__name__}: {_first_line(error)}"
+            return UnknownForm(f"the server at {self.base_url} answers in an unknown form: {what}")
+        status, said = getattr(error, "status_code", None), _said(error)
+        if status is None and getattr(error, "body", None):  # told in the middle of a stream
+            return ServerError(f"the server at {self.base_url} failed: {said}")
         if status is None:
-            return ServerError(f"the server at {self.base_url} cannot be reached or broke off: {_first_line(error)}")
-        said = _said(error)
-        if 400 <= status < 500 and status not in (408, 429):
-            return RefusedByServer(f"the server at {self.base_url} refuses (status {status}): {said}")
+            return Unavailable(f"the server at {self.base_url} cannot be reached or broke off: {_first_line(error)}")
+        if status in _PASSING:
+            return Unavailable(f"the server at {self.base_url} failed (status {status}): {said}")
+        if 400 <= status < 500:
+            return RefusedByServer(f"the server at {self.base_url} refuses (status {status}): {said}", status)
         return ServerError(f"the server at {self.base_url} failed (status {status}): {said}")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Where an answer is taken apart: what breaks there because of its form is raised as UnknownForm."""
+        try:
+            yield
+        except _MISREAD as error:
+            raise self.error(error) from None
 
     def broke_off(self) -> EngineError:
         """What to raise where a streamed answer ended without a finish reason, as behind a proxy that closed it."""
-        return ServerError(f"the server at {self.base_url} broke off its answer")
+        return Unavailable(f"the server at {self.base_url} broke off its answer")
 
     def models(self) -> list[dict[str, Any]]:
         """What /v1/models lists. Raises ServerError."""
-        found = self._tried(lambda: self._client.get("/models", cast_to=object))
+        meant = self.base_url if "/v1" in self.base_url else f"{self.base_url}/v1"
+        try:
+            found = self._tried(lambda: self._client.get("/models", cast_to=object))
+        except RefusedByServer as error:
+            if error.status == 404 and meant != self.base_url:
+                raise RefusedByServer(f"{error}; is {meant} meant?", error.status) from None
+            raise
         rows = found.get("data") if isinstance(found, dict) else None
         if not isinstance(rows, list):
-            raise ServerError(f"{self.base_url}/models is no list of models; is {self.base_url} the API's address?")
+            asked = "the API's address" if meant == self.base_url else "meant"
+            raise ServerError(f"{self.base_url}/models is no list of models; is {meant} {asked}?")
         return [row for row in rows if isinstance(row, dict)]
 
     def known(self, model: str) -> Known:
@@ -127,8 +209,8 @@ class Server:
         if row is None:
             names = ", ".join(str(row.get("id")) for row in rows) or "none"
             raise ModelError(f"the server at {self.base_url} has no model {model}; it has: {names}")
-        length = row.get("max_model_len")
-        if isinstance(length, int):
+        length = row.get("max_model_len") if isinstance(row.get("max_model_len"), int) else None
+        if length is not None and self._reads_chats_as_tokens(str(row["id"])):  # others tell their length, too
             folder = Path(str(row.get("root") or ""))
             here = folder.is_absolute() and folder.is_dir()
             return Known("vllm", length, folder if here else None)
@@ -142,73 +224,52 @@ class Server:
             found = self.get("/api/version")
             if isinstance(found, dict) and "version" in found:
                 return Known("ollama")
-        return Known("other")
+        return Known("other", length)
+
+    def _reads_chats_as_tokens(self, model: str) -> bool:
+        """Whether /tokenize takes messages, as vLLM's does. Raises Unavailable."""
+        try:
+            found = self.post("/tokenize", {"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+        except Unavailable:
+            raise
+        except EngineError:
+            return False
+        return isinstance(found, dict) and isinstance(found.get("count"), int)
 
     def close(self) -> None:
+        """End what is being asked; harmless when repeated."""
+        with self._lock:
+            out = list(self._out)
+        for leash in (self._own, *out):
+            leash.abandon()
+        self._streaming.close()
         self._client.close()
 
 
-class Chunks:
-    """The pieces of one streamed answer as dicts; `close` lets the server stop writing it."""
-
-    def __init__(self, server: Server, stream: Any) -> None:
-        self._server = server
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            for chunk in self._stream:
-                yield chunk.to_dict()
-        except Exception as error:  # the client's HTTP library raises its own kinds while a stream is read
-            raise self._server.error(error) from None
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):  # it may be closed at the other end
-            self._stream.close()
-
-
-class Reading:
-    """A streamed answer read on a thread of its own, so that whoever waits for it can stop waiting at any time."""
-
-    def __init__(self, begin: Callable[[], Chunks]) -> None:
-        self.ended = False
-        self._arrived: queue.Queue[dict[str, Any] | Exception | None] = queue.Queue()
-        self._abandoned = threading.Event()
-        threading.Thread(target=self._read, args=(begin,), daemon=True).start()
-
-    def _read(self, begin: Callable[[], Chunks]) -> None:
-        try:
-            with contextlib.closing(begin()) as chunks:
-                for chunk in chunks:
-                    if self._abandoned.is_set():
-                        return
-                    self._arrived.put(chunk)
-            self._arrived.put(None)
-        except Exception as error:  # handed to whoever takes
-            self._arrived.put(error)
-
-    def take(self, wait_s: float) -> dict[str, Any] | None:
-        """The next piece; None where none has come within `wait_s`, or none will (`ended`). Raises what broke."""
-        try:
-            found = self._arrived.get(timeout=wait_s)
-        except queue.Empty:
-            return None
-        if isinstance(found, Exception):
-            raise found
-        self.ended = found is None
-        return found
-
-    def abandon(self) -> None:
-        """Want no more of it; the connection is closed at the next piece that comes."""
-        self._abandoned.set()
+def _retry_after_s(error: Exception) -> float:
+    """For how long the server wants to be left alone, in seconds or until a date; 0 where it does not say."""
+    response = getattr(error, "response", None)
+    text = "" if response is None else response.headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError):
+        return (email.utils.parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    return 0.0
 
 
 def _said(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    text = body.get("message") or body.get("error") if isinstance(body, dict) else body
-    return " ".join(str(text or _first_line(error)).split())[:300]
+    return " ".join((_told(getattr(error, "body", None)) or _first_line(error)).split())[:300]
+
+
+def _told(body: Any) -> str:
+    """The text of an error, in the form of OpenAI ({"error": {"message"}}), FastAPI ({"detail"}) or in none."""
+    if isinstance(body, dict):
+        named = next(filter(None, map(body.get, ("message", "error", "detail", "msg"))), None)
+        where = ".".join(map(str, body["loc"])) + ": " if isinstance(body.get("loc"), list) else ""
+        return where + (_told(named) if named is not None else str(body))
+    if isinstance(body, list):
+        return "; ".join(map(_told, body))
+    return str(body or "")
 
 
 def _first_line(error: Exception) -> str:

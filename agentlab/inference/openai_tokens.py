@@ -9,6 +9,7 @@ from typing import Any
 
 from agentlab.inference.contract import EngineError, Request
 from agentlab.inference.openai_adapters import ServedAdapters, ServerAdapters
+from agentlab.inference.openai_reading import Leash
 from agentlab.inference.openai_server import Server
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
@@ -36,12 +37,12 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
         self._generation = GenerationConfig.from_pretrained(model.folder) if has_generation else None
         self._adapters = ServerAdapters(server, possible=True)
         self._inbox: queue.Queue[tuple[int, News | Exception]] = queue.Queue()
-        self._running: dict[int, threading.Event] = {}
+        self._running: dict[int, Leash] = {}
         self._keys = 0
 
     def _begin(self, request: Request, prompt: list[int]) -> int:
         self._keys += 1
-        abandoned = self._running[self._keys] = threading.Event()
+        leash = self._running[self._keys] = Leash()
         body: dict[str, Any] = {
             "model": self.model_files.name if request.adapter is None else self._adapters.name(request.adapter),
             "prompt": prompt,
@@ -58,29 +59,32 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
             body["logprobs"] = 0
         if request.structure is not None:
             body["structured_outputs"] = {"structural_tag": json.dumps(request.structure)}
-        threading.Thread(target=self._read, args=(self._keys, body, abandoned), daemon=True).start()
+        threading.Thread(target=self._read, args=(self._keys, body, leash), daemon=True).start()
         return self._keys
 
-    def _read(self, key: int, body: dict[str, Any], abandoned: threading.Event) -> None:
+    def _read(self, key: int, body: dict[str, Any], leash: Leash) -> None:
         finish = None
         try:
-            for chunk in self.server.chunks("/completions", body):
-                if abandoned.is_set():
+            for chunk in self.server.chunks("/completions", body, leash):
+                if leash.abandoned:
                     return
-                for choice in chunk.get("choices") or []:
-                    tokens = choice.get("token_ids")
-                    if tokens is None and not choice.get("text"):
-                        tokens = []
-                    if tokens is None:
-                        raise EngineError(f"the server at {self.server.base_url} sends no token ids; is it vLLM?")
-                    logprobs = choice.get("logprobs") or {}
-                    finish = choice.get("finish_reason") or finish
-                    news = News(key, list(tokens), logprobs.get("token_logprobs"), finish, time.monotonic())
+                with self.server.reading():
+                    found = [self._one(key, choice) for choice in chunk.get("choices") or []]
+                for news in found:
+                    finish = news.finish or finish
                     self._inbox.put((key, news))
             if finish is None:
                 raise self.server.broke_off()
         except Exception as error:  # handed to whoever waits for the answer
             self._inbox.put((key, error))
+
+    def _one(self, key: int, choice: dict[str, Any]) -> News:
+        """The news in a choice of a chunk. Raises TypeError or AttributeError for one of an unknown form."""
+        tokens = choice.get("token_ids")
+        if tokens is None and choice.get("text"):
+            raise EngineError(f"the server at {self.server.base_url} sends no token ids; is it vLLM?")
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+        return News(key, list(tokens or []), logprobs, choice.get("finish_reason"), time.monotonic())
 
     def _news(self) -> list[News]:
         found = []
@@ -99,14 +103,16 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
 
     def _abort(self, keys: Sequence[int]) -> None:
         for key in keys:
-            if (abandoned := self._running.pop(key, None)) is not None:
-                abandoned.set()  # the thread closes its connection at the next piece, and the server stops
+            if (leash := self._running.pop(key, None)) is not None:
+                leash.abandon()  # its connection is closed, and the server stops
 
     def _score(self, tokens: list[int], start: int, adapter: str | None) -> list[float]:
         model = self.model_files.name if adapter is None else self._adapters.name(adapter)
         body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        rows = self.server.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
-        return [float(rows[at][str(tokens[at])]["logprob"]) for at in range(start, len(tokens))]
+        found = self.server.post("/v1/completions", body)
+        with self.server.reading():
+            rows = found["choices"][0]["prompt_logprobs"]
+            return [float(rows[at][str(tokens[at])]["logprob"]) for at in range(start, len(tokens))]
 
     def _end_token_ids(self) -> set[int]:
         return set(as_list(getattr(self._generation, "eos_token_id", None)))

@@ -26,6 +26,7 @@ from agentlab.serve.problems import Problem, failed, shutting_down
 from agentlab.serve.service import Begun, Service
 
 KEEP_ALIVE_S = 5.0  # between two comments in a stream that waits
+_TOO_SHORT = "is too small for any call"  # an engine's words where tool_choice is "required" and the limit has no room
 _BODY_S = 20.0  # how long a client may take to send its request
 
 
@@ -38,7 +39,7 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # a page that may ask may ask with the client of its choice
         )  # fmt: skip
     app.add_middleware(Outside, access=access, metrics=service.metrics)
 
@@ -58,7 +59,7 @@ def create_app(service: Service, access: Access, body_limit: int) -> FastAPI:
         text = message if error.status_code == 404 else str(error.detail)
         return JSONResponse(Problem(error.status_code, text).body(), error.status_code, headers=error.headers)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         ill = service.ill()
         return JSONResponse({"status": ill or "ok"}, 503 if ill else 200)
@@ -246,6 +247,8 @@ class Reply:
             raise shutting_down()
         if result.state == "failed" and result.refused:
             raise Problem(400, result.error, param="messages", code="context_length_exceeded")
+        if result.state == "failed" and _TOO_SHORT in result.error:
+            raise Problem(400, result.error, param="max_tokens", code="invalid_value")
         if result.state == "failed" and not self.service.agent.chain.usable:
             raise Problem(503, result.error, code="no_model", reason="no_model")
         if result.state == "failed":

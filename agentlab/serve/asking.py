@@ -59,6 +59,7 @@ def _listed(value: Any) -> Any:
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # there is none
 
 
 class _Request(BaseModel):
@@ -73,7 +74,9 @@ class _Request(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[list[_Text], Field(max_length=4), BeforeValidator(_listed)] | None = None
     tool_choice: str | None = None
-    user: str | None = None
+    user: str | None = None  # who asks, and what is alike: nothing depends on them
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     session_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     deadline_s: Annotated[float, Field(gt=0, lt=1e6)] | None = None
 
@@ -120,7 +123,7 @@ def _without_neutral(value: dict[str, Any]) -> dict[str, Any]:
             kept[name] = given
             continue
         allowed, why = _NEUTRAL[name]
-        if given not in allowed:
+        if not any(given == one and isinstance(given, bool) == isinstance(one, bool) for one in allowed):
             shown = ", ".join(map(str, allowed))
             raise Problem(400, f"{name} is not supported: {why}; allowed: {shown}", param=name, code="unsupported")
     return kept

@@ -1,10 +1,14 @@
 """The agent at work for many: takes jobs from the line, seats the adapter asked for, and passes the steps on."""
 
+import contextlib
 import dataclasses
 import logging
+import math
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from agentlab.agent.agent import checked
+from agentlab.agent.agent import check_asked, check_session, checked
 from agentlab.agent.steps import Answered, Delta, FellBack, Generated, ReasoningResult, Recovered, Retracted
 from agentlab.errors import AdapterError, AgentError, AgentlabError
 from agentlab.hardware.monitor import memory_stats
@@ -22,6 +26,16 @@ if TYPE_CHECKING:
     from agentlab.lab import Lab
 
 _LOG = logging.getLogger("agentlab.serve")
+_AGAIN_S = 3.0  # between two looks whether a model can be loaded, where none is left
+
+
+@contextlib.contextmanager
+def _refusing(param: str | None) -> Iterator[None]:
+    """What the agent refuses here is the client's to change: the field `param` of its request."""
+    try:
+        yield
+    except AgentError as error:
+        raise Problem(400, str(error), param=param, code="invalid_value") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +53,8 @@ class Service:
         self.metrics = Metrics()
         self.watching = Monitor(lab.run.settings.budget, owners=OWNERS, on_alert=lambda one: _LOG.warning(one.message))
         self.roster = Roster(agent, lab.run, adapter, self.metrics)
-        self.line = Line(self._answer, self.roster.refresh, places)
+        self._tried_s = -math.inf  # when the chain last looked whether memory has returned
+        self.line = Line(self._answer, self._idle, places)
         self.metrics.queued.set_function(lambda: self.line.queued)
         self._deadline_s = deadline_s
         self._teaches_calls = lab.suite.metric == "tool_call"
@@ -49,10 +64,13 @@ class Service:
         """`ask` with the server's defaults. Raises Problem (400) for what the agent would refuse."""
         if ask.session_id is not None and self.agent.memory is None:
             raise Problem(400, "session_id needs a memory, and this server has none", param="session_id")
-        try:
+        with _refusing(None):
             checked(dataclasses.replace(self._options, **ask.options))
-        except AgentError as error:
-            raise Problem(400, str(error), code="invalid_value") from None
+        with _refusing("messages"):
+            check_asked(ask.task, ask.deadline_s, ask.history)
+        if ask.session_id is not None:
+            with _refusing("session_id"):
+                check_session(ask.session_id)
         return ask if ask.deadline_s is not None else dataclasses.replace(ask, deadline_s=self._deadline_s)
 
     def late(self, job: Job) -> ReasoningResult:
@@ -76,6 +94,18 @@ class Service:
     def close(self) -> None:
         """End the line; the agent is its owner's to close."""
         self.line.close()
+
+    def _idle(self) -> None:
+        """Between two answers; in the line's thread. Who only looks at /health sees there that memory has returned."""
+        chain = self.agent.chain
+        due = not chain.usable and time.monotonic() - self._tried_s >= _AGAIN_S
+        if due and chain.lock.acquire(blocking=False):  # an abandoned answer may still have it
+            self._tried_s = time.monotonic()
+            try:
+                chain.rewind()
+            finally:
+                chain.lock.release()
+        self.roster.refresh()
 
     def _answer(self, job: Job) -> None:
         """Answer one job; in the line's thread."""

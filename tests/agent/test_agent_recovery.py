@@ -67,8 +67,39 @@ def test_when_nothing_is_left_the_answer_fails_honestly_and_memory_that_returns_
     assert "no model of the chain is left" in result.error or "memory" in result.error
     assert ask(agent)[1].state == "failed"
     card.limit = 10**6
-    states = [ask(agent)[1].state for _ in range(12)]
-    assert states[-1] == "answered"
+    assert ask(agent)[1].state == "answered"  # at once: where no model is left there is nothing to wait for
+
+
+@pytest.mark.parametrize("sizes", [(1.0,), (1.0, 0.1)])
+def test_no_request_is_refused_without_a_try_when_memory_is_back_however_often_it_was_lacking(sizes):
+    card = Card(12_000, ram=0)
+    chain = chain_on(card, sizes)
+    agent = agent_of(chain=chain, max_new_tokens=2000)
+    for _ in range(4):
+        card.limit = 0
+        assert [ask(agent)[1].state for _ in range(3)] == ["failed"] * 3
+        assert not chain.usable
+        card.limit = 10**6
+        assert ask(agent)[1].state == "answered"
+        for _ in range(999):
+            ask(agent)
+            if not chain._taken:
+                break
+        assert not chain._taken
+
+
+def test_where_no_model_is_left_the_memory_has_to_be_free_all_the_same():
+    card = Card(12_000, ram=0)
+    chain = chain_on(card, adapters=0)
+    agent = agent_of(chain=chain, max_new_tokens=500)
+    card.limit = 0
+    assert ask(agent)[1].state == "failed"
+    card.limit = 2_400  # the smallest rung is 2,000, and a quarter more has to be free
+    assert [ask(agent)[1].state for _ in range(9)] == ["failed"] * 9
+    card.limit = 2_600
+    chain.rewind()  # as whoever watches the memory may do while nobody asks
+    assert chain.usable
+    assert ask(agent)[1].state == "answered"
 
 
 def test_the_number_of_steps_in_an_answer_is_bounded():
@@ -90,6 +121,7 @@ def test_steps_are_undone_in_reverse_one_at_a_time_when_memory_has_returned():
     assert [ask(agent)[0] for _ in range(2 * CALM_ANSWERS)] == [[]] * 2 * CALM_ANSWERS  # there is no more memory yet
     card.limit = 14_000
     undone = [ask(agent)[0] for _ in range(len(DOWN) * CALM_ANSWERS)]
+    assert undone[0] == [f"undo {DOWN[-1]}"]  # there was calm enough
     assert all(len(done) <= 1 for done in undone)
     assert [done[0] for done in undone if done] == [f"undo {kind}" for kind in reversed(DOWN)]
     (engine,) = agent.chain._engines.values()
@@ -101,8 +133,8 @@ def test_a_step_that_has_to_be_taken_again_waits_longer_for_its_next_undoing():
     agent = agent_of(chain=chain_on(card, adapters=0), max_new_tokens=500)
     agent.load()
 
-    def answers_until_undone():
-        for count in range(1, 99):
+    def quiet_answers_until_undone():
+        for count in range(99):
             if ask(agent)[0]:
                 return count
 
@@ -111,8 +143,20 @@ def test_a_step_that_has_to_be_taken_again_waits_longer_for_its_next_undoing():
         card.limit = 8_300
         assert ask(agent)[0] == ["lower_rung"]
         card.limit = 14_000
-        waits.append(answers_until_undone())
+        waits.append(quiet_answers_until_undone())
     assert waits == [CALM_ANSWERS, 2 * CALM_ANSWERS, 4 * CALM_ANSWERS]
+
+
+def test_what_is_no_answer_is_no_quiet_one():
+    card = Card(12_000)
+    agent = agent_of(chain=chain_on(card, adapters=0), max_new_tokens=500)
+    agent.load()
+    card.limit = 8_300
+    assert ask(agent)[0] == ["lower_rung"]
+    card.limit = 14_000
+    for _ in range(9):
+        agent.chain.rewind()  # as whoever watches the memory may do while nobody asks
+    assert [ask(agent)[0] for _ in range(CALM_ANSWERS + 1)] == [[]] * CALM_ANSWERS + [["undo lower_rung"]]
 
 
 def test_a_rung_that_memory_does_not_suffice_for_on_the_way_back_up_is_left_alone():
@@ -165,8 +209,8 @@ def test_a_burst_of_a_lack_of_memory_does_not_bar_a_model_of_unknown_size():
     card.limit = 1_400
     assert ask(agent)[0] == ["smaller_model"]
     card.limit = 12_000
-    roles = [ask(agent)[1].model_info.role for _ in range(CALM_ANSWERS + 1)]
-    assert roles == ["fallback"] * (CALM_ANSWERS - 1) + ["primary"] * 2
+    roles = [ask(agent)[1].model_info.role for _ in range(CALM_ANSWERS + 2)]
+    assert roles == ["fallback"] * CALM_ANSWERS + ["primary"] * 2
 
 
 def test_a_model_of_unknown_size_that_cannot_move_to_the_cpu_is_tried_again_on_the_card():
@@ -294,8 +338,8 @@ class TestOnARealEngine:
             assert steps[-1].result.state == "answered"
             assert len(steps[-1].result.fallbacks) == 2
             room["bytes"] = 10**9
-            for _ in range(2 * CALM_ANSWERS):
+            for _ in range(2 * CALM_ANSWERS + 1):
                 ask(agent, "And now?", session_id="s1")
             assert engine.rung == "fp32"
-            assert len(memory.conversation("s1").turns()) == 2 + 2 * CALM_ANSWERS
+            assert len(memory.conversation("s1").turns()) == 3 + 2 * CALM_ANSWERS
             agent.close()

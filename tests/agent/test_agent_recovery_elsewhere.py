@@ -32,7 +32,7 @@ def test_a_model_on_an_engine_without_rungs_answers_on_one_that_has_them(limit, 
         shown = [message["content"] for message in engine.requests[-1].messages if message["role"] == "user"]
         assert shown == ["My name is Tomas.", "What is my name?"]
         card.limit = 12_000
-        undone = [ask(agent)[0] for _ in range(len(expected) * CALM_ANSWERS)]
+        undone = [ask(agent)[0] for _ in range(len(expected) * CALM_ANSWERS + 1)]
         assert [done[0] for done in undone if done] == [f"undo {kind}" for kind in reversed(expected)]
         (engine,) = agent.chain._engines.values()
         assert (engine.name, engine.rung) == ("fixed", "bf16")

@@ -10,8 +10,9 @@ from agentlab.errors import ModelError
 from agentlab.events import RecoveryStep
 from agentlab.hardware.recovery import Footprint
 from agentlab.inference import EngineError, OutOfMemoryError
-from agentlab.inference.chain import Chain, ChainExhausted, Link
+from agentlab.inference.chain import REST_S, Chain, ChainExhausted, Link
 from agentlab.inference.contract import EngineBroken
+from agentlab.inference.openai_server import RefusedByServer, ServerError
 
 FAULTS = [
     RuntimeError("CUDA error: device-side assert triggered"),
@@ -42,6 +43,89 @@ def test_models_that_cannot_be_loaded_are_passed_over():
     assert result.final_answer == "Last."
     assert result.model_info.role == "emergency"
     assert ["no such model" in result.fallbacks[0], "cannot be loaded" in result.fallbacks[1]] == [True, True]
+
+
+class Down:
+    """A server that cannot be reached until it is `up`; counts who asks, as of a clock that stands still."""
+
+    def __init__(self):
+        self.up, self.asked, self.time_s = False, 0, 0.0
+
+    def open(self):
+        self.asked += 1
+        if not self.up:
+            raise ServerError("the server cannot be reached")
+        return Scripted("I am up.")
+
+    def link(self, role="primary"):
+        return Link(role, f"model-{role}", self.open)
+
+    def clock(self):
+        return self.time_s
+
+
+def test_a_server_that_is_down_is_asked_again_after_a_while_and_not_before():
+    server = Down()
+    chain = Chain([server.link(), link_of("emergency", Scripted("Meanwhile."))], clock=server.clock)
+    agent = agent_of(chain=chain)
+    results = [agent.ask("Who?") for _ in range(3)]
+    assert [result.final_answer for result in results] == ["Meanwhile."] * 3
+    assert [len(result.fallbacks) for result in results] == [1, 0, 0]
+    assert "the server cannot be reached" in results[0].fallbacks[0]
+    server.time_s = REST_S - 1
+    agent.ask("Who?")
+    assert server.asked == 1
+    server.time_s = REST_S
+    assert agent.ask("Who?").final_answer == "Meanwhile."  # it is down still
+    assert server.asked == 2
+    server.up, server.time_s = True, 2 * REST_S
+    result = agent.ask("Who?")
+    assert (result.final_answer, result.model_info.role, result.fallbacks) == ("I am up.", "primary", [])
+
+
+def test_where_the_only_model_is_on_a_server_that_is_down_the_chain_says_so_and_is_usable_again_later():
+    server = Down()
+    agent = agent_of(chain=Chain([server.link()], clock=server.clock))
+    for _ in range(2):
+        result = agent.ask("Who?")
+        assert (result.state, result.error) == (
+            "failed", "model-primary cannot be loaded: the server cannot be reached"
+        )  # fmt: skip
+        assert not agent.chain.usable
+    server.up, server.time_s = True, REST_S
+    assert agent.chain.usable
+    assert agent.ask("Who?").final_answer == "I am up."
+
+
+@pytest.mark.parametrize("error", [RefusedByServer("status 401"), ModelError("the server has no model x")])
+def test_a_server_that_answers_and_refuses_is_not_asked_again(error):
+    server = Down()
+    opened = []
+
+    def refuse():
+        opened.append(1)
+        raise error
+
+    links = [Link("primary", "model-primary", refuse), link_of("fallback", Scripted("I can."))]
+    agent = agent_of(chain=Chain(links, clock=server.clock))
+    assert agent.ask("Who?").final_answer == "I can."
+    server.time_s = 9 * REST_S
+    assert agent.ask("Who?").final_answer == "I can."
+    assert len(opened) == 1
+
+
+def test_a_model_whose_server_is_down_is_no_smaller_model_for_one_that_runs_out_of_memory():
+    server = Down()
+    small = Scripted("On the CPU.")
+    first = dataclasses.replace(
+        link_of("primary", Scripted(torch.OutOfMemoryError("CUDA out of memory"))), reopen=lambda rung, on_cpu: small
+    )
+    chain = Chain([first, server.link("fallback")], clock=server.clock)
+    chain.fall("asked for", broken=False)
+    with pytest.raises(ChainExhausted):
+        chain.current()  # the server rests
+    assert agent_of(chain=chain).ask("Who?").final_answer == "On the CPU."
+    assert server.asked == 1
 
 
 def test_when_nobody_is_left_it_fails_honestly():

@@ -1,7 +1,10 @@
 """Doctor: every check's every verdict, from facts that are made up, and once on this machine."""
 
 import dataclasses
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,7 @@ def test_a_good_machine_is_all_ok():
         (doctor.check_disk, {"disk_free_gib": {Path("/a"): 50.0, Path("/b"): 1.0}}, "fail", "1.0 GiB free at /b"),
         (doctor.check_disk, {"disk_free_gib": {Path("/a"): 10.0}}, "warn", "hub"),
         (doctor.check_disk, {"disk_free_gib": {}}, "warn", "not reported"),
+        (doctor.check_disk, {"unusable": {Path("/a"): "/a is no folder"}}, "fail", "/a cannot be written to: /a is no"),
         (doctor.check_models, {"embedded_model": "it is not installed"}, "fail", "make install"),
         (doctor.check_models, {"models": []}, "warn", "agentlab models prepare"),
         (doctor.check_store, {"store_problem": "cannot use the store"}, "fail", "cannot use the store"),
@@ -90,6 +94,16 @@ def test_verdicts_on_the_cards_memory():
     assert (silent.status, silent.text) == ("warn", "not reported by the driver")
 
 
+def test_a_card_with_less_than_the_least_budget_is_not_told_to_set_one():
+    _, found = doctor.check_memory(dataclasses.replace(GOOD, gpus=[Gpu("Card", 6144.0, 5850.0, 294.0)]))
+    assert (found.status, found.remedy) == ("warn", "close programs that use the card")
+
+
+def test_swap_that_nobody_can_read_is_left_out():
+    found, _ = doctor.check_memory(dataclasses.replace(GOOD, swap_total_mb=None))
+    assert (found.status, found.text) == ("ok", "20.0 of 32.0 GiB of RAM free")
+
+
 def test_the_traps_of_wsl2_are_named_only_there():
     assert doctor.check_wsl2(GOOD) == []
     inside = dataclasses.replace(GOOD, wsl2=True)
@@ -129,6 +143,81 @@ def test_the_facts_of_this_machine(tmp_path, embedded):
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_text("this is no database, whatever its name says")
     assert "not a database" in facts_of(tmp_path).store_problem
+
+
+@pytest.mark.parametrize("word", ["python", "python3", f"python3.{sys.version_info.minor}"])
+def test_the_kernels_python_is_the_one_that_jupyter_starts_for_that_word(word, tmp_path, monkeypatch):
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [word, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "p", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # there is no python there
+    (found,) = doctor.check_kernel(facts_of(tmp_path))
+    assert (found.status, found.text) == ("ok", f"python3 starts {sys.executable}")
+
+
+def test_a_kernel_whose_program_is_not_there_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [str(tmp_path / "gone"), "-m", "ipykernel_launcher"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "p", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    (found,) = doctor.check_kernel(facts_of(tmp_path))
+    assert (found.status, found.text) == ("fail", f"kernel python3 starts {tmp_path / 'gone'}, which does not exist")
+
+
+@pytest.mark.parametrize("home", ["file/home", "file"])
+def test_a_home_that_cannot_be_used_fails(home, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / home))
+    found = facts_of(tmp_path)
+    (text,) = found.unusable.values()
+    assert text.endswith("is no folder")
+    assert doctor.exit_code(doctor.check_disk(found)) == 1
+
+
+def test_a_home_or_project_that_may_not_be_written_to_fails(tmp_path, monkeypatch):
+    home, project = tmp_path / "home", tmp_path / "project"
+    for folder in (home, project):
+        folder.mkdir()
+    monkeypatch.setenv("AGENTLAB_HOME", str(home))
+    monkeypatch.setattr("agentlab.files.os.access", lambda path, mode: False)
+    found = facts_of(project)
+    assert list(found.unusable) == [home, project]
+    assert [finding.status for finding in doctor.check_disk(found)] == ["fail", "fail"]
+
+
+def test_a_store_in_whose_place_a_file_lies_fails(tmp_path):
+    (tmp_path / "mlruns").write_text("")
+    (found,) = doctor.check_store(facts_of(tmp_path))
+    assert found.status == "fail"
+    assert f"{tmp_path / 'mlruns'} is no folder" in found.text
+
+
+def test_what_may_not_be_looked_at_is_a_finding_and_no_traceback(tmp_path, monkeypatch):
+    """As in a folder that the user may not enter, and where /proc is hidden; the tests may be run by root."""
+    monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / "secret" / "home"))
+    stat = os.stat
+
+    def barred(path, *args, **options):
+        if "secret/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    def hidden():
+        raise RuntimeError("/proc is hidden")
+
+    (tmp_path / "secret").mkdir()
+    found = facts_of(tmp_path)  # imports what it needs
+    monkeypatch.setattr("os.stat", barred)
+    monkeypatch.setattr("os.lstat", barred)
+    monkeypatch.setattr("psutil.swap_memory", hidden)
+    monkeypatch.setattr("agentlab.files.os.access", lambda path, mode: "secret" not in str(path))
+    found = facts_of(tmp_path)
+    assert found.unusable == {tmp_path / "secret" / "home": f"no permission to write in {tmp_path / 'secret'}"}
+    assert (found.swap_total_mb, found.models, found.holder) == (None, [], None)
+    assert doctor.exit_code(doctor.diagnose(found)) == 1
 
 
 def test_the_command_prints_a_line_each_and_says_how_it_went(tmp_path, monkeypatch):

@@ -87,6 +87,11 @@ def test_safetensors_that_cannot_be_mapped(tmp_path):
         (ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"), True),
         (ValueError("Free memory on device cuda:0 (3.1/6.0 GiB) on startup is less than desired GPU memory "
                     "utilization (0.9, 5.4 GiB)"), True),
+        (RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":1131, please '
+                      "report a bug to PyTorch."), True),  # where torch asks the driver, in vain, who has the memory
+        (RuntimeError('r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":9, please'), False),
+        (ImportError("libgomp.so.1: cannot allocate memory in static TLS block"), False),  # glibc's, of a few bytes
+        (OSError("libgomp.so.1: cannot allocate memory in static TLS block"), False),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (OSError("No space left on device (os error 28)"), False),
         (RuntimeError("unable to write file: No space left on device, out of memory map"), False),

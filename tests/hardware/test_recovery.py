@@ -85,6 +85,30 @@ def test_the_number_of_steps_is_bounded(taken):
     assert (next_action(WHOLE, taken) is None) is (taken >= MAX_STEPS)
 
 
+@pytest.mark.parametrize("asked", [600, 4096, 8192, 32_768, 262_144])
+def test_the_cpu_is_reached_and_everything_tried_there_however_long_the_request(asked):
+    sizes = {"fp32": 16000, **SIZES}
+    taken = 0
+    for device, others in [("cuda", 2), ("cuda", 1), ("cuda", 0), ("cpu", 0)]:
+        held = Footprint(device, asked, 7, "fp32", sizes, 3, 1500)
+        while True:
+            situation = Situation("serving", "m", held, asked, smaller="s" if others else None, cpu="c")
+            action = next_action(situation, taken)
+            taken += 1
+            match action:
+                case Action(kind="shrink_context", target=tokens):
+                    held = dataclasses.replace(held, context_tokens=int(tokens))
+                case Action(kind="offload_adapters"):
+                    held = dataclasses.replace(held, idle_adapters=0)
+                case Action(kind="lower_rung", target=rung):
+                    held = dataclasses.replace(held, rung=rung)
+                case _:
+                    break
+        assert (held.context_tokens, held.idle_adapters, held.rung) == (LEAST_TOKENS, 0, "hqq3")
+        assert (action and action.kind) == ("smaller_model" if others else "cpu" if device == "cuda" else None)
+    assert taken - 1 <= MAX_STEPS
+
+
 @pytest.mark.parametrize(
     ("free", "calm", "relapses", "expected"),
     [
@@ -112,6 +136,12 @@ def test_a_step_is_undone_when_memory_has_returned_for_good_enough(free, calm, r
 )
 def test_a_step_of_unknown_size_is_tried_after_as_many_calm_answers(free, calm, relapses, expected):
     assert may_undo(Action("smaller_model", "a", "b", 0), free, calm, relapses) is expected
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1250, True), (1249, False)])
+def test_where_no_model_is_left_only_the_room_counts(free, expected):
+    step = Action("smaller_model", "a", "b", 1000)
+    assert may_undo(step, free, calm_answers=0, relapses=9, nothing_left=True) is expected
 
 
 def test_free_memory_is_what_the_alert_and_the_budget_leave():

@@ -1,13 +1,16 @@
 """Shapes: what is read from a config.json, and the sentence for what cannot be planned."""
 
+import dataclasses
 import json
 import struct
 
 import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Starcoder2Config
 
 from agentlab.errors import ModelError
-from agentlab.hardware.ledger import stored_weight_bytes
-from agentlab.hardware.shape import ModelShape, ShapeError, published, published_names
+from agentlab.hardware.ledger import kv_cache_bytes, stored_weight_bytes
+from agentlab.hardware.shape import FAMILIES, PUBLISHED, ModelShape, ShapeError, published, published_names
 
 LEAST = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -35,6 +38,98 @@ def test_what_is_not_written_has_its_default():
 def test_what_cannot_be_planned_is_one_sentence(change, words):
     with pytest.raises(ShapeError, match=words):
         ModelShape.from_config(LEAST | change, "some/model")
+
+
+# As their makers published them: what is the default of the family's config class is left out.
+GEMMA_2 = {
+    "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 4096,
+    "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "transformers_version": "4.42.4",
+}  # fmt: skip
+GEMMA_3 = {
+    "model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "sliding_window": 512,
+    "sliding_window_pattern": 6, "max_position_embeddings": 32768,
+}  # fmt: skip
+GEMMA_3_SEEING = {
+    "model_type": "gemma3", "vision_config": {}, "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    },
+}  # fmt: skip
+STARCODER = {
+    "model_type": "starcoder2", "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30,
+    "num_attention_heads": 24, "num_key_value_heads": 2, "vocab_size": 49152, "sliding_window": 4096,
+    "max_position_embeddings": 16384, "use_bias": True,
+}  # fmt: skip
+
+
+def on_meta(config):
+    """The model that transformers makes of a config.json, without weights; its part that writes."""
+    values = dict(config)
+    whole = CONFIG_MAPPING[values.pop("model_type")](**values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(whole.get_text_config())
+
+
+@pytest.mark.parametrize("config", [GEMMA_2, GEMMA_3, GEMMA_3_SEEING], ids=["gemma-2-2b", "gemma-3-1b", "gemma-3-4b"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(config):
+    shape, model = ModelShape.from_config(config), on_meta(config)
+    assert shape.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=2e-4)  # norms differ
+    assert shape.tied == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert (shape.heads, shape.kv_heads, shape.head_dim) == (
+        model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim
+    )  # fmt: skip
+    assert (shape.window, shape.windowed_layers) == (
+        model.config.sliding_window, model.config.layer_types.count("sliding_attention")
+    )  # fmt: skip
+    assert shape.window == config.get("text_config", config)["sliding_window"]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "mib"), [(GEMMA_2, 8192, 624), (GEMMA_3, 4096, 27), (GEMMA_3, 32_768, 139)]
+)
+def test_the_cache_of_a_model_of_which_some_layers_have_windows(config, tokens, mib):
+    assert kv_cache_bytes(ModelShape.from_config(config), 1, tokens) / 2**20 == pytest.approx(mib, abs=1)
+
+
+def test_every_layer_has_a_window_where_transformers_knows_no_kinds_of_layers():
+    shape = ModelShape.from_config(STARCODER)
+    assert (shape.tied, shape.window, shape.windowed_layers) == (True, 4096, 30)
+    cache = DynamicCache(config=Starcoder2Config(**STARCODER))
+    assert [layer.is_sliding for layer in cache.layers] == [True] * 30
+
+
+def test_a_window_that_nobody_knows_the_use_of_saves_nothing():
+    shape = ModelShape.from_config(LEAST | {"model_type": "gemma9", "sliding_window": 8})
+    assert (shape.window, shape.windowed_layers) == (None, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_defaults_of_the_families_that_are_known_here_are_transformers(family):
+    values = LEAST | {"model_type": family, "head_dim": 16, "sliding_window": None}
+    config = CONFIG_MAPPING[family](**{key: value for key, value in values.items() if key != "model_type"})
+    here = ModelShape.from_config(values)
+    there = ModelShape.from_config(config.to_dict())
+    assert here == dataclasses.replace(there, context_length=here.context_length, kv_heads=here.kv_heads)
+
+
+@pytest.mark.parametrize("name", published_names())
+def test_a_published_config_says_all_that_matters(name):
+    values = json.loads((PUBLISHED / f"{name}.json").read_text())
+    config = CONFIG_MAPPING[values["model_type"]](**{key: values[key] for key in values if key != "model_type"})
+    assert ModelShape.from_config(values, name) == ModelShape.from_config(config.to_dict(), name)
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "seer"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_a_model_that_sees_says_of_the_whole_holds_for_the_part_that_writes(kind, tied):
+    config = {
+        "model_type": kind, "quantization_config": {"quant_method": "gptq", "bits": 4}, "tie_word_embeddings": tied,
+        "text_config": LEAST | {"model_type": "mistral", "head_dim": 16},
+    }  # fmt: skip
+    shape = ModelShape.from_config(config)
+    assert (shape.prequantized, shape.tied, shape.family) == ("gptq", tied, "mistral")
 
 
 def test_a_missing_key_is_named():

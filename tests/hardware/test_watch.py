@@ -9,7 +9,7 @@ from nvml_standin import Nvml
 from support import memory_hog
 
 from agentlab.config import BudgetSettings
-from agentlab.hardware.watch import OTHERS, UNATTRIBUTED, Holding, Monitor, Owners, Sample, judge
+from agentlab.hardware.watch import OTHERS, SILENCE_S, UNATTRIBUTED, Holding, Monitor, Owners, Sample, judge
 
 BUDGET = BudgetSettings()
 NONE = frozenset()
@@ -177,6 +177,36 @@ def test_memory_alerts_once_and_ends_well_below_the_limit():
         assert len(raised) == times, share
     assert "unload adapters" in raised[0].message
     assert "91 %" in raised[0].message
+
+
+def test_a_hot_card_whose_driver_falls_silent_counts_as_hot_for_a_minute():
+    now, told = [0.0], []
+    watching = Monitor(nvml=Nvml(celsius=85), on_alert=told.append, clock=lambda: now[0])
+    watching.sample()
+    watching._nvml = Nvml(["nvmlDeviceGetTemperature"])
+    for now[0], hot in [(1, True), (SILENCE_S - 1, True), (SILENCE_S, False), (SILENCE_S + 1, False)]:
+        watching.sample()
+        assert watching.is_too_hot() is hot
+        assert bool(watching.alerts()) is hot
+    assert [alert.kind for alert in told] == ["temperature"] * 2
+    assert "85 °C" in told[1].message
+    assert "told no temperature for 60 s" in told[1].message
+
+
+def test_a_driver_that_speaks_again_decides():
+    now = [0.0]
+    watching = Monitor(nvml=Nvml(celsius=85), clock=lambda: now[0])
+    for now[0], nvml, hot in [
+        (0, Nvml(celsius=85), True),
+        (50, Nvml(["nvmlDeviceGetTemperature"]), True),
+        (55, Nvml(celsius=78), True),  # not well below yet
+        (110, Nvml(["nvmlDeviceGetTemperature"]), True),  # the minute counts from when it spoke last
+        (112, Nvml(celsius=60), False),
+        (113, Nvml(["nvmlDeviceGetTemperature"]), False),
+    ]:
+        watching._nvml = nvml
+        watching.sample()
+        assert watching.is_too_hot() is hot
 
 
 def test_heat_alerts_and_ends_five_degrees_below():

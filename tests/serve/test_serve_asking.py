@@ -65,6 +65,8 @@ def test_fields_that_say_nothing_are_accepted():
     neutral = {
         "n": 1, "tools": [], "logprobs": False, "top_p": 1.0, "presence_penalty": 0, "frequency_penalty": 0.0,
         "response_format": {"type": "text"}, "logit_bias": {}, "store": False, "service_tier": "auto", "stop": None,
+        "user": "tomas", "safety_identifier": "7f3a", "prompt_cache_key": "docs",
+        "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     assert ask(**neutral) == ask()
 
@@ -72,7 +74,9 @@ def test_fields_that_say_nothing_are_accepted():
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("n", 2), ("tools", [{"type": "function"}]), ("functions", [{}]), ("response_format", {"type": "json_object"}),
+        ("n", 2), ("n", True), ("top_logprobs", False), ("logprobs", 0), ("presence_penalty", False),
+        ("safety_identifier", 7), ("prompt_cache_key", ["a"]), ("stream_options", {"include_obfuscation": "no"}),
+        ("tools", [{"type": "function"}]), ("functions", [{}]), ("response_format", {"type": "json_object"}),
         ("logprobs", True), ("top_p", 0.5), ("presence_penalty", 0.1), ("frequency_penalty", -1), ("store", True),
         ("logit_bias", {"5": 1}), ("metadata", {"a": "b"}), ("tool_choice", "always"), ("reasoning_effort", "high"),
         ("temperature", 3), ("temperature", "hot"), ("max_tokens", 0), ("max_tokens", 1.5), ("seed", 2**63),

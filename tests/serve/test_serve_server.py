@@ -19,9 +19,12 @@ from serve_helpers import TOKEN, serving
 from agentlab import config
 from agentlab.errors import LeaseHeldError, StorageError
 from agentlab.hardware.lease import holder
+from agentlab.inference.contract import OutOfMemoryError
+from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.memory import Memory
 from agentlab.serve import app as serve_app
 from agentlab.serve import server as serve_server
+from agentlab.serve import service as serve_service
 from agentlab.serve.grafana import dashboard
 
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -191,6 +194,28 @@ def test_nothing_is_told_without_the_token(server, path):
 def test_health_is_open_and_says_nothing(server):
     response = httpx.get(f"{server.root}/health")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    response = httpx.head(f"{server.root}/health")  # as `wget --spider` asks
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_health_is_right_again_when_memory_is_though_nobody_asks(own, monkeypatch):
+    monkeypatch.setattr(serve_service, "_AGAIN_S", 3600.0, raising=False)
+    stream, short = TransformersEngine.stream, threading.Event()
+
+    def streamed(self, *args, **kwargs):
+        if short.is_set():
+            raise OutOfMemoryError("not even one request fits into the device's memory")
+        return stream(self, *args, **kwargs)
+
+    with serving(own) as server:
+        monkeypatch.setattr(TransformersEngine, "stream", streamed)
+        short.set()
+        assert server.post().status_code == 503
+        assert server.get("/health").json() == {"status": "no model is left"}
+        short.clear()
+        monkeypatch.setattr(serve_service, "_AGAIN_S", 0.0, raising=False)
+        until(lambda: server.get("/health").status_code == 200)
+        assert server.post().status_code == 200
 
 
 def test_web_pages_may_not_ask(server):
@@ -225,16 +250,18 @@ def test_without_a_token_programs_on_this_machine_may_ask_and_pages_may_not(own)
 def test_a_named_page_may_ask(own):
     with serving(own, cors=("http://localhost:3000",)) as server:
         page = {"Origin": "http://localhost:3000"}
-        preflight = httpx.options(
-            f"{server.url}/chat/completions",
-            headers={
-                **page,
-                "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization",
-            },
-        )
-        assert preflight.status_code == 200
-        assert preflight.headers["access-control-allow-origin"] == "http://localhost:3000"
+        # OpenAI's own client for browsers sends headers of its own
+        for names in ("authorization", "authorization,content-type,user-agent,x-stainless-arch,x-stainless-os"):
+            preflight = httpx.options(
+                f"{server.url}/chat/completions",
+                headers={
+                    **page,
+                    "Access-Control-Request-Method": "POST",
+                    "Access-Control-Request-Headers": names,
+                },
+            )
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == "http://localhost:3000"
         assert server.post(headers=page).headers["access-control-allow-origin"] == "http://localhost:3000"
         assert httpx.get(f"{server.url}/models", headers=page).status_code == 401
         assert server.get("/v1/models", Origin="http://localhost:3001").status_code == 403
@@ -261,6 +288,29 @@ def test_what_is_no_request_is_refused_in_the_same_form(server):
     assert server.get("/v1/chat/completions").status_code == 405
     assert "error" in server.get("/v1/chat/completions").json()
     assert "allowed: /v1/chat/completions" in server.get("/v1/completions").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "Hel\x00lo?"}]}),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "\x00"}, {"role": "assistant", "content": "x"}, *HELLO]},
+        ),
+        ("session_id", {"session_id": "a\x00b"}),
+        ("max_tokens", {"tool_choice": "required", "max_tokens": 8}),
+    ],
+)
+def test_what_cannot_be_answered_is_the_clients_to_change(server, param, fields, caplog):
+    for stream in (False, True):
+        failures = [value for name, value in server.series().items() if name.startswith("agentlab_failures_total")]
+        response = server.post(**{"max_tokens": 8, "stream": stream, **fields})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+        after = [value for name, value in server.series().items() if name.startswith("agentlab_failures_total")]
+        assert after == failures
+    assert "Traceback" not in caplog.text
 
 
 def test_a_damaged_card_costs_its_own_adapter_alone(own):

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import queue
 import re
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,7 +65,8 @@ class Agent:
         self._describe = describe
         self._on_close = on_close
         self._closed = False
-        self._cancels: set[threading.Event] = set()  # of the answers that are being worked on
+        # of the answers that were asked for; an answer that nobody wants any more takes its own along
+        self._cancels: set[weakref.ref[threading.Event]] = set()
         self._storing: threading.Thread | None = None
 
     # -- answering ----------------------------------------------------------------------------------------------------
@@ -87,7 +90,9 @@ class Agent:
         if session_id is not None:
             check_session(session_id)
         options = self.options if options is None else checked(options)
-        return self._steps(task, Budget(deadline_s, cancel), session_id, history, options)
+        budget = Budget(deadline_s, cancel)
+        self._cancels.add(weakref.ref(budget.cancel, self._cancels.discard))
+        return self._steps(task, budget, session_id, history, options)
 
     def ask(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
@@ -102,18 +107,14 @@ class Agent:
         assert result is not None
         return result
 
-    async def arun(
+    def arun(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
         history: Sequence[Message] = (),
     ) -> AsyncIterator[Step]:  # fmt: skip
         """`run` for asyncio: other coroutines go on while the model writes."""
         cancel = threading.Event()
         steps = self.run(task, deadline_s=deadline_s, session_id=session_id, history=history, cancel=cancel)
-        try:
-            while (step := await asyncio.to_thread(next, steps, None)) is not None:
-                yield step
-        finally:
-            cancel.set()
+        return _awaitable(steps, cancel)
 
     async def aask(
         self, task: str, *, deadline_s: float | None = None, session_id: str | None = None,
@@ -129,8 +130,9 @@ class Agent:
 
     def cancel(self) -> None:
         """End what is being answered, from any thread; it comes back with state "cancelled"."""
-        for cancel in list(self._cancels):
-            cancel.set()
+        for known in list(self._cancels):
+            if (cancel := known()) is not None:
+                cancel.set()
 
     def _steps(
         self, task: str, budget: Budget, session_id: str | None, history: Sequence[Message], options: Options
@@ -138,7 +140,6 @@ class Agent:
         """Works in a thread of its own, so that whatever hangs there, the deadline is kept here."""
         task_id = uuid.uuid4().hex[:12]
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-        self._cancels.add(budget.cancel)
         recall = Recall(self.memory, session_id, options.recall, options.context_tokens, history)
         tools = self._tools(recall, session_id, notes=options.notes)
         loop = Loop(
@@ -148,7 +149,7 @@ class Agent:
 
         def work() -> None:
             try:
-                while not loop.chain.lock.acquire(timeout=0.02):  # an abandoned answer ends at its next token
+                while not self._take_turn(loop):
                     if budget.over():
                         return
                 try:
@@ -174,15 +175,31 @@ class Agent:
             answered_s, result = time.time(), self._result(task_id, loop, budget, session_id)
             # a turn holds the agent's own words, also those that the deadline cut off, but not a tool's
             own_words = result.state == "answered" or (result.state == "deadline" and not loop.best_is_a_result)
-            if session_id is not None and result.final_answer and own_words:
-                self._keep(recall, result, budget)
+            said = result.final_answer if own_words else ""
+            if session_id is not None and (said or recall.notes):  # without its turn nothing would take a note back
+                self._keep(recall, result, said, budget)
             yield Answered(step_number=len(loop.done), result=result, time_s=answered_s)
         finally:
             budget.cancel.set()
-            self._cancels.discard(budget.cancel)
 
-    def _keep(self, recall: Recall, result: ReasoningResult, budget: Budget) -> None:
-        """Remember the turn; an answer with a deadline waits a second for it. A failure is a warning, not raised."""
+    def _take_turn(self, loop: Loop) -> bool:
+        """Whether it is this answer's turn now, with the chain's lock held. An abandoned one ends at its next token."""
+        chain = self.chain
+        if not chain.lock.acquire(timeout=0.02):
+            return False
+        if chain is not self.chain:  # other models were taken meanwhile
+            chain.lock.release()
+            return False
+        if chain is not loop.chain:
+            loop.chain = chain
+            loop.options = dataclasses.replace(loop.options, single_call=self.options.single_call)  # is the adapter's
+        return True
+
+    def _keep(self, recall: Recall, result: ReasoningResult, said: str, budget: Budget) -> None:
+        """Remember the turn, in which the agent `said` this. A failure is a warning, not raised.
+
+        An answer with a deadline, or one that was cancelled, waits a second for it.
+        """
         before = self._storing
 
         def store() -> None:
@@ -191,10 +208,9 @@ class Agent:
             try:
                 if recall.conversation is None:
                     raise MemoryStoreError("the memory could not be opened")
-                said = _UNSTORABLE.sub("\ufffd", result.final_answer)
                 recall.conversation.add(
-                    result.prompt, said, context_used=result.context_used, notes=recall.notes,
-                    cut_off=result.state == "deadline", agent=str(result.model_info),
+                    result.prompt, _UNSTORABLE.sub("\ufffd", said) or "…", context_used=result.context_used,
+                    notes=recall.notes, cut_off=result.state != "answered", agent=str(result.model_info),
                     metadata={"task_id": result.task_id, "state": result.state},
                 )  # fmt: skip
             except Exception as error:
@@ -202,7 +218,8 @@ class Agent:
 
         self._storing = threading.Thread(target=store, name="agent-remembers")  # not a daemon: nothing is lost
         self._storing.start()
-        self.stored(min(budget.left_s, math.inf if budget.deadline_s is None else _STORING_S))
+        patient = budget.deadline_s is None and not budget.cancelled()
+        self.stored(math.inf if patient else min(budget.left_s, _STORING_S))
         if self._storing.is_alive() and budget.left_s > 0:
             result.warnings.append("this turn is not stored yet: the memory is busy; it goes on with that")
 
@@ -295,12 +312,26 @@ class Agent:
         if not speed.known:
             measure(engine, link.adapter, speed)
 
-    def take_chain(self, other: "Agent") -> None:
-        """Answer with the models of `other`, an agent that was never loaded, from now on; the own ones are freed."""
+    def take_chain(self, other: "Agent") -> ModelInfo:
+        """Answer with the models of `other`, an agent that was never loaded, from now on; who answers.
+
+        The own models are freed first, as both may not fit. Raises ChainExhausted, and the own ones stay, when none of
+        the others can be loaded.
+        """
+        own = self.chain, self._describe, self.run_id, self.options
+        self._change_to(other.chain, other._describe, other.run_id, other.options)
+        try:
+            return self.load()
+        except BaseException:
+            self._change_to(*own)
+            raise
+
+    def _change_to(
+        self, chain: Chain, describe: Callable[[Link], dict[str, Any]], run_id: str, options: Options
+    ) -> None:
         with self.chain.lock:
             self.chain.close()
-            self.chain, self._describe, self.run_id = other.chain, other._describe, other.run_id
-            self.options = other.options
+            self.chain, self._describe, self.run_id, self.options = chain, describe, run_id, options
 
     def close(self) -> None:
         """End what is being answered and free the models; harmless when repeated."""
@@ -319,6 +350,38 @@ class Agent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _awaitable(steps: Iterator[Step], cancel: threading.Event) -> AsyncIterator[Step]:
+    """`steps` for an event loop. They are waited for in a thread of their own: the loop's own are few, and others need
+    them. Leaving it sets `cancel`.
+    """
+    loop = asyncio.get_running_loop()
+    news: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+
+    def tell(item: Step | BaseException | None) -> None:
+        try:
+            loop.call_soon_threadsafe(news.put_nowait, item)
+        except RuntimeError:  # the event loop is closed: nobody waits any more
+            cancel.set()
+
+    def walk() -> None:
+        try:
+            for step in steps:
+                tell(step)
+        except BaseException as error:  # handed to the consumer, who raises it
+            tell(error)
+        finally:
+            tell(None)
+
+    threading.Thread(target=walk, name="agent-awaited", daemon=True).start()
+    try:
+        while (item := await news.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        cancel.set()
 
 
 def _next(steps: "queue.SimpleQueue[Step | BaseException | None]", budget: Budget) -> "Step | BaseException | None":

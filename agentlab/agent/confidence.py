@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 def sequence_probability(logprobs: Sequence[float] | None) -> float | None:
     """The model's probability of the whole text: the product over its tokens; None where no token's is known."""
-    return math.exp(sum(logprobs)) if logprobs else None
+    return _exp(sum(logprobs)) if logprobs else None
 
 
 def token_probability(logprobs: Sequence[float] | None) -> float | None:
     """The geometric mean of the tokens' probabilities, which does not shrink with length; None where none is known."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+    return _exp(sum(logprobs) / len(logprobs)) if logprobs else None
+
+
+def _exp(log: float) -> float | None:
+    """None for NaN and infinity, which a model that overflows computes."""
+    return math.exp(log) if log < math.inf else None
 
 
 def joint(confidences: Sequence[float | None]) -> float | None:

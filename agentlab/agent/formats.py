@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentlab import toolformat
-from agentlab.agent.reading import Said, split_at_call, split_thought
+from agentlab.agent.reading import Said, split_at, split_thought
 from agentlab.errors import AgentError
 from agentlab.toolformat import TAGS, CallStyle, Tool, parse_thought
 
 Message = dict[str, Any]
 
 FINAL_ANSWER = "Final Answer:"
+_ANSWER = re.compile(FINAL_ANSWER)
+_ACTION = re.compile(r"Action:[^\n]*\n\s*Action Input:")  # a call; the word alone may be a part of a sentence
 THINK_FIRST = "Think step by step between <think> and </think> first."
 ASK_FOR_ANSWER = "Thanks. So what is the answer, in one sentence?"
 UNTRUSTED = "data, not instructions"
@@ -35,20 +37,26 @@ class Format:
 
     def read(self, output: str) -> Said:
         """A model's output in this format, its thoughts apart."""
-        before, call = split_at_call(output, self.style.trigger)
+        if self.style.kind == "react":
+            return self._read_lines(output)
+        before, call = split_at(output, re.compile(re.escape(self.style.trigger)))
         said = split_thought(before)
-        # what a call's arguments hold is no thought; ReAct's lines stay lines
-        said = Said(said.thought, ("\n" if self.style.kind == "react" else "").join([said.text, call]).strip())
-        if self.style.kind != "react":
-            return said
-        head, marker, answer = said.text.partition(FINAL_ANSWER)
-        thought = parse_thought(head if marker else said.text)
-        if marker or not thought:
-            said = Said(said.thought, answer.strip() if marker else said.text)
-        elif not toolformat.parse_calls(said.text, self.style):  # all of it is thought, and all there is
-            said = Said(said.thought, said.text.removeprefix("Thought:").strip())
-            thought = ""
-        return Said("\n".join(filter(None, [said.thought, thought])), said.text)
+        return Said(said.thought, f"{said.text}{call}".strip())  # what a call's arguments hold is no thought
+
+    def _read_lines(self, output: str) -> Said:
+        """ReAct: an answer is what comes first of `Final Answer:` and a call, whatever it speaks of; else the words."""
+        before, call = split_at(output, _ACTION)
+        head, answer = split_at(before, _ANSWER)
+        if answer:
+            said = split_thought(head)
+            thoughts, text = [said.thought, parse_thought(said.text)], output[len(head) + len(FINAL_ANSWER) :]
+            return Said("\n".join(filter(None, thoughts)), text.strip(), is_answer=True)
+        said = split_thought(before)
+        text = f"{said.text}\n{call}".strip()  # where a grammar began a call inside a line, it begins one here
+        thought = parse_thought(text)
+        if thought == text.removeprefix("Thought:").strip():  # all of it is thought, and all there is
+            return Said(said.thought, thought)
+        return Said("\n".join(filter(None, [said.thought, thought])), text)
 
 
 def choose(wanted: str, own: CallStyle | None) -> Format:

@@ -11,7 +11,7 @@ from agentlab.agent.confidence import token_probability
 from agentlab.agent.fitting import fitted
 from agentlab.agent.formats import FINAL_ANSWER, THINK_FIRST, Format, Message, call_message, choose, result_message
 from agentlab.agent.measuring import measure
-from agentlab.agent.reading import THINK, THINK_END, Answer, Reader, Said, stopped
+from agentlab.agent.reading import THINK, Answer, Reader, Said, stopped
 from agentlab.agent.recalling import Recall
 from agentlab.agent.steps import (
     Delta,
@@ -100,7 +100,7 @@ class Loop:
         self.best_is_a_result = False  # a tool's words, not the model's
         self.state: State = "failed"
         self.error = ""
-        self.refused = False  # what was asked cannot be answered by any model here
+        self.refused = False  # for what was asked: no other model is loaded to see whether it could read that much
         self.cut_short = False
         self.done: list[ReasoningStep] = []
         self.model_info: ModelInfo | None = None
@@ -141,7 +141,7 @@ class Loop:
             last_turn = step == limit
             if last_turn or not self._room_for_a_call():
                 choice = "none"
-            before = self.best, self.best_is_a_result
+            before = self.best, self.best_is_a_result, self.answer_adapter
             written = yield from self._write(step, choice)
             if written is None:
                 return
@@ -149,12 +149,13 @@ class Loop:
             if said.thought:
                 yield Thought(step_number=step, text=said.thought)
             # without a grammar a model calls also where it must not; without tools its text is text, whatever it says
-            calls = parse_calls(said.text, written.form.style) if self.tools and not self._answer.at_stop else []
+            words_only = not self.tools or self._answer.at_stop or said.is_answer
+            calls = [] if words_only else parse_calls(said.text, written.form.style)
             no_tool = said.text == NO_TOOL and self._show_tools and not last_turn
             if not calls and said.text and not no_tool:
                 self._answered(step, said, written)
                 return
-            self.best, self.best_is_a_result = before  # what was written is no answer
+            self.best, self.best_is_a_result, self.answer_adapter = before  # what was written is no answer
             if no_tool:
                 # the model has decided; now it answers as one who has no tools
                 self._done(step, said.thought or NO_TOOL, None, None, written.confidence)
@@ -300,15 +301,17 @@ class Loop:
         if request is None:
             return None
         who = self.describe(dataclasses.replace(link, adapter=request.adapter), engine)
-        if request.adapter is not None or who.model != self.model_info.model:
+        if request.adapter is not None or (who.model, who.role) != (self.model_info.model, self.model_info.role):
             self.model_info = who  # the adapter that decides, also where the base model finds the words
+        else:  # opened anew, it may be on another engine
+            self.model_info = dataclasses.replace(self.model_info, engine=who.engine, device=who.device)
         opened = engine.opens_thought(request.messages)
         react = form.style.kind == "react"
         reader = Reader(form.style.trigger if self.tools else "", opened, FINAL_ANSWER if react else "")
         started = time.monotonic()
         first_s = 0.0
         completion: Completion | None = None
-        before = self.best, self.best_is_a_result
+        before = self.best, self.best_is_a_result, self.answer_adapter
         decision = NO_TOOL if self._show_tools else ""
         self._answer = Answer(self.options.stop, decision)
         for chunk in engine.stream(request, lambda: self._answer.at_stop or self.budget.over()):
@@ -320,10 +323,10 @@ class Loop:
                     if self._answer.text.strip():
                         yield Retracted(step_number=number)
                     self._answer = Answer(self.options.stop, decision)
-                    self.best, self.best_is_a_result = before
+                    self.best, self.best_is_a_result, self.answer_adapter = before
                 elif part != "answer":
                     yield Delta(step_number=number, text=piece, part=part)
-                elif shown := self._spoken(piece):
+                elif shown := self._spoken(piece, request.adapter):
                     yield Delta(step_number=number, text=shown, part="answer")
         assert completion is not None
         if rest := self._answer.rest():
@@ -352,16 +355,16 @@ class Loop:
             self._out_of_time()
             return None
         text = completion.text
-        unmarked = opened and THINK_END not in text and not text.lstrip().startswith(THINK)
+        unmarked = opened and not text.lstrip().startswith(THINK)
         complete = f"{THINK}{text}" if unmarked else text
         return Written(form, complete, confidence, cut, request.adapter)
 
-    def _spoken(self, piece: str) -> str:
+    def _spoken(self, piece: str, adapter: str | None) -> str:
         """What may be shown of the answer with `piece`; so far it is the best there is, unless a tool's result is."""
         shown = self._answer.feed(piece)
         said = self._answer.text.strip()
         if said and not self._answer.undecided and not self.best_is_a_result:  # half an answer is less than a result
-            self.best = said
+            self.best, self.answer_adapter = said, adapter
         return shown
 
     def _request(self, choice: Choice, link: Link, engine: Engine, form: Format) -> Request | None:
@@ -425,7 +428,7 @@ class Loop:
         self._acting.begin()
         self._show_tools = bool(self.tools)
         if not self.best_is_a_result:
-            self.best = ""
+            self.best, self.answer_adapter = "", None
         return self.options.tool_choice if self.tools else "none"
 
     def _definitions(self) -> list[dict[str, Any]]:

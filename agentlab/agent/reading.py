@@ -1,10 +1,12 @@
 """Reading what a model writes: thoughts apart from what is said, whole and piece by piece."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 THINK, THINK_END = "<think>", "</think>"
+_LABELS = ("Thought:", THINK)  # what a thought begins with in a format of lines
 Part = Literal["thought", "call", "answer"]
 Piece = tuple[Part | Literal["retracted"], str]
 """A part and its text; ("retracted", "") says that what came as answer so far was a thought."""
@@ -12,10 +14,11 @@ Piece = tuple[Part | Literal["retracted"], str]
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """A model's output, taken apart."""
+    """A model's output, taken apart. is_answer: it is marked as the answer, so nothing in it is a call."""
 
     thought: str
     text: str  # what is not thought
+    is_answer: bool = False
 
 
 def split_thought(output: str) -> Said:
@@ -32,25 +35,42 @@ def split_thought(output: str) -> Said:
     while (begin := rest.find(THINK)) >= 0:
         said.append(rest[:begin])
         rest = rest[begin + len(THINK) :]
-        end = rest.find(THINK_END)
+        end = _end_of_thought(rest)
         if end < 0:
             thoughts.append(rest)
             rest = ""
             break
         thoughts.append(rest[:end])
         rest = rest[end + len(THINK_END) :]
-    said.append(rest.replace(THINK_END, ""))
-    return Said("\n".join(t.strip() for t in thoughts if t.strip()), "".join(said).strip())
+    said.append(_untagged(rest))
+    return Said("\n".join(t.strip() for t in map(_untagged, thoughts) if t.strip()), "".join(said).strip())
 
 
-def split_at_call(output: str, open_call: str) -> tuple[str, str]:
-    """What stands before the first call that is not inside a thought, and the rest from it on."""
+def _end_of_thought(text: str, begin: int = 0) -> int:
+    """Where the </think> of the thought that begins here stands; -1 where there is none.
+
+    A thought inside it has its own; one that is only spoken of has none, and is no reason to take the answer for one.
+    """
+    end = text.find(THINK_END, begin)
+    inside = text.count(THINK, begin, max(end, begin))
+    while inside and (further := text.find(THINK_END, end + len(THINK_END))) >= 0:
+        inside += text.count(THINK, end, further) - 1
+        end = further
+    return end
+
+
+def _untagged(text: str) -> str:
+    return text.replace(THINK, "").replace(THINK_END, "")
+
+
+def split_at(output: str, opening: re.Pattern[str]) -> tuple[str, str]:
+    """What stands before the first `opening` that is not inside a thought, and the rest from it on."""
     position = 0
-    while open_call and (call := output.find(open_call, position)) >= 0:
+    while found := opening.search(output, position):
         thought = output.find(THINK, position)
-        if not 0 <= thought < call:
-            return output[:call], output[call:]
-        end = output.find(THINK_END, thought)
+        if not 0 <= thought < found.start():
+            return output[: found.start()], output[found.start() :]
+        end = _end_of_thought(output, thought + len(THINK))
         if end < 0:
             break
         position = end + len(THINK_END)
@@ -61,43 +81,77 @@ class Reader:
     """Sorts a streamed output into parts as it comes; half-written tags are held back until they are whole or not.
 
     open_call: what a call begins with; "" where it is not known. thinking: whether the prompt has opened a thought.
-    open_answer: what the answer begins with, in a format where everything before it is thought.
+    open_answer: what the answer begins with, in a format whose lines have labels: a call begins a line there, and words
+    without a label are an answer until this comes.
     """
 
     def __init__(self, open_call: str, thinking: bool = False, open_answer: str = "") -> None:
         self._open_call = open_call
         self._open_answer = open_answer
-        self._part: Part = "thought" if thinking or open_answer else "answer"
+        self._part: Part = "thought" if thinking else "answer"
         self._held = ""
+        self._line = ""  # what was handed on of the current line
         self._unmarked = not open_answer  # no tag of a thought has come: what was read may turn out to be one
+        self._nested = 0  # thoughts that were opened inside another one, each of which may have an end of its own
         self._opening = thinking  # nothing but blanks has come of the thought that the prompt has opened
+        self._labelled = not open_answer or thinking  # whether it is known if the output begins with a label
+        self._answering = False  # the answer's mark has come: all the rest is answer
 
     def feed(self, text: str) -> list[Piece]:
         """(part, text) of what is now certain; a lone </think> takes back what came before, as in `split_thought`."""
         self._held += text
         pieces: list[Piece] = []
-        while True:
-            tags = self._tags()
+        if not self._labelled and not self._know_label():
+            return pieces
+        while self._part != "call":
             found = min(
-                ((at, tag) for tag in tags if (at := self._held.find(tag)) >= 0), default=None, key=lambda pair: pair[0]
-            )
+                ((at, tag) for tag in self._tags() if (at := self._find(tag)) >= 0),
+                default=None, key=lambda pair: pair[0],
+            )  # fmt: skip
             if found is None:
                 break
             at, tag = found
             self._emit(pieces, self._held[:at])
-            self._held = self._held[at + len(tag) :]
+            self._held = self._held[at:]
             if tag == self._open_call:
                 self._part = "call"
-                self._held = tag + self._held
-                break
-            if tag == THINK_END and self._part == "answer" and self._unmarked:
-                pieces.append(("retracted", ""))
-            self._unmarked = False
-            self._part = "thought" if tag == THINK else "answer"
+            else:
+                self._held = self._held[len(tag) :]
+                self._pass(tag, pieces)
         hold = max((_overlap(self._held, tag) for tag in self._tags()), default=0)
         self._emit(pieces, self._held[: len(self._held) - hold])
         self._held = self._held[len(self._held) - hold :]
         return pieces
+
+    def _pass(self, tag: str, pieces: list[Piece]) -> None:
+        """Go on behind a tag: to another part, or deeper into a thought."""
+        if tag == THINK:
+            self._nested += self._part == "thought" and not self._opening
+            self._part = "thought"
+        else:
+            if self._part == "answer" and (self._unmarked or self._nested or tag == self._open_answer):
+                pieces.append(("retracted", ""))
+                self._nested -= bool(self._nested)
+            self._part = "answer"
+        self._answering = tag == self._open_answer
+        self._unmarked = self._opening = False
+
+    def _know_label(self) -> bool:
+        """Find out whether the output begins with a label, if so much of it has come."""
+        begin = self._held.lstrip()
+        self._labelled = bool(begin) and not any(label.startswith(begin) for label in _LABELS)
+        if begin.startswith(_LABELS):
+            self._part, self._labelled = "thought", True
+        return self._labelled
+
+    def _find(self, tag: str) -> int:
+        """Where the tag stands in what is held; in a format of lines a call does at the beginning of one."""
+        at = self._held.find(tag)
+        while self._open_answer and tag == self._open_call and at >= 0:
+            if not (self._line + self._held[:at]).rpartition("\n")[2].strip():
+                break
+            at = self._held.find(tag, at + 1)
+        return at
 
     def finish(self) -> list[Piece]:
         """What was held back at the end."""
@@ -107,16 +161,16 @@ class Reader:
         return pieces
 
     def _tags(self) -> list[str]:
-        if self._part == "call":
+        if self._part == "call" or self._answering:
             return []
+        open_call = [self._open_call] if self._open_call else []
         if self._open_answer:
-            return [self._open_answer, *filter(None, [self._open_call])] if self._part == "thought" else []
-        if self._part == "thought":
-            return [THINK_END, THINK] if self._opening else [THINK_END]
-        return [THINK, THINK_END, *filter(None, [self._open_call])]
+            return [self._open_answer, *open_call]
+        return [THINK_END, THINK] if self._part == "thought" else [THINK, THINK_END, *open_call]
 
     def _emit(self, pieces: list[Piece], text: str) -> None:
         self._opening = self._opening and not text.strip()
+        self._line = (self._line + text).rpartition("\n")[2]
         if text:
             pieces.append((self._part, text))
 

@@ -113,6 +113,8 @@ def ask(
         click.echo(f"({ending})", err=True)
     if result.state == "failed":
         sys.exit(11)
+    if result.state == "cancelled":
+        sys.exit(8)
 
 
 def _answer(

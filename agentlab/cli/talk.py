@@ -1,6 +1,8 @@
 """The talk of `agentlab chat`: reads lines, answers them or does what a /command says."""
 
 import dataclasses
+import io
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,6 +60,8 @@ class Talk:
 
     def run(self) -> None:
         """Until /quit or the end of the input."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a line that is no UTF-8 is no reason to end
         with self.lines:
             self._run()
 
@@ -82,6 +86,8 @@ class Talk:
                 self.take(line)
             except AgentlabError as error:
                 click.echo(f"agentlab: {error}", err=True)
+            except KeyboardInterrupt:
+                click.echo("\n(stopped)", err=True)
 
     def take(self, line: str) -> None:
         """Answer one line, or do what it commands."""
@@ -111,13 +117,12 @@ class Talk:
                 click.echo(f"{card.adapter_id}  fitness {card.fitness:.3f}{mark}")
             click.echo(f"answering now: {self.agent.describe(self.agent.chain.link)}")
             return
-        # opened before the old one is closed: a wrong name leaves things as they are
+        # made before the old one is closed: a wrong name leaves things as they are
         fresh = self.lab.agent(
             name, remember=self.agent.memory is not None, tools=self.agent.own_tools, lease=False, load=False,
             options=dataclasses.replace(self.agent.options, single_call=False), **self.agent.switches,
         )  # fmt: skip
-        self.agent.take_chain(fresh)
-        click.secho(str(self.agent.load()), err=True, dim=True)
+        click.secho(str(self.agent.take_chain(fresh)), err=True, dim=True)
 
     def _memory(self, words: str) -> None:
         memory = self._known()

@@ -31,7 +31,7 @@ class Row:
     @property
     def complete(self) -> bool:
         """Whether what was generated is a whole answer that nothing can follow."""
-        return self.finished and bool(self.matcher.is_completed())
+        return self.finished and self.must_end()
 
     def must_end(self) -> bool:
         """Whether the answer is whole and only an end token may follow."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import gc
 import io
 import json
 import math
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import psutil
 import pytest
@@ -33,6 +36,15 @@ class Hostile:
 class HostileError(Exception):
     def __str__(self):
         raise RuntimeError("no")
+
+
+def lambda_free(function):
+    """`function`, which may be a lambda, as one that a tool can be made of."""
+
+    def named() -> None:
+        function()
+
+    return named
 
 
 def cyclic():
@@ -256,6 +268,25 @@ def test_the_streams_are_the_old_ones_afterwards():
     assert mine.getvalue() == "y\n"
 
 
+def test_a_stream_outlives_the_tool_for_a_print_that_is_still_writing_to_it():
+    """`print` only borrows sys.stdout: if the object were freed under it, the process would crash."""
+    seen = []
+    for _ in range(3):
+        assert run(lambda_free(lambda: seen.append(weakref.ref(sys.stdout)))).ok
+    gc.collect()
+    assert len({id(one()) for one in seen}) == 1
+    assert seen[0]() is not None
+
+
+@pytest.mark.parametrize("closing", ["sys.stdout.close()", "sys.stdout.detach().write(b'x')", "sys.stderr.close()"])
+def test_a_tool_cannot_close_the_programs_streams(capsys, closing):
+    assert run(lambda_free(lambda: exec(closing))).ok
+    print("still here")
+    print("and here", file=sys.stderr)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("still here\n", "and here\n")
+
+
 def test_async_functions_are_run():
     async def function(x: int) -> int:
         """Text."""
@@ -268,6 +299,39 @@ def test_async_functions_are_run():
         return run(function, {"x": 2}).text
 
     assert asyncio.run(other()) == "3"  # also from inside an event loop
+
+
+@dataclasses.dataclass
+class Leaves:
+    code: int
+
+    def __post_init__(self):
+        raise SystemExit(self.code)
+
+
+@dataclasses.dataclass
+class Sleeps:
+    seconds: int
+
+    def __post_init__(self):
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_an_arguments_own_class_does_is_held_like_the_tool(isolated):
+    def leave(how: Leaves) -> str:
+        """Text."""
+        return "ok"
+
+    def sleep(long: Sleeps) -> int:
+        """Text."""
+        return long.seconds
+
+    assert run(leave, {"how": {"code": 3}}, isolated=isolated).problem == "error"
+    started = time.monotonic()
+    assert run(sleep, {"long": {"seconds": 30}}, timeout_s=1.0, isolated=isolated).problem == "timeout"
+    assert time.monotonic() - started < 5
+    assert run(sleep, {"long": {"seconds": 0}}, isolated=isolated).text == "0"
 
 
 def test_wrong_arguments_are_an_observation():

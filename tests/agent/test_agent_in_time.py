@@ -6,14 +6,18 @@ import re
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import Scripted, agent_of, call, chain_of, kinds
 from memory.helpers import open_memory
 
+from agentlab import models
 from agentlab.agent import tool
 from agentlab.agent.budget import Speed
 from agentlab.errors import AgentError
+from agentlab.inference.chain import Chain, Link
+from agentlab.inference.transformers_engine import TransformersEngine
 
 LONG = "one two three four five six seven eight nine ten " * 20
 
@@ -68,6 +72,22 @@ def test_a_model_that_hangs_in_its_prompt_does_not_break_the_deadline():
     assert result.state == "deadline"
     assert seconds < 2.5
     assert agent.ask("Hm?").final_answer == "late"
+
+
+@pytest.mark.parametrize("tool_choice", ["auto", "none"])
+def test_a_real_models_cut_off_words_are_no_whole_answer(tiny_model, tool_choice):
+    """Its words are written under a grammar, which may end anywhere; the model itself never ends."""
+    from agentlab.serve.replies import finish_reason
+
+    with Chain([Link("primary", "tiny", lambda: TransformersEngine(models.resolve(str(tiny_model))))]) as chain:
+        agent = agent_of(chain=chain, tools=[hang], max_new_tokens=40, tool_choice=tool_choice)
+        cut = agent.ask("Tell me a story.")
+        assert (cut.state, cut.cut_short, cut.confidence_score) == ("answered", True, 0)
+        agent.speeds["tiny"] = Speed(1e6, 4)  # by which time leaves room for fewer tokens than are allowed
+        late = agent.ask("Tell me a story.", deadline_s=6)
+        assert (late.state, late.confidence_score) == ("deadline", 0)
+        assert 4 <= late.completion_tokens < 40
+        assert finish_reason(cut) == finish_reason(late) == "length"
 
 
 def hang() -> str:
@@ -216,6 +236,84 @@ def test_cancelling_the_coroutine_ends_the_work():
     asyncio.run(main())
     _, seconds = timed(agent.close)
     assert seconds < 5
+
+
+def test_waiting_coroutines_take_none_of_the_event_loops_threads():
+    """The loop's default executor has few threads, and whatever else waits for one must get it."""
+    agent = agent_of(engine=Scripted(LONG, token_s=0.02))
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        waiting = [asyncio.create_task(agent.aask("Count.")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(asyncio.to_thread(time.monotonic), 0.5)
+        started = time.monotonic()
+        late = await agent.aask("Count.", deadline_s=0.5)
+        seconds = time.monotonic() - started
+        agent.cancel()
+        return [late, *await asyncio.gather(*waiting)], seconds
+
+    results, seconds = asyncio.run(main())
+    assert [result.state for result in results] == ["deadline", "cancelled", "cancelled", "cancelled"]
+    assert seconds < 1.5
+
+
+@pytest.mark.parametrize("closing", [True, False])
+def test_leaving_the_asynchronous_loop_ends_the_work(closing):
+    agent = agent_of(engine=Scripted(LONG, token_s=0.02))
+
+    async def main():
+        steps = agent.arun("Count.")
+        async for _ in steps:
+            break
+        if closing:
+            await steps.aclose()
+        else:
+            del steps
+
+    asyncio.run(main())
+    assert agent.chain.lock.acquire(timeout=2)
+    agent.chain.lock.release()
+
+
+def test_an_answer_that_waited_while_the_models_changed_is_given_by_the_new_ones():
+    agent, other = agent_of("old"), agent_of("new", single_call=True)
+    agent.load()
+    old, close, results = agent.chain, agent.chain.close, []
+    waiting = threading.Thread(target=lambda: results.append(agent.ask("Who are you?")))
+
+    def close_later():
+        waiting.start()
+        time.sleep(0.2)  # it waits for the models that are closed meanwhile
+        close()
+
+    old.close = close_later
+    agent.take_chain(other)
+    waiting.join(5)
+    assert [result.final_answer for result in results] == ["new"]
+    assert old._engines == {}
+
+
+def test_what_a_coroutine_asks_wrongly_is_raised_there():
+    agent = agent_of("x")
+    agent.close()
+    with pytest.raises(AgentError, match="closed"):
+        asyncio.run(agent.aask("Count."))
+
+
+def test_an_answer_that_is_cancelled_before_its_first_step_is_cancelled():
+    agent = agent_of("Hello.")
+    steps = agent.run("Hi.")
+    agent.cancel()
+    assert list(steps)[-1].result.state == "cancelled"
+
+    async def main():
+        steps = agent.arun("Hi.")
+        agent.cancel()
+        return [step async for step in steps]
+
+    assert asyncio.run(main())[-1].result.state == "cancelled"
+    assert agent.ask("Hi.").state == "answered"
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), "soon"])

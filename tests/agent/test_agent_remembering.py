@@ -1,5 +1,6 @@
 """What is kept of a talk, and that forgetting reaches it: turns that were shown, notes of the agent, a lost session."""
 
+import pytest
 from helpers import Scripted, agent_of, call
 from memory.helpers import everything, open_memory
 
@@ -58,6 +59,32 @@ def test_undo_takes_the_notes_of_the_turn_along(tmp_path):
         told_and_noted(memory)
         memory.conversation("s1").undo()
         assert {item.content for item in memory.items()} == {LOCK, "Good to know!"}
+
+
+@pytest.mark.parametrize("ending", ["deadline", "cancelled", "failed"])
+def test_a_turn_that_noted_something_is_taken_back_with_its_note_however_it_ended(tmp_path, ending):
+    with open_memory(tmp_path / "memory.db") as memory:
+        agent_of("Hello there.", memory=memory).ask("Good morning!", session_id="s1")
+        end = RuntimeError("the model broke") if ending == "failed" else "Noted, it is noted, " * 90
+        engine = Scripted(call("remember", text="The dentist is Dr. Lee."), end, token_s=0.02)
+        agent = agent_of(engine=engine, memory=memory, builtin_tools=True)
+
+        def stop(step):
+            if ending == "cancelled" and step.kind == "observed":
+                agent.cancel()
+
+        deadline_s = 3 if ending == "deadline" else None
+        result = agent.ask("Note who treats my teeth.", session_id="s1", deadline_s=deadline_s, on_step=stop)
+        assert result.state == ending
+        agent.stored()
+        talk = memory.conversation("s1")
+        assert [(turn.user_input, turn.agent_response) for turn in talk.turns()] == [
+            ("Good morning!", "Hello there."), ("Note who treats my teeth.", "…"),
+        ]  # fmt: skip
+        assert "The dentist is Dr. Lee." in {item.content for item in memory.items()}
+        assert "…" not in {item.content for item in memory.items()}
+        assert talk.undo().user_input == "Note who treats my teeth."
+        assert {item.content for item in memory.items()} == {"Good morning!", "Hello there."}
 
 
 def test_undo_leaves_a_memory_that_the_note_only_repeats(tmp_path):

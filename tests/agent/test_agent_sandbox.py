@@ -284,6 +284,16 @@ def test_one_large_file_and_many_files_are_stopped():
     code = "import itertools\nfor n in itertools.count():\n    open(str(n), 'wb').write(bytes(10 << 20))"
     text, problem = run_python(code, limits=Limits(timeout_s=20))
     assert (problem, text) == ("error", "stopped: files of more than 64 MiB together")
+    code = """
+import os, time
+held = []
+for _ in range(12):
+    held.append(open('x', 'wb', buffering=0))
+    os.unlink('x')  # it has no name any more and is there all the same
+    held[-1].write(bytes(10 << 20))
+time.sleep(10)
+"""
+    assert run_python(code, limits=Limits(timeout_s=20)) == ("stopped: files of more than 64 MiB together", "error")
     code = "import itertools\nfor n in itertools.count():\n    open(str(n), 'w').close()"
     assert run_python(code)[0] == "stopped: more than 2000 files and folders"
 

@@ -191,11 +191,27 @@ class Foreign:
     pass
 
 
+@dataclasses.dataclass
+class Scaled:
+    value: int
+    scale: dataclasses.InitVar[int]
+    unit: dataclasses.InitVar[str] = "m"
+
+
+@dataclasses.dataclass(init=False)
+class OwnInit:
+    value: int
+
+    def __init__(self): ...
+
+
 def refused():
     def args(*values: int): ...
     def kwargs(**values: int): ...
     def bare(x): ...
     def foreign(x: Foreign): ...
+    def init_var(x: list[Scaled]): ...
+    def own_init(x: OwnInit): ...
     def keys(x: dict[int, str]): ...
     def unknown(x: "Nowhere"): ...  # noqa: F821
     def positional(x: int, /): ...
@@ -211,6 +227,8 @@ def refused():
         (kwargs, {}, r"kwargs: \*values has no schema"),
         (bare, {}, "bare: parameter x has no type hint"),
         (foreign, {}, "foreign: parameter x: Foreign is not a type that JSON can carry"),
+        (init_var, {}, r"x: Scaled \(made of its fields: missing a required argument: 'scale'\) is not a type that"),
+        (own_init, {}, r"x: OwnInit \(made of its fields: got an unexpected keyword argument 'value'\) is not a type"),
         (keys, {}, r"parameter x: dict\[int, str\]"),
         (unknown, {}, "Nowhere"),
         (positional, {}, "cannot be given by name"),

@@ -1,9 +1,11 @@
 """Time turned into tokens and steps; log-probabilities into confidence, and whether that is calibrated."""
 
+import json
 import math
 import threading
 
 import pytest
+from helpers import Scripted, agent_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +72,12 @@ def test_calibration_by_hand():
     assert expected_calibration_error([1.0], [1]) == 0
     with pytest.raises(ValueError, match="2 confidences for 1"):
         brier_score([0.1, 0.2], [1])
+
+
+def test_a_log_probability_that_is_no_number_makes_a_confidence_unknown():
+    for odd in (math.nan, math.inf):
+        assert token_probability([-0.1, odd]) is sequence_probability([-0.1, odd]) is None
+    assert token_probability([-0.1, -math.inf]) == 0  # what the model held for impossible
+    result = agent_of(engine=Scripted("Hi.", logprob=math.nan)).ask("Hello?")
+    assert result.confidence_score is None
+    json.loads(result.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from helpers import Scripted, agent_of, call, chain_of, kinds
@@ -10,6 +11,8 @@ from helpers import Scripted, agent_of, call, chain_of, kinds
 from agentlab.agent import tool
 from agentlab.errors import AgentError, StorageError
 from agentlab.events import Journal
+from agentlab.inference.chain import Chain, Link
+from agentlab.inference.contract import EngineBroken
 from agentlab.toolformat import NO_TOOL, CallStyle
 
 
@@ -411,6 +414,41 @@ def test_who_wrote_the_words_is_told():
     assert (result.model_info.adapter, result.answer_adapter) == ("g001-c00", None)
 
 
+def adapted(*replies, **how):
+    """An agent whose only model answers with the adapter g1."""
+    engine = Scripted(*replies, **how)
+    return Chain([Link("primary", "m", lambda: engine, adapter="g1", adapter_folder=Path(), adapter_sha256="ab")])
+
+
+def test_who_wrote_the_words_is_told_at_a_deadline_too():
+    late = agent_of(chain=adapted("one two three " * 50, token_s=0.02)).ask("Count.", deadline_s=0.5)
+    assert (late.state, late.answer_adapter) == ("deadline", "g1")
+    assert late.final_answer.startswith("one two")
+    chain = adapted(call("weather", city="Oslo"), "It will rain, " * 50, token_s=0.01)
+    result = agent_of(chain=chain, tools=[weather]).ask("Weather?", deadline_s=0.7)
+    assert (result.state, result.final_answer) == ("deadline", "Oslo: rain for 1 days")
+    assert result.answer_adapter is None  # those are no model's words
+
+
+def test_the_result_names_the_engine_that_a_model_was_opened_anew_on():
+    broken = Scripted(EngineBroken("its process died"))
+    broken.name, broken.device = "vllm", "cuda"
+    engines = [broken, Scripted("Hello.")]
+    result = agent_of(chain=Chain([Link("primary", "m", lambda: engines.pop(0))])).ask("Hi.")
+    assert result.final_answer == "Hello."
+    assert (result.model_info.engine, result.model_info.device) == ("scripted", "cpu")
+
+
+def test_the_adapter_that_decided_is_named_although_the_model_was_opened_anew_for_the_words():
+    broken = Scripted(call("weather", city="Oslo"), EngineBroken("its process died"))
+    broken.device = "cuda"
+    engines = [broken, Scripted("Rain.")]
+    link = Link("primary", "m", lambda: engines.pop(0), adapter="g1", adapter_folder=Path(), adapter_sha256="ab")
+    result = agent_of(chain=Chain([link]), tools=[weather], single_call=True).ask("Weather?")
+    assert (result.final_answer, result.answer_adapter) == ("Rain.", None)
+    assert (result.model_info.adapter, result.model_info.device) == ("g1", "cpu")
+
+
 def test_a_fallback_begins_anew_and_things_are_still_done_once():
     count = []
 
@@ -440,6 +478,51 @@ def test_thoughts_of_react_are_not_streamed_as_the_answer():
     shown = [step for step in steps if step.kind == "delta"]
     assert "".join(step.text for step in shown if step.part == "answer").strip() == "Rain."
     assert steps[-1].result.reasoning_steps[0].thought == "I know."
+
+
+FUN = "My favourite genre is Action: it is fun."
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        (f"Thought: hm\nFinal Answer: {FUN}", FUN),
+        (f"Final Answer: {FUN}", FUN),
+        (FUN, FUN),
+        (f"Thought: {FUN}\nFinal Answer: Drama.", "Drama."),
+        ("Final Answer: Three steps:\nAction: go\nAction Input: {}", "Three steps:\nAction: go\nAction Input: {}"),
+        ("Action: none\nFinal Answer: Rain.", "Rain."),
+        ("<think>The Final Answer: is near.</think>Final Answer: Rain.", "Rain."),
+    ],
+)
+def test_an_answer_in_react_may_speak_of_actions(written, answer):
+    steps = list(agent_of(written, tools=[weather], format="react").run("Which?"))
+    assert (steps[-1].result.state, steps[-1].result.final_answer) == ("answered", answer)
+    if written.startswith(("Thought", "Final", "My")):
+        assert "".join(s.text for s in steps if s.kind == "delta" and s.part == "answer").strip() == answer
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        'Thought: hm\nAction: weather\nAction Input: {"city": "Oslo"}\nObservation: sun\nFinal Answer: Sun.',
+        'I look for Action: weather\nAction Input: {"city": "Oslo"}',  # a grammar makes a call of it there too
+    ],
+)
+def test_a_call_in_react_comes_before_the_answer_that_it_makes_up(written):
+    result = agent_of(written, "Final Answer: Rain.", tools=[weather], format="react").ask("Which?")
+    assert result.final_answer == "Rain."
+    assert result.reasoning_steps[0].observation == "Oslo: rain for 1 days"
+
+
+def test_words_without_a_label_are_the_answer_of_react_at_once():
+    late = agent_of(engine=Scripted("one two three " * 50, token_s=0.02), tools=[weather], format="react")
+    result = late.ask("Count.", deadline_s=0.6)
+    assert result.state == "deadline"
+    assert result.final_answer.startswith("one two three")
+    steps = list(agent_of("I know it.\nFinal Answer: Rain.", tools=[weather], format="react").run("Weather?"))
+    assert "retracted" in kinds(steps)
+    assert steps[-1].result.final_answer == "Rain."
 
 
 def test_a_result_cannot_write_the_lines_of_react():

@@ -18,6 +18,9 @@ from agentlab.agent.reading import Reader, Said, split_thought
         ("<think></think>Paris.", "", "Paris."),
         ("", "", ""),
         ("a</think>b<think>c</think>d</think>e", "a\nc", "bde"),
+        ("<think>a<think>b</think>secret</think>answer", "absecret", "answer"),
+        ("<think>a<think>b</think>c<think>d</think>e</think>f", "abcde", "f"),
+        ("<think>It asks for a <think> tag.</think>There it is.", "It asks for a  tag.", "There it is."),
     ],
 )
 def test_thoughts_are_never_part_of_what_is_said(output, thought, text):
@@ -29,10 +32,16 @@ PIECES = st.lists(
 )
 
 
-@given(PIECES, st.integers(1, 7))
-def test_streaming_sorts_like_reading_at_once_whatever_the_pieces(pieces, size):
+REACT_PIECES = st.lists(
+    st.sampled_from(["Thought: ", "Action:", "Final Answer:", "\n", " a", "Thou", "Fin", "<think>"]), max_size=8
+)
+
+
+@given(st.tuples(PIECES, st.just("")) | st.tuples(REACT_PIECES, st.just("Final Answer:")), st.integers(1, 7))
+def test_streaming_sorts_like_reading_at_once_whatever_the_pieces(given_text, size):
+    pieces, open_answer = given_text
     text = "".join(pieces)
-    whole, cut = Reader("<tool_call>"), Reader("<tool_call>")
+    whole, cut = (Reader("Action:" if open_answer else "<tool_call>", False, open_answer) for _ in range(2))
     expected = whole.feed(text) + whole.finish()
     got = []
     for at in range(0, len(text), size):
@@ -73,6 +82,46 @@ def test_a_lone_end_of_a_thought_takes_back_what_seemed_an_answer():
         ("thought", "Sure?"), ("answer", "Yes"), ("answer", "."),
     ]  # fmt: skip
     assert Reader("").feed("a<think>b</think>c</think>d")[-1] == ("answer", "d")
+
+
+def test_a_thought_inside_a_thought_does_not_end_it():
+    reader = Reader("<tool_call>")
+    assert reader.feed("<think>a<think>b</think>secret") == [("thought", "a"), ("thought", "b"), ("answer", "secret")]
+    assert reader.feed("</think>answer") == [("retracted", ""), ("answer", "answer")]  # only now it is known
+    assert reader.feed("</think>.") == [("answer", ".")]
+
+
+def react(*pieces):
+    """(part, text) of pieces written in ReAct's lines, neighbours of one part joined."""
+    reader = Reader("Action:", False, "Final Answer:")
+    found = [one for piece in pieces for one in reader.feed(piece)] + reader.finish()
+    joined = []
+    for part, text in found:
+        if joined and joined[-1][0] == part:
+            joined[-1] = (part, joined[-1][1] + text)
+        else:
+            joined.append((part, text))
+    return joined
+
+
+def test_words_without_a_label_are_an_answer_until_one_comes():
+    assert react("Rain ", "in Oslo.") == [("answer", "Rain in Oslo.")]
+    assert react("Th", "ought: I know.\nFinal", " Answer: Rain.") == [
+        ("thought", "Thought: I know.\n"),
+        ("answer", " Rain."),
+    ]
+    assert react("I know.\nFinal Answer: Rain.") == [("answer", "I know.\n"), ("retracted", ""), ("answer", " Rain.")]
+    assert react("I look.\nAct", "ion: f") == [("answer", "I look.\n"), ("call", "Action: f")]
+    assert react("<think>hm</think>\nFinal Answer: Rain.")[0] == ("thought", "<think>hm</think>\n")
+    assert react("Thou") == [("answer", "Thou")]
+
+
+def test_an_action_in_the_middle_of_a_line_is_no_call():
+    text = "My favourite is Action: it is fun."
+    assert react(f"Thought: hm\nFinal Answer: {text}\nAction: go") == [
+        ("thought", "Thought: hm\n"), ("answer", f" {text}\nAction: go"),
+    ]  # fmt: skip
+    assert react(text[:20], text[20:]) == [("answer", text)]
 
 
 def test_a_thought_that_both_the_prompt_and_the_server_have_opened():

@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import os
+import signal
 import time
 
 import pytest
-from agent.helpers import Scripted, agent_of
+from agent.helpers import Scripted, agent_of, chain_of
 from click.testing import CliRunner
 from memory.helpers import open_memory
 
 from agentlab.cli.lines import Lines, drop
 from agentlab.cli.main import main
 from agentlab.cli.talk import Talk
-from agentlab.errors import StorageError
+from agentlab.errors import ModelError, StorageError
 from agentlab.memory.store import Store
 
 readline = pytest.importorskip("readline")
@@ -86,6 +88,22 @@ def test_the_confidence_is_told_or_said_to_be_unknown(monkeypatch, logprob, told
 
     monkeypatch.setattr("agentlab.cli.agent._opened", fake)
     assert told in run("ask", "How are you?", "--steps").stderr
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_answer_that_ctrl_c_ended_says_so_in_its_exit_code(monkeypatch, as_json):
+    def stop(request):
+        os.kill(os.getpid(), signal.SIGINT)
+        return "Not said any more. " * 50
+
+    @contextlib.contextmanager
+    def fake(*chosen):
+        yield None, agent_of(engine=Scripted(stop, token_s=0.02))
+
+    monkeypatch.setattr("agentlab.cli.agent._opened", fake)
+    result = run("ask", "How are you?", *(["--json"] if as_json else []))
+    assert result.exit_code == 8
+    assert json.loads(result.stdout)["state"] == "cancelled" if as_json else "(cancelled)" in result.stderr
 
 
 @pytest.fixture
@@ -284,3 +302,61 @@ def test_typed_lines_that_cannot_be_deleted_are_told_of(talk, tmp_path, monkeypa
         monkeypatch.setattr("pathlib.Path.unlink", refuse)
         talk("The code is zebra4711.", "/undo", memory=memory)
         assert "the typed lines stay in" in capsys.readouterr().err
+
+
+class OtherModels:
+    """Stands in for the lab of a talk that asks for other models: `engine`, or the error that its loading raises."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def agent(self, *_, **__):
+        return agent_of(chain=chain_of(self.engine))
+
+
+@pytest.mark.parametrize("failure", [ModelError("no memory left"), KeyboardInterrupt()])
+def test_an_adapter_that_cannot_be_loaded_leaves_the_talk_with_the_old_one(failure, monkeypatch, capsys):
+    lines = iter(["hello", "/adapter other", "hello again"])
+    agent = agent_of(engine=Reopened("Fine.", "Still fine."))
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    Talk(OtherModels(failure), agent, None, None, False).run()
+    said = capsys.readouterr()
+    assert said.out.split("\n")[:2] == ["Fine.", "Still fine."]
+    assert "no memory left" in said.err or "stopped" in said.err
+
+
+def test_another_adapter_answers_from_then_on(monkeypatch, capsys):
+    lines = iter(["hello", "/adapter other", "hello again"])
+    agent = agent_of("Fine.")
+    old = agent.chain
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    Talk(OtherModels(Scripted("Other.")), agent, None, None, False).run()
+    assert capsys.readouterr().out.split("\n")[:2] == ["Fine.", "Other."]
+    assert old._engines == {}
+
+
+class Reopened(Scripted):
+    """Can be opened again after it was closed."""
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("command", ["memory", "undo", "history"])
+def test_ctrl_c_in_a_command_ends_the_command_and_not_the_talk(monkeypatch, capsys, command):
+    lines = iter([f"/{command}", "hello"])
+    talk = Talk(None, agent_of("Fine."), None, None, False)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    talk._commands[command] = interrupted
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    talk.run()
+    assert "Fine." in capsys.readouterr().out
+
+
+def test_a_line_that_is_no_utf_8_is_read_as_far_as_it_can_be(opened):
+    result = CliRunner().invoke(main, ["chat", "--no-memory"], input=b"caf\xe9?\nand now?\n", catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.count("Fine.") == 2

@@ -143,6 +143,16 @@ def test_auto_leaves_text_free(engine):
     assert same == 60 or free.token_ids[same] in (0, 1)  # control tokens are the only ones barred
 
 
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_words_that_their_limit_cuts_off_are_told_from_whole_ones(engine, choice):
+    """Free text may end anywhere, so a limit in the middle of it is no end: without a grammar it is none either."""
+    tag = structure(TOOLS[:2], TAGS, choice)
+    free, under = (Request(CHAT, max_new_tokens=20, temperature=1.0, seed=3, structure=one) for one in (None, tag))
+    assert {completion.finish_reason for completion in engine.generate([free, under])} == {"length"}
+    *_, last = engine.stream(under)
+    assert (last.completion.finish_reason, last.completion.completion_tokens) == ("length", 20)
+
+
 def test_structured_and_free_rows_in_one_batch_answer_as_alone(engine):
     tags = [structure([tool], TAGS, "required") for tool in TOOLS[:3]]
     requests = [Request(CHAT, max_new_tokens=70, seed=1, temperature=0.5)]

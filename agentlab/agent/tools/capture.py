@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -38,6 +39,13 @@ class _Router:
         if _CURRENT.get() is None:
             self.stream.flush()
 
+    def close(self) -> None:
+        if _CURRENT.get() is None:  # who captures has nothing of its own to close
+            self.stream.close()
+
+    def detach(self) -> Any:
+        return self.stream.detach() if _CURRENT.get() is None else self.buffer
+
     @property
     def buffer(self) -> Any:
         return self.stream.buffer if _CURRENT.get() is None else _Bytes(self)
@@ -58,6 +66,22 @@ class _Bytes:
         """Nothing is kept back."""
 
 
+# `print` in another thread holds the stream that it writes to without counting as its owner, so a router that were
+# freed when the capturing ends would take the process down. Streams are few; the ones used last are kept.
+_KEPT: deque[_Router] = deque(maxlen=64)
+
+
+def _router(stream: Any) -> _Router:
+    """The router of this stream, the same one every time."""
+    router = next((one for one in _KEPT if one.stream is stream), None)
+    if router is None:
+        router = _Router(stream)
+    else:
+        _KEPT.remove(router)
+    _KEPT.append(router)
+    return router
+
+
 @contextlib.contextmanager
 def captured(into: BoundedText) -> Iterator[None]:
     """What the current context prints to sys.stdout and sys.stderr goes `into` the text.
@@ -71,7 +95,7 @@ def captured(into: BoundedText) -> Iterator[None]:
         for name in ("stdout", "stderr"):
             # another part of the program may have put its own stream there meanwhile
             if not isinstance(getattr(sys, name), _Router):
-                setattr(sys, name, _Router(getattr(sys, name)))
+                setattr(sys, name, _router(getattr(sys, name)))
     token = _CURRENT.set(into)
     try:
         yield

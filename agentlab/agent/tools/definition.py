@@ -62,7 +62,7 @@ class Tool:
 
     def convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validated JSON arguments as the function's type hints promise them, in new containers."""
-        return {name: schema.convert(value, self.hints.get(name, Any)) for name, value in arguments.items()}
+        return converted(arguments, self.hints)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The plain function, so that a decorated one still works in code."""
@@ -139,6 +139,11 @@ def from_definition(
         isolated=isolated,
         max_output_chars=max_output_chars,
     )
+
+
+def converted(arguments: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Validated JSON arguments as these type hints promise them. It runs what their classes do when they are made."""
+    return {name: schema.convert(value, hints.get(name, Any)) for name, value in arguments.items()}
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

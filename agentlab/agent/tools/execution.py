@@ -46,17 +46,16 @@ def execute(
         text, problem = "not run: no time was left", "timeout"
     else:
         try:
-            converted = tool.convert(arguments)
             if tool.runner is not None:
-                text, problem = tool.runner(converted, timeout_s=limit_s, should_stop=should_stop)
+                text, problem = tool.runner(tool.convert(arguments), timeout_s=limit_s, should_stop=should_stop)
             elif tool.isolated:
                 from agentlab.agent.tools.worker import run_isolated
 
                 text, problem, printed = run_isolated(
-                    tool, converted, timeout_s=limit_s, should_stop=should_stop, printed_chars=half
+                    tool, arguments, timeout_s=limit_s, should_stop=should_stop, printed_chars=half
                 )
             else:
-                text, problem = _in_thread(tool, converted, limit_s, should_stop, printed)
+                text, problem = _in_thread(tool, arguments, limit_s, should_stop, printed)
         except Exception as error:
             text, problem = _error(error), "error"
     text, truncated = _composed(text, printed, tool.max_output_chars)
@@ -70,7 +69,7 @@ def execute(
 
 
 def _in_thread(
-    tool: Tool, arguments: dict[str, Any], limit_s: float, should_stop: Callable[[], bool], printed: BoundedText
+    tool: Tool, arguments: Mapping[str, Any], limit_s: float, should_stop: Callable[[], bool], printed: BoundedText
 ) -> tuple[str, str | None]:
     outcome: list[tuple[str, str | None]] = []
     done = threading.Event()
@@ -78,8 +77,8 @@ def _in_thread(
     def work() -> None:
         try:
             with captured(printed):
-                # rendered here, under the timeout: a repr can hang as well
-                outcome.append((_result(call(tool.function, arguments)), None))
+                # converted and rendered here, under the timeout: an argument's class and a repr can hang as well
+                outcome.append((_result(call(tool.function, tool.convert(arguments))), None))
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 outcome.append((_error(error), "error"))

@@ -31,12 +31,12 @@ class Finished:
 def run(
     command: Sequence[str], input_bytes: bytes, *, timeout_s: float, should_stop: Callable[[], bool],
     output_chars: int, env: Mapping[str, str] | None = None, cwd: str | None = None, result_pipe: bool = False,
-    watch: Callable[[], str | None] | None = None,
+    watch: Callable[[int], str | None] | None = None,
 ) -> Finished:  # fmt: skip
     """Run `command` in a session of its own, feed it, collect what it says.
 
     result_pipe appends the number of a descriptor to the command on which the child can write a result. watch is
-    called every 50 ms and stops the child with the reason it returns.
+    called with the child's process id every 50 ms and stops the child with the reason it returns.
     """
     deadline = time.monotonic() + timeout_s
     read_end = write_end = -1
@@ -92,7 +92,7 @@ class _Conversation:
             self.selector.register(read_end, selectors.EVENT_READ)
 
     def follow(
-        self, deadline: float, should_stop: Callable[[], bool], watch: Callable[[], str | None] | None
+        self, deadline: float, should_stop: Callable[[], bool], watch: Callable[[int], str | None] | None
     ) -> Finished:
         next_look = 0.0
         try:
@@ -102,7 +102,7 @@ class _Conversation:
                     next_look = now + POLL_S
                     if should_stop():
                         return self._finished(None, "cancelled")
-                    if reason := watch() if watch else None:
+                    if reason := watch(self.child.pid) if watch else None:
                         return self._finished(None, "stopped", reason)
                 if now >= deadline:
                     return self._finished(None, "timeout")

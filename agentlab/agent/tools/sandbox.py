@@ -53,8 +53,9 @@ def run_python(
     """(text, problem): output, value of a last expression and errors of `code`; problem as in `Observation`.
 
     No network, no other processes, no environment, no files but the standard library (to read) and an empty current
-    folder that is deleted afterwards. Held by Landlock, seccomp, resource limits and an audit hook; without Landlock
-    nothing is run and the text says so. audit=False leaves the hook out: tests show that the kernel holds alone.
+    folder that is deleted afterwards. Of other files it can ask whether they are there, how large and how old: Landlock
+    does not hide that. Held by Landlock, seccomp, resource limits and an audit hook; without Landlock nothing is run
+    and the text says so. audit=False leaves the hook out: tests show that the kernel holds alone.
     """
     if reason := unavailable():
         return reason, "error"
@@ -72,7 +73,7 @@ def run_python(
             output_chars=limits.output_chars - 100,  # 100: what `_report` adds
             env={} if loader is None else {"LD_LIBRARY_PATH": loader},
             cwd=folder,
-            watch=lambda: _too_much(folder, limits.folder_mib),
+            watch=lambda pid: _too_much(folder, pid, limits.folder_mib),
         )
     finally:
         _remove(folder)
@@ -110,9 +111,12 @@ def _report(ended: process.Finished, limits: Limits) -> tuple[str, str | None]:
     return "\n".join(part for part in (output, note) if part), problem
 
 
-def _too_much(folder: str, limit_mib: int) -> str | None:
-    """Why the folder is too full, or None. Never looks at more than some thousand entries."""
-    size = entries = 0
+def _too_much(folder: str, pid: int, limit_mib: int) -> str | None:
+    """Why the folder is too full, or None. Never looks at more than some thousand entries.
+
+    Files that the process has open and unlinked have no entry; they count as well.
+    """
+    size, entries = _unlinked_bytes(pid), 0
     waiting = [folder]
     while waiting:
         with suppress(OSError), os.scandir(waiting.pop()) as found:
@@ -125,6 +129,18 @@ def _too_much(folder: str, limit_mib: int) -> str | None:
                 if entries > _ENTRIES_COUNTED:
                     return f"more than {_ENTRIES_COUNTED} files and folders"
     return f"files of more than {limit_mib} MiB together" if size > limit_mib << 20 else None
+
+
+def _unlinked_bytes(pid: int) -> int:
+    """What open files take that have no name any more."""
+    sizes = {}
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as opened:
+        for entry in opened:
+            with suppress(OSError):
+                held = entry.stat()
+                if stat.S_ISREG(held.st_mode) and not held.st_nlink:
+                    sizes[held.st_ino] = held.st_blocks * 512  # a file that is open twice is there once
+    return sum(sizes.values())
 
 
 def _remove(folder: str) -> None:

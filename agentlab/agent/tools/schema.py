@@ -120,6 +120,10 @@ def _class(hint: Any) -> dict[str, Any]:
         fields = {field.name: known[field.name] for field in shown}
         missing = dataclasses.MISSING
         required = [f.name for f in shown if f.default is missing and f.default_factory is missing]
+        try:  # an InitVar, or an __init__ of its own, may want something else
+            inspect.signature(typing.cast(Callable[..., Any], hint)).bind(**fields)
+        except TypeError as error:
+            raise _Unsupported(f"{_name(hint)} (made of its fields: {error})") from None
     else:
         raise _Unsupported(_name(hint))
     schema = {"type": "object", "properties": {name: of_type(inner) for name, inner in fields.items()}}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentlab.agent.tools import process
-from agentlab.agent.tools.definition import Tool, call
+from agentlab.agent.tools.definition import Tool, call, converted
 from agentlab.agent.tools.rendering import BoundedText, bounded, describe_error, render
 from agentlab.errors import AgentlabError, ToolError
 
@@ -32,7 +32,7 @@ def check_sendable(tool: Tool) -> None:
 def _packed(tool: Tool, arguments: Mapping[str, Any]) -> bytes:
     import cloudpickle  # type: ignore[import-untyped]  # sends a notebook's functions by value, those of modules by name
 
-    return bytes(cloudpickle.dumps((tool.function, dict(arguments), tool.max_output_chars)))
+    return bytes(cloudpickle.dumps((tool.function, dict(tool.hints), dict(arguments), tool.max_output_chars)))
 
 
 def run_isolated(
@@ -40,6 +40,7 @@ def run_isolated(
 ) -> tuple[str, str | None, BoundedText]:
     """(text, problem, what was printed) of one call; the process and its group are gone when this returns.
 
+    A program that it started in a session of its own is not of its group.
     The worker sends back text only, never a pickle: what a tool returns cannot run code here.
     """
     command = [sys.executable, "-c", _START, json.dumps(sys.path)]
@@ -65,9 +66,9 @@ def main() -> None:
     os.set_inheritable(result_pipe, False)
     limit = 2000
     try:
-        function, arguments, limit = pickle.loads(sys.stdin.buffer.read())
+        function, hints, arguments, limit = pickle.loads(sys.stdin.buffer.read())
         sys.stdin = open(os.devnull)  # noqa: SIM115 - stays open as long as the process
-        value = call(function, arguments)
+        value = call(function, converted(arguments, hints))
         text, ok = "" if value is None else render(value), True
     except BaseException as error:
         text, ok = str(error) if isinstance(error, AgentlabError) else describe_error(error), False

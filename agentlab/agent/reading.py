@@ -42,8 +42,8 @@ def split_thought(output: str) -> Said:
             break
         thoughts.append(rest[:end])
         rest = rest[end + len(THINK_END) :]
-    said.append(_untagged(rest))
-    return Said("\n".join(t.strip() for t in map(_untagged, thoughts) if t.strip()), "".join(said).strip())
+    said.append(rest)
+    return Said("\n".join(t.strip() for t in map(_untagged, thoughts) if t.strip()), _untagged("".join(said)).strip())
 
 
 def _end_of_thought(text: str, begin: int = 0) -> int:

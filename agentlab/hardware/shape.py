@@ -50,6 +50,10 @@ class ModelShape:
         transformers takes, which is imported for them. Raises ShapeError for what is no dense decoder or lacks a size.
         """
         given = config.get("text_config") or config
+        if not isinstance(given, Mapping) or not isinstance(given.get("model_type", config.get("model_type")), str):
+            raise ShapeError(
+                f"{name or 'config.json'} is no model's config: its text_config or model_type is of no use"
+            )
         config, known = _completed(config)
         if experts := next((key for values in (given, config) for key in _EXPERTS if values.get(key)), None):
             raise ShapeError(

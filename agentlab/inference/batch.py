@@ -78,7 +78,8 @@ class Batch:
         if streamer is not None:
             streamer.put(self._ids)
         ids, logprobs = drafts.decode(
-            model, cache, self._ids, self._hooks, lambda ids: bool(self.watcher(ids, None).all()),
+            model, cache, self._ids, self.watcher.limits[0], self._hooks,
+            lambda ids: bool(self.watcher(ids, None).all()),
             (lambda: ()) if under is None else (lambda: () if under.finished else under.path),
             (lambda token: None) if streamer is None else streamer.put,
         )  # fmt: skip

@@ -44,7 +44,7 @@ class Chain:
     smaller one takes over, and at the end the CPU. free_bytes: what the monitor says may be taken now; steps are undone
     by it at `rewind`, one at a time, the last one first. An engine whose process died is opened anew. A model that
     breaks otherwise, or cannot be loaded for other reasons, is not tried again in this chain's life; one whose output
-    was unusable is, at the next `rewind`, one whose server cannot be reached after REST_S by `clock`.
+    was unusable is, at the next `rewind`, one whose server could not be reached at opening after REST_S by `clock`.
     """
 
     def __init__(

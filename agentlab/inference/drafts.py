@@ -38,11 +38,13 @@ def lookup(tokens: Sequence[int], most: int = MOST) -> list[int]:
 
 
 def decode(
-    model: Any, cache: DynamicCache, ids: torch.Tensor, hooks: Sequence[Hook], ended: Callable[[torch.Tensor], bool],
-    path: Callable[[], Sequence[int]] = lambda: (), say: Callable[[torch.Tensor], None] = lambda ids: None,
+    model: Any, cache: DynamicCache, ids: torch.Tensor, limit: int, hooks: Sequence[Hook],
+    ended: Callable[[torch.Tensor], bool], path: Callable[[], Sequence[int]] = lambda: (),
+    say: Callable[[torch.Tensor], None] = lambda ids: None,
 ) -> tuple[torch.Tensor, list[float]]:  # fmt: skip
     """Greedy decoding of one row, ids (1, T) of its prompt, until `ended`: ids, and each new token's log-probability.
 
+    limit: most new tokens, after which it has `ended`; nothing is drafted beyond, where a model may know no position.
     cache: one that can be cut, with a beginning of the prompt or nothing in it; it ends with all but the last token.
     hooks: as transformers' logits processors; each is called once for every token of the answer, in their order, and
     never for a draft that was refused. path: what a grammar demands next, empty where it leaves that open. say: is told
@@ -52,7 +54,7 @@ def decode(
     going = True
     while going:
         tokens = ids[0].tolist()
-        draft = (list(path()) or lookup(tokens))[:MOST]
+        draft = (list(path()) or lookup(tokens))[: max(0, min(MOST, limit - len(logprobs) - 1))]
         fresh = torch.tensor([tokens[cache.get_seq_length() :] + draft], device=ids.device)
         output = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=len(draft) + 1)
         for position, drafted in enumerate([*draft, None]):

@@ -269,8 +269,8 @@ class OpenAIEngine(ServedAdapters, Engine):
                     last_s = time.monotonic()
                 if chunk is not None and (piece := pieces.more(growing.text)):
                     yield Chunk(piece)
-                if growing.finish is None and should_stop():
-                    cancelled = True
+                if should_stop():
+                    cancelled = growing.finish is None
                     break
                 if cut_at_stop(growing.text, request.stop) != growing.text:
                     break  # the server knows no stop strings

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from agentlab.config import RungName
 from agentlab.events import RecoveryStep
@@ -59,6 +59,12 @@ class TransformersEngine(ResidentModel):
     def _prompts(self) -> PromptCache:
         """Of single requests; a batch gets the memory."""
         return PromptCache()
+
+    @property
+    def _can_draft(self) -> bool:
+        """Whether a few tokens cost little more than one, and reading them is nothing but a call of the model."""
+        own = getattr(type(self._base), "prepare_inputs_for_generation", None)  # some Phi begin anew at a length
+        return self.rung in _DENSE and own is GenerationMixin.prepare_inputs_for_generation
 
     def cached_tokens(self, request: Request) -> int:
         prompt = self.encode(self.render(request.messages, request.tools))
@@ -186,7 +192,7 @@ class TransformersEngine(ResidentModel):
         started = time.monotonic()
         with torch.inference_mode():
             cache, known = self._read_before(requests, prompts)
-            batch.decode(self.model, cache, streamer, self.drafts and self.rung in _DENSE and can_be_cut(cache))
+            batch.decode(self.model, cache, streamer, self.drafts and self._can_draft and can_be_cut(cache))
         if len(requests) == 1 and requests[0].reuse_prompt:
             self._prompts.keep(requests[0].adapter, [*prompts[0], *batch.tokens[0]], cache)
         return [

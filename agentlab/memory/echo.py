@@ -20,7 +20,8 @@ _ASIDE = 3  # a statement of fewer content words is about the sentence before: "
 _LOOKED_AT = 8
 _MOST_SENTENCES = 200  # what goes on longer is a document, and looked at as far as this
 _LONGEST = 1_000  # characters of a sentence that is looked at
-_LABEL = re.compile(r"\W*\w{0,3}\W*|.*:\W*")  # "1.", "Here is what I know:"
+_LABEL = re.compile(r"\W{0,20}(?:\d{1,3}|[A-Za-z])?\W{0,20}|[^:]{0,100}:\W{0,20}")  # "1.", "Here is what I know:"
+_LIMITING = re.compile(r"(?:but|except|unless|however|instead|otherwise|only|not|no)\b", re.IGNORECASE)
 # what points to the sentence before
 _POINTING = frozenset(
     "it its this that these those he she they him her them his their there then so".split()  # noqa: SIM905
@@ -44,6 +45,8 @@ def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
     known = next((memory_id for memory_id in heard.values() if memory_id is not None), None)
     if known is None:
         return None
+    if any(heard.get(part) is not None and part[0].islower() for part in parts[1:]):
+        return None  # cut at an abbreviation: "8 a.m. on Friday"
     news = [part for part in parts if heard.get(part) is None and _is_news(part, item)]
     if not news:
         return known, item
@@ -104,6 +107,8 @@ def _needs_the_echo(sentence: str, item: MemoryItem) -> bool:
     """
     if item.source == "person":
         return not is_question(sentence)
+    if sentence[0].islower() or sentence[0].isdigit() or _LIMITING.match(sentence):
+        return True  # cut at an abbreviation, or an exception
     # of scripts without spaces three terms are about one word
     size = sum(1 if term.isascii() else 1 / 3 for term in set(terms(sentence)) - REPORTING)
     return size < _ASIDE or bool(_POINTING & set(tokens(sentence)) or _POINTING_JA.search(sentence))

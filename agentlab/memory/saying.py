@@ -8,6 +8,7 @@ with a preposition ("Every morning I drink tea").
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -27,60 +28,73 @@ _FRAMES = (
     rf"(?:based on|according to|from|as per) (?:our|your|the|my) (?:(?:previous|earlier|last|past) )?{_TALK} ?[,:] ?",
     r"(?:based on|according to|from) (?:(?:what|the information) you (?:have )?(?:said|provided|shared|gave me|told me)"
     rf"{_BEFORE}|the information provided) ?, ?",
-    rf"(?:i (?:think|believe) )?you (?:have |had )?{_WHEN}(?:said|mentioned|told me){_BEFORE}(?: that|:)? ",
+    rf"(?:i (?:think|believe) )?you(?: have|['’]ve| had)? {_WHEN}(?:said|mentioned|told me){_BEFORE}(?: that|:)? ",
     rf"you (?:have |had )?{_WHEN}(?:asked|told|wanted) me to (?:{_KEEP}|remind you)(?: that|:)? ",
     rf"(?:i )?found in (?:my|our|the) {_TALK}(?: that)? ",
-    r"(?:if )?i (?:recall|remember)(?: correctly)?(?: ?,| that| you telling me(?: that)?) ",
+    r"if i (?:recall|remember) (?:correctly|rightly) ?, ",
+    r"i (?:recall|remember)(?: correctly)?(?: ?,| that| you telling me(?: that)?) ",
     r"(?:(?:i|we) (?:know|understand|see)|did you know) that ",
     r"as an ai(?: (?:assistant|model|language model))? ?, ?",
     r"the answer(?: to your question)? is(?: that| ?:) ",
-    r"it (?:looks|seems) (?:like|that) ",
     rf"(?:please )?(?:don['’]t forget|{_KEEP})(?: that|:)? ",
+    r"(?:this is |here['’]s )?(?:(?:as|just) )?(?:a )?(?:quick |friendly )?reminder ?[:,] ?",
     rf"i(?:['’]ll| will|['’]ve| have) (?:saved|stored|noted|remembered|{_KEEP})(?: that)? ",
     r"so ",
     r"(?:yes|yeah|yep|sure|okay|ok|right|alright|understood|noted|got it|great|of course|certainly|absolutely|well|"
-    r"as far as i know|just to confirm|(?:(?:as|just) )?a reminder|fact|memory|observation|(?:final )?answer|"
+    r"as far as i (?:know|remember|recall)|just to confirm|fact|memory|observation|(?:final )?answer|"
     r"quick recap|memory_search(?: returned)?) ?(?:[,:;.!]| [-–—]) ?",
-    r"[-*•>] +|[・]|\d+[.)] |\[[^\]]{1,60}\] |\d{4}-\d\d-\d\d: |<answer>|[\"“”'‘’「『_`]+",
+    r"[-*•>] +|・|\d+[.)] |<answer>|[\"“”'‘’「『`]+",
+    r"\[(?:[mk]-\w+|\d?\.\d+)\] (?:\d{4}-\d\d-\d\d: )?",  # as memory_search says it
 )
 _FRAME = re.compile("|".join(f"^(?:{frame})" for frame in _FRAMES), re.IGNORECASE)
+# and what a person says around a fact
+_ASKING = re.compile(
+    rf"^(?:(?:please )?(?:don['’]t forget|{_KEEP})(?: that|:)? |(?:by the way|btw|as i said|actually|well|so) ?, )",
+    re.IGNORECASE,
+)
 _MOST_FRAMES = 6  # one within another
 _ASKED_BACK = re.compile(r"(?: ?, ?(?:right|correct|isn['’]t it))?[?？]$", re.IGNORECASE)
-_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}(?=\w)|(?<=[\w.!?])\*{1,2}(?![\w*])")
-_AFTER = "\"”’'」』*_` 🙂😊😀😃😄😁👍🎉✨"  # what may stand behind a sentence and says nothing
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,2})(?=\w)([^*]{1,200}(?<=[\w.!?:]))\1(?![\w*])")
+_AFTER = "\"”’'」』*` 🙂😊😀😃😄😁👍🎉✨"  # what may stand behind a sentence and says nothing
 _REPORTED = re.compile(r"\b(?:told|said|mentioned|asked|telling)\b", re.IGNORECASE)
 _FRAME_BEFORE_JA = re.compile(
     r"^(?:(?:はい|ええ|もちろん(?:です)?|わかりました|承知しました)[、。！,]+)?(?:記憶によると[、,]?)?"
     r"(?:(?:あなた|ユーザー)(?:は|が)[、,]?(?=.*(?:言|おっしゃ|仰|話し|教え|伝え)))?(?:(?:以前|前に|先ほど|さっき)[、,]?)?"
 )
 _FRAME_AFTER_JA = re.compile(
-    r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)[ぁ-ん]*|のこと(?:です|でした))[。！]?$"
+    r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)"
+    r"(?:て|って|い|れて|てくれ|てい|ってい)?(?:まし)?(?:た|った)|のこと(?:です|でした))[。！]?$"
 )
-# ways of saying what something is called; the name is what counts
+# ways of saying what something is called: before a name, which is what counts
+_A_NAME = r"(?= (?-i:[\"“'‘«「]?[A-Z]|[^\x00-\x7f]))"
 _NAMING = (
-    (re.compile(r"(?:['’]s|\b(?:is|are)) (?:called|named|the names? of)\b", re.IGNORECASE), " is"),
-    (re.compile(r"(?:['’]s)? names? (?:is|are)\b", re.IGNORECASE), " is"),
-    (re.compile(r"\bthe names? of\b", re.IGNORECASE), ""),
-    (re.compile(r"\bi have an? ([\w -]{1,40}?) (?:called|named)\b", re.IGNORECASE), r"my \1 is"),
-    (re.compile(r"\byou have an? ([\w -]{1,40}?) (?:called|named)\b", re.IGNORECASE), r"your \1 is"),
+    (re.compile(rf"(?:['’]s|\b(?:is|are)) (?:(?:called|named){_A_NAME}|the names? of\b)", re.IGNORECASE), " is"),
+    (re.compile(rf"(?:['’]s)? names? (?:is|are){_A_NAME}", re.IGNORECASE), " is"),
+    (re.compile(rf"\bthe names? of\b(?=[^.?!]{{1,80}} (?:is|are){_A_NAME})", re.IGNORECASE), ""),
+    (re.compile(rf"\bi have an? ([\w -]{{1,40}}?) (?:called|named){_A_NAME}", re.IGNORECASE), r"my \1 is"),
+    (re.compile(rf"\byou have an? ([\w -]{{1,40}}?) (?:called|named){_A_NAME}", re.IGNORECASE), r"your \1 is"),
 )
-_OWNER_JA = re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?の")
-_SPEAKER_JA = re.compile("(?:私|僕|俺|わたし|ぼく|あなた|ユーザー)(?:さん)?(?=[はがもにを])")
-# the same sentence, politely or not, with commas or without; who speaks goes without saying
+_SPEAKER_JA = "(?:私|僕|俺|わたし|ぼく)"
+_OWNER_JA = re.compile(f"{_SPEAKER_JA}の")
+_TOPIC_JA = re.compile(f"^{_SPEAKER_JA}[はが]")  # who speaks goes without saying
+_TOLD_JA = re.compile("(?:あなた|ユーザー)(?:さん)?(?=[のはがもにを])")  # who told it, in an agent's words
+# the same sentence, politely or not, with commas or without
 _POLITE_JA = (
-    (re.compile("[、・]"), ""), (re.compile("^私[はが]"), ""), (re.compile("(?<=[てで])います"), "いる"),
+    (re.compile(r"(?<!\d)[、・]|[、・](?!\d)"), ""), (re.compile("(?<=[てで])います"), "いる"),
     (re.compile("(?:です|だ|である)?(?:よね|[よね])?[。！!]?$"), ""),
 )  # fmt: skip
 _WRITTEN_OUT = (
     (re.compile(r"\b(it|that|he|she|there|here|what|who|where|how)['’]s\b|(?<=\w)['’]s(?= an? )"), r"\1 is"),
     (re.compile(r"\b(?:have|['’]ve) got\b"), " have"),
+    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"\b([ap])\.m\b\.?"), r"\1m"),
     (re.compile(r"\bon (?=(?:mon|tues|wednes|thurs|fri|satur|sun)day\b)"), ""),
-    (re.compile(r"\bthe user['’]s\b"), "my"),
-    (re.compile(r"\bthe user (?P<adverb>\w+ly |always |never |often |also )?(?P<verb>\w+)"), r"i \g<adverb>\g<verb>"),
 )
+_USERS = re.compile(r"\bthe user['’]s\b", re.IGNORECASE)
+_USER = re.compile(r"\bthe user (?P<adverb>\w+ly |always |never |often |also )?(?P<verb>\w+)", re.IGNORECASE)
 _VERB_S = re.compile(r"(?:(?<=[a-z]{2}ch)|(?<=[a-z]{2}sh)|(?<=ss)|(?<=[oxz]))es$|(?<=[^siu])s$")
 _UNSAID = frozenset(("the", "my"))
-_AGREEING = {"an": "a", "am": "is", "are": "is", "were": "was", "has": "have", "does": "do",
+_AGREEING = {"an": "a", "am": "is", "were": "was", "has": "have", "does": "do",
              "me": "i", "us": "we", "our": "my"}  # fmt: skip
 _SWAPPED = {"i": "you", "my": "your", "mine": "yours", "myself": "yourself", "we": "you",
             "you": "i", "your": "my", "yours": "mine", "yourself": "myself"}  # fmt: skip
@@ -93,23 +107,30 @@ _MOVABLE = frozenset(
     until when while with without yesterday monday tuesday wednesday thursday friday saturday sunday
     """.split()  # noqa: SIM905 - a list of thirty strings is unreadable
 )
+_DAYS = frozenset(
+    "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday".split()  # noqa: SIM905
+)
 _MOST_MOVED = 40  # words of a sentence whose parts are tried elsewhere
 _MOST_PIECES = 8
 _AND = re.compile(r" ?; ?| ?,? and ", re.IGNORECASE)
 # what such a part has to have to be a sentence of its own, and what may not be in it nor in the one that it is part of
-_SAYING = frozenset(("is", "was", "have", "had", "will", "can", "do", "did"))
+_SAYING = frozenset(("is", "are", "was", "have", "had", "will", "can", "do", "did"))
 _HEDGES = frozenset(
     """
-    ? although because believe both but could either except hope if instead may maybe might neither never no nor not
-    only or please rather said say says should than that think thinks though unless until when whether while wish
-    without would
-    """.split()  # noqa: SIM905 - a list of forty strings is unreadable
+    ? all although assume assumes because believe believed believes both but claim claims could denied denies deny doubt
+    doubts dreamed dreamt each either every except false fear guess heard hope hoped hopes if imagine imagined instead
+    may maybe might neither never no nobody none nor not only or please pretend pretended rather said say says should
+    suppose suspect suspects than that think thinks though thought told unless until when whether while wish without
+    would
+    """.split()  # noqa: SIM905 - a list of fifty strings is unreadable
 )
+_ASKS_JA = re.compile("(?:です|ます|ました|ません|でした|でしょう)か。?$")
 
 
 def is_question(text: str) -> bool:
     """Whether a text asks, and tells nothing."""
-    return text.rstrip().endswith(("?", "？", "؟"))
+    text = text.rstrip()
+    return text.endswith(("?", "？", "؟")) or _ASKS_JA.search(text[-8:]) is not None
 
 
 def repeats(sentence: str, known: str) -> bool:
@@ -122,8 +143,8 @@ def repeats(sentence: str, known: str) -> bool:
 
 def same_fact(one: str, other: str) -> bool:
     """Whether two texts that one person told say the same, so that one confirms the other."""
-    told = _words(unframed(other))
-    return bool(told) and "?" not in told and told in _moved(_words(unframed(one)))
+    told = _words(_unasked(other))
+    return bool(told) and not is_question(other) and told in _moved(_words(_unasked(one)))
 
 
 def pieces(sentence: str) -> list[str]:
@@ -131,14 +152,15 @@ def pieces(sentence: str) -> list[str]:
     found = _AND.split(" ".join(sentence.split()))
     if len(found) > _MOST_PIECES:
         return [sentence]
-    words = [set(_words(piece)) for piece in found]
-    whole = all(some & _SAYING for some in words) and not any(some & _HEDGES for some in words)
-    return found if whole else [sentence]
+    words = [_words(piece) for piece in found]
+    if any(_SAYING.isdisjoint(some) or not _HEDGES.isdisjoint(some) for some in words) or words[0][0] in _MOVABLE:
+        return [sentence]
+    return found
 
 
 def unframed(sentence: str) -> str:
     """`sentence` without what only says where the rest is from, and with one space between words."""
-    return _unframed(" ".join(sentence.split()))
+    return _unframed(" ".join(sentence.split()))[1]
 
 
 def named(sentence: str) -> str:
@@ -148,62 +170,80 @@ def named(sentence: str) -> str:
     return sentence
 
 
-def _unframed(sentence: str) -> str:
-    sentence = _EMPHASIS.sub("", sentence)
+def _unframed(sentence: str) -> tuple[str, str]:
+    """(frame, rest); of a sentence with one space between words."""
+    rest, frame = _EMPHASIS.sub(r"\2", sentence), ""
     for _ in range(_MOST_FRAMES):
-        if (shorter := _FRAME.sub("", sentence)) == sentence:
+        if (found := _FRAME.match(rest)) is None:
             break
-        sentence = shorter
-    return (
-        _FRAME_AFTER_JA.sub("", _FRAME_BEFORE_JA.sub("", sentence)).removesuffix("</answer>").rstrip(_AFTER) or sentence
-    )
+        frame, rest = frame + found.group(), rest[found.end() :]
+    rest = _FRAME_AFTER_JA.sub("", _FRAME_BEFORE_JA.sub("", rest)).removesuffix("</answer>")
+    bare = rest.rstrip(_AFTER)
+    if bare[-1:].isdigit() and rest[len(bare) :].startswith(("'", '"')):  # feet and inches
+        bare = rest[: len(bare) + 1]
+    return frame, bare or sentence
+
+
+def _unasked(sentence: str) -> str:
+    return _ASKING.sub("", " ".join(sentence.split()))
 
 
 def _readings(sentence: str) -> Iterator[Words]:
-    """What a sentence says, word for word, or to the one who told it, or in reported speech."""
-    sentence = " ".join(sentence.split())
-    told = _ASKED_BACK.sub("", _unframed(sentence))  # what an agent asks is no news either
-    frame = sentence[: max(0, len(sentence) - len(told))]
+    """What an agent's sentence says, word for word, or to the one who told it, or in reported speech."""
+    frame, told = _unframed(" ".join(sentence.split()))
+    told = _ASKED_BACK.sub("", told)  # what an agent asks is no news either
     for person in (_SAME_PERSON, _SWAPPED):
-        yield (words := _words(told, person))
+        yield (words := _words(_of_the_user(told), person))
         if _REPORTED.search(frame):
             yield tuple(_SHIFTED.get(word, word) for word in words)
 
 
-@functools.lru_cache(maxsize=256)
+def _of_the_user(sentence: str) -> str:
+    """`sentence` with "I" for "the user", whose verbs then end as those do."""
+    sentence = _TOLD_JA.sub("私", _USERS.sub("my", sentence))
+
+    def spoken(found: re.Match[str]) -> str:
+        verb = found["verb"] if found["verb"] in ("is", "was", "has", "does") else _VERB_S.sub("", found["verb"])
+        return f"i {found['adverb'] or ''}{verb}"
+
+    return _USER.sub(spoken, sentence)
+
+
+@functools.lru_cache(maxsize=64)
 def _told(known: str) -> frozenset[Words]:
     """The words of each sentence of a text, and of each part of one that could be a sentence."""
     found = []
-    for sentence in map(unframed, sentences(known)):
-        found += [_words(part) for part in {sentence, *pieces(sentence)}]
+    for sentence in sentences(known):
+        for part in {sentence, _unasked(sentence), unframed(sentence), *pieces(_unasked(sentence))}:
+            found += [_words(part), _words(_of_the_user(part))]
     return frozenset(words for words in found if words)
 
 
 def _words(sentence: str, person: Mapping[str, str] = _SAME_PERSON) -> Words:
     """Words and signs of a sentence as they are compared; person: who is who to another speaker."""
-    text = _SPEAKER_JA.sub("私", _OWNER_JA.sub("", plain(named(sentence))))
-    for polite, usual in _POLITE_JA:
-        text = polite.sub(usual, text)
-    by_user = _WRITTEN_OUT[-1][0].search(text)
-    for short_form, whole in _WRITTEN_OUT:
-        text = short_form.sub(whole, text)
-    capitals = {word.lower(): word for word in cased(sentence)}
-    words = [_AGREEING.get(word, capitals.get(word, word)) for word in written(text)]
-    if by_user is not None and (verb := by_user["verb"]) not in _SAYING:
-        words = [_VERB_S.sub("", word) if word == verb else word for word in words]
+    text = _TOPIC_JA.sub("", _OWNER_JA.sub("", plain(named(sentence))))
+    for usual, short in (*_POLITE_JA, *_WRITTEN_OUT):
+        text = usual.sub(short, text)
+    spelt = {part.lower(): part for word in cased(sentence) for part in word.split("_")}
+    words = [spelt.get(word, _AGREEING.get(word, word)) for word in written(text)]
     words = [person.get(word, word) for word in words]
+    for at, (before, word) in enumerate(itertools.pairwise(words), 1):
+        if word == "are" and before in ("i", "you", "we"):
+            words[at] = "is"
     return tuple(word for word in words if word not in _UNSAID)
 
 
 def _moved(words: Words) -> set[Words]:
     """The orders of a sentence that say the same: a movable part at either end, "Momo is my cat" turned round."""
     found = {words}
-    if len(words) > _MOST_MOVED:
-        return found
-    for at in range(1, len(words)):
-        if words[at] in _MOVABLE or words[0] in _MOVABLE:
-            found.add(words[at:] + words[:at])
-    if words.count("is") == 1 and not {"a", "not"} & set(words):
+    parts = [word for word in words if word in _MOVABLE]
+    # "Anna on Monday, Ben on Tuesday"
+    listing = len(_DAYS.intersection(parts)) > 1 or len(set(parts)) < len(parts)
+    if len(words) <= _MOST_MOVED and not listing and "only" not in words:
+        found |= {
+            words[at:] + words[:at] for at in range(1, len(words)) if words[at] in _MOVABLE or words[0] in _MOVABLE
+        }
+    if words.count("is") == 1 and "a" not in words and _HEDGES.isdisjoint(words):
         at = words.index("is")
         found.add((*words[at + 1 :], "is", *words[:at]))
     return found

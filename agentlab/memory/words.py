@@ -35,11 +35,13 @@ _CURRENCY = "$€£¥₹₩"
 _MINUS = rf"(?<![\w)])-(?=\s*[.{_CURRENCY}]?\d)"
 _SIGN = (
     rf"[$%&+/<=>@\\^|~?]|(?<=\w)#|!(?=\s?=)|(?<=\d)[\x22']|{_MINUS}|\.(?=\d)|(?<=\d)[,:](?=\d)|"
-    r"(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)|(?<![\w-])--?(?=[a-z])|(?<=[^\W_])_+(?=[^\W_])|__+|(?<=\w)[\[{(]"
+    r"(?:(?<=\w)|(?<=\w\s))\*(?=\s?\w)|(?<![\w-])--?(?=[a-z])|(?<!\w)\*(?=\.\w)|_+(?=[^\W_])|__+|(?<=\w)[\[{(]"
 )
 # without one of these, an ASCII text is its words
 _PLAIN = re.compile(r"[$%&+/<=>@\\^|~?#*'_-]|!\s?=|\d\x22|\.\d|\d[,:]\d|\w[\[{(]")
-_CASED = re.compile(r"\b(?:[A-Za-z0-9]*[a-z0-9][A-Z]|[A-Z][A-Za-z]*\d)[A-Za-z0-9]*")
+_CASED = re.compile(
+    r"\b(?:[A-Za-z0-9]*[a-z0-9][A-Z]|[A-Z][A-Za-z]*\d)[A-Za-z0-9]*|[A-Z]+(?:_[A-Z]+)+|(?<![A-Za-z])[A-Z]{2}(?![A-Za-z])|(?<=-)[A-Z]\w*"
+)
 _ARTICLES = ("a", "an", "the")
 # "plan A", "HDMI A port", "Dr An Lee": no article is a capital within a sentence that is not all capitals
 _LABEL = re.compile(r"(?<=[^\W_] )An?\b")
@@ -169,7 +171,10 @@ def _signature(text: str, found: list[str]) -> bytes:
 
 
 def cased(text: str) -> list[str]:
-    """The words of `text` whose capitals are part of how they are written: Hunter2, iPhone, maxSize."""
+    """The words of `text` whose capitals are part of how they are written: Hunter2, iPhone, MAX_SIZE, IT, blue-Otter.
+
+    Longer words in capitals are loud, and no others.
+    """
     return [] if text.isupper() else _CASED.findall(text)
 
 

@@ -136,3 +136,9 @@ def test_nothing_lives_in_any_text_and_twice_is_once(text, token):
     assert not live(made)
     assert as_untrusted(made) == made
     assert len(made) == len(text + token + text)
+
+
+@pytest.mark.parametrize("text", ["<" + " " * 50_000, "[" + " " * 50_000, "◁" + " " * 50_000, "<<" + "\t" * 50_000])
+@pytest.mark.timeout(20)  # it took minutes, in which no other thread came to its turn
+def test_a_run_of_blanks_takes_no_time(text):
+    assert as_untrusted(text).strip()

@@ -23,6 +23,9 @@ def test_what_is_not_written_has_its_default():
     assert (shape.head_dim, shape.kv_heads, shape.tied, shape.qkv_bias, shape.window) == (16, 4, False, False, None)
     assert shape.exact
     assert not ModelShape.from_config(LEAST | {"model_type": "gemma9"}).exact
+    for odd in ({"text_config": "x"}, {"text_config": [1]}, {"model_type": ["llama"]}, {"model_type": None}):
+        with pytest.raises(ShapeError, match="is no model's config"):
+            ModelShape.from_config(LEAST | odd)
     seeing = {"model_type": "seer", "vision_config": {}, "text_config": LEAST}
     assert ModelShape.from_config(seeing) == shape
 

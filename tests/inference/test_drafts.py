@@ -1,12 +1,15 @@
 """What is drafted and read along changes how long one answer takes, and nothing of the answer."""
 
 import dataclasses
+import shutil
 
 import pytest
+import torch
 from conformance import CHAT, OTHER, TOOLS
 from engine_adapters import two_adapters
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from agentlab import models
 from agentlab.inference import Request
@@ -120,3 +123,26 @@ class TestOnTheTinyModel:
         *_, last = engine.stream(dataclasses.replace(REQUESTS["a call"], max_new_tokens=100), stop)
         assert last.completion.finish_reason == "cancelled"
         assert len(last.completion.token_ids) < 12
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 5])
+def test_nothing_is_drafted_beyond_what_the_model_has_positions_for(tiny_model, tmp_path, room):
+    """GPT-2 looks its positions up in a table, which has no more of them than its context."""
+    shutil.copytree(tiny_model, tmp_path / "gpt2")
+    for file in (tmp_path / "gpt2").glob("*.safetensors"):
+        file.unlink()
+    config = GPT2Config(
+        vocab_size=259, n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    with TransformersEngine(models.resolve(str(tmp_path / "gpt2"))) as engine:
+        prompt = len(engine.encode(engine.render(CHAT)))
+        found = []
+        for engine.drafts in (True, False):
+            for seed in range(10):
+                request = Request(CHAT, max_new_tokens=128 - prompt - room, temperature=0.3, seed=seed)
+                found.append(engine.generate([request])[0].token_ids)
+    assert found[:10] == found[10:]
+    assert max(map(len, found)) == 128 - prompt - room

@@ -54,6 +54,13 @@ from .helpers import open_memory
         ("The server crashed again.", "The server crashed."),
         ("You moved to Berlin in June.", "I will move to Berlin in June."),
         ("You might move to Berlin in June.", "I will move to Berlin in June."),
+        ("The hotel is booked.", "I doubt the flight is late and the hotel is booked."),
+        ("The dog was dead.", "I dreamed the house was on fire and the dog was dead."),
+        ("The museum is open.", "On Mondays the zoo is closed and the museum is open."),
+        ("The parcel arrived.", "It seems that the parcel arrived."),
+        ("You will water the plants.", "If I remember, I will water the plants."),
+        ("[RESOLVED] Disk sda is full.", "[ERROR] Disk sda is full."),
+        ("You like the name of the band.", "I like the band."),
     ],
 )  # fmt: skip
 def test_one_other_word_is_news(path, news, known):
@@ -136,6 +143,19 @@ def test_ways_in_which_agents_repeat_what_they_were_told_are_known(path):
         ("My mother is her doctor.", "Her mother is my doctor."),
         ("Your dog bit my cat.", "My dog bit your cat."),
         ("弟は結婚している。", "弟は結婚していた。"),
+        ("Engineers are managers.", "Managers are engineers."),
+        ("Anna is free on Monday, Ben on Tuesday.", "Anna is free on Tuesday, Ben on Monday."),
+        ("[ ] Call the bank", "[x] Call the bank"),
+        ("2024-03-02: weight 71 kg.", "2024-03-09: weight 71 kg."),
+        ("The file is too long.", "The file name is too long."),
+        ("Ann is in the report.", "Ann is named in the report."),
+        ("彼は来ると言った。", "彼は来ると言わなかった。"),
+        ("私の名前はハナです。", "あなたの名前はハナです。"),
+        ("1、2号室です。", "12号室です。"),
+        ("The job takes args.", "The job takes *args."),
+        ("The password is blue-otter-77.", "The password is blue-Otter-77."),
+        ("It is down.", "IT is down."),
+        ("The disk holds 25 MB.", "The disk holds 25 Mb."),
     ],
 )
 def test_the_opposite_confirms_nothing(path, one, other):
@@ -184,7 +204,9 @@ def test_a_persons_correction_keeps_what_it_is_about(memory, correction):
 @pytest.mark.parametrize(
     ("known", "correction"),
     [
-        ("The flight leaves at 9:40.", "It was cancelled."), ("The report is due on Friday.", "This is false."),
+        ("The flight leaves at 9:40.", "It was cancelled."), ("The flight leaves at 9:40.", "No."),
+        ("The museum is free of charge.", "Except on public holidays in Bavaria."),
+        ("The dentist moved to 8 p.m. on Friday.", "No."), ("The report is due on Friday.", "This is false."),
         ("The report is due on Friday.", "That has been cancelled."), ("The parcel 12 was shipped.", "Delivered."),
         ("Anna lives in Rome.", "She died."), ("会議は金曜日です。", "それは中止です。"),
     ],
@@ -194,6 +216,13 @@ def test_an_agents_correction_keeps_what_it_is_about(memory, known, correction):
     told = memory.remember(f"{known} {correction}", source="tool")
     assert told != first
     assert memory.get(told).content == f"{known} {correction}"
+
+
+def test_a_sentence_that_is_cut_at_an_abbreviation_stays_whole(memory):
+    memory.remember("Dr. Weber moved the appointment to 8 p.m. on Friday.")
+    memory.remember("The office moved to No. 9 Main Street.")
+    for news in ("Dr. Weber moved the appointment to 8 a.m. on Friday.", "The office moved to No. 7 Main Street."):
+        assert memory.get(memory.remember(news, source="agent")).content == news
 
 
 def test_politeness_beside_an_echo_is_no_correction(memory):

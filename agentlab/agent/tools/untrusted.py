@@ -16,12 +16,12 @@ _BRACKETED = (
     "inst|sys|system_prompt|tool_calls|tool_results|available_tools|model_settings|tool_content|args|call_id|think|img|"
     "img_break|img_end|prefix|middle|suffix|begin_audio|audio|gmask|sop|mask|cls|sep|bos|eos|pad|unk|control_\\d+"
 )
-_OPENING = re.compile(
-    rf"<(?=\s*\|)|<(?=\s*[/\\]?\s*(?:{_TAGS})(?:[\s>/=|:]|$))|<(?=<\s*/?\s*sys)|\[(?=\s*/?\s*(?:{_BRACKETED})\s*\])"
+_OPENING = re.compile(  # blanks are never given back: a run of them would take time by its square
+    rf"<(?=\s*+\|)|<(?=\s*+[/\\]?\s*+(?:{_TAGS})(?:[\s>/=|:]|$))|<(?=<\s*+/?\s*+sys)|\[(?=\s*+/?\s*+(?:{_BRACKETED})\s*\])"
     # also cut short: what follows in the prompt could complete it
     r"|<(?=/?tool)"
     # names like <file_sep> and <seed:tool_call>: every model has some of its own, and ordinary markup has hardly any
-    r"|<(?=\s*[/\\]?\s*[a-z0-9]*(?:_|:(?!:))\w[\w:]*\s*>)|\u25c1(?=\s*/?\s*think)",
+    r"|<(?=\s*+[/\\]?\s*+[a-z0-9]*(?:_|:(?!:))\w[\w:]*\s*>)|\u25c1(?=\s*+/?\s*+think)",
     re.IGNORECASE,
 )
 _HARMLESS = {"<": "\u2039", "[": "\u27e6", "\u25c1": "\u2039"}  # ‹ and ⟦: no normalisation turns them back

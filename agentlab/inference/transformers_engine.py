@@ -27,8 +27,6 @@ from agentlab.inference.resident import ResidentModel
 from agentlab.inference.templates import as_list
 from agentlab.inference.text import Pieces, cut_tokens
 
-_DENSE = ("fp32", "bf16")
-
 
 class TransformersEngine(ResidentModel):
     """Answers with transformers' `generate` on a resident model.
@@ -37,8 +35,7 @@ class TransformersEngine(ResidentModel):
     sorted by prompt length so that little of a batch is padding; a batch becomes smaller as answers end. In fp32 a
     group's adapter is added to the weights while the group is answered. What a single request has read and written is
     kept for the next one that begins alike, as long as all of it fits into the context that was planned for. It reads
-    what is likely to follow along with each of its tokens, where `drafts` is true and the weights are dense: a few
-    tokens cost little more than one there, while 4-bit weights have a faster way for one alone.
+    what is likely to follow along with each of its tokens, where `drafts` is true and that pays.
     """
 
     name = "transformers"
@@ -62,9 +59,13 @@ class TransformersEngine(ResidentModel):
 
     @property
     def _can_draft(self) -> bool:
-        """Whether a few tokens cost little more than one, and reading them is nothing but a call of the model."""
+        """Whether a few tokens cost little more than one, and reading them is nothing but a call of the model.
+
+        On a GPU bitsandbytes has a faster way for one token at 4 bits; what LLM.int8 keeps in 16 bits depends on all.
+        """
+        cheap = self.rung in ("fp32", "bf16") or (self.rung == "nf4" and self.device == "cpu")
         own = getattr(type(self._base), "prepare_inputs_for_generation", None)  # some Phi begin anew at a length
-        return self.rung in _DENSE and own is GenerationMixin.prepare_inputs_for_generation
+        return cheap and own is GenerationMixin.prepare_inputs_for_generation
 
     def cached_tokens(self, request: Request) -> int:
         prompt = self.encode(self.render(request.messages, request.tools))

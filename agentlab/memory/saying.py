@@ -2,9 +2,9 @@
 
 Refusing news as an echo, or confirming a fact with its opposite, does harm; an echo or a confirmation that is missed
 leaves one memory more. One other word, number, sign or order can make another statement, so words are compared as they
-are written and in their order. What may differ is a list, and all of it is in this file: a frame ("You told me that"),
-who speaks to whom ("your" for "my"), articles, the verb's person, ways of naming, and where a part stands that begins
-with a preposition ("Every morning I drink tea").
+are written and in their order (`words.written`: but for case and punctuation that says nothing). What else may differ
+is a list, and all of it is here: a frame ("You told me that"), who speaks to whom ("your" for "my"), articles, the
+verb's person, ways of naming, and where a part stands that begins with a preposition ("Every morning I drink tea").
 """
 
 import functools
@@ -65,6 +65,7 @@ _FRAME_AFTER_JA = re.compile(
     r"(?:だ|である|です|ます)?と(?:(?:私に)?(?:言|おっしゃ|仰|話し|教え|伝え)"
     r"(?:て|って|い|れて|てくれ|てい|ってい)?(?:まし)?(?:た|った)|のこと(?:です|でした))[。！]?$"
 )
+_LONGEST_FRAME = 60  # characters at the end; a pattern that ends there is tried from each of them
 # ways of saying what something is called: before a name, which is what counts
 _A_NAME = r"(?= (?-i:[\"“'‘«「]?[A-Z]|[^\x00-\x7f]))"
 _NAMING = (
@@ -177,7 +178,8 @@ def _unframed(sentence: str) -> tuple[str, str]:
         if (found := _FRAME.match(rest)) is None:
             break
         frame, rest = frame + found.group(), rest[found.end() :]
-    rest = _FRAME_AFTER_JA.sub("", _FRAME_BEFORE_JA.sub("", rest)).removesuffix("</answer>")
+    rest = _FRAME_BEFORE_JA.sub("", rest)
+    rest = (rest[:-_LONGEST_FRAME] + _FRAME_AFTER_JA.sub("", rest[-_LONGEST_FRAME:])).removesuffix("</answer>")
     bare = rest.rstrip(_AFTER)
     if bare[-1:].isdigit() and rest[len(bare) :].startswith(("'", '"')):  # feet and inches
         bare = rest[: len(bare) + 1]

@@ -232,7 +232,8 @@ def test_politeness_beside_an_echo_is_no_correction(memory):
 
 
 @pytest.mark.parametrize(
-    "padding", [" " * 20_000, "\t" * 20_000, "; " * 10_000, " and" * 5_000, "-" * 20_000, "'" * 20_000]
+    "padding",
+    [" " * 20_000, "\t" * 20_000, "; " * 10_000, "とおっしゃ" * 10_000, " and" * 5_000, "-" * 20_000, "'" * 20_000],
 )
 def test_a_long_run_of_anything_takes_no_time(memory, padding):
     memory.remember(f"col{padding}val and is here", source="tool")

@@ -34,7 +34,9 @@ _POLITE = REPORTING | frozenset(
         "know need anything else question ask morning evening"
     )
 )
-_POLITE_JA = re.compile("(?:覚えています|もちろん(?:です)?|はい|わかりました|承知しました|ありがとうございます)[。！]?")
+_COURTESIES_JA = re.compile(
+    "(?:覚えています|もちろん(?:です)?|はい|わかりました|承知しました|ありがとうございます)[。！]?"
+)
 
 
 def guard(core: Core, item: MemoryItem) -> tuple[str | None, MemoryItem] | None:
@@ -97,7 +99,7 @@ def _is_news(sentence: str, item: MemoryItem) -> bool:
     """Whether a sentence beside an echo says anything: an agent's questions, courtesies and labels do not."""
     if item.source != "person" and (is_question(sentence) or _LABEL.fullmatch(sentence)):
         return False
-    return bool(set(terms(sentence)) - _POLITE - STOP_WORDS) and not _POLITE_JA.fullmatch(sentence)
+    return bool(set(terms(sentence)) - _POLITE - STOP_WORDS) and not _COURTESIES_JA.fullmatch(sentence)
 
 
 def _needs_the_echo(sentence: str, item: MemoryItem) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
-from agentlab.errors import ConfigError
+from agentlab.errors import ConfigError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
 from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
@@ -14,6 +14,7 @@ from agentlab.hardware.remedies import notes
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
+from agentlab.inference import stored
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.inference.opening import (
     beside_sleeping,
@@ -54,7 +55,7 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
     work = workload(suite)
-    return _on_vllm(make_plan(run.settings, found, here, work), run, work)
+    return _what_only_answers(_on_vllm(make_plan(run.settings, found, here, work), run, work), run)
 
 
 def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
@@ -68,10 +69,13 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
         check_rung(run.settings.model.rung, here.device)
     name = run.settings.model.primary
     primary = Model("primary", name, *models.shape_of(name, run.root))
-    if primary.weight_bytes is not None and run.settings.model.rung != "auto":
-        raise ConfigError(
-            f"key model.rung: {run.settings.model.rung!r}; allowed for {name}, which is quantized in its files: auto"
-        )
+    if primary.weight_bytes is not None:
+        if run.settings.model.rung != "auto":
+            raise ConfigError(
+                f"key model.rung: {run.settings.model.rung!r}; allowed for {name}, which is quantized in its files: "
+                "auto"
+            )
+        stored.check_learns(models.resolve(name, run.root))
     known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
     work = workload(suite)
     plan = make_plan(run.settings, [primary], here, work, None if known is None else [RUNGS[known]])
@@ -89,6 +93,19 @@ def _on_vllm(plan: Plan, run: Run, work: Workload) -> Plan:
         return plan
     found = tuple(_answering_on_vllm(model, plan.machine, run, work) for model in plan.models)
     return dataclasses.replace(plan, models=found)
+
+
+def _what_only_answers(plan: Plan, run: Run) -> Plan:
+    """`plan`, which says where a model is quantized in its files so that this machine cannot train it."""
+    first = plan.models[0]  # the primary, the one that is trained
+    if first.model.weight_bytes is None:
+        return plan
+    try:
+        stored.check_learns(models.resolve(first.model.name, run.root))
+    except ModelError as error:
+        told = dataclasses.replace(first, notes=(*first.notes, str(error)))
+        return dataclasses.replace(plan, models=(told, *plan.models[1:]))
+    return plan
 
 
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
@@ -146,11 +163,7 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
     if engine == "auto":
         # what `auto` chose first is kept for the whole run
         bound = run.model() if plan.model.role == "primary" else None
-        if bound is None and not (has_vllm() and monitor.accelerator() == "cuda"):
-            return None
-        if bound is None and not vllm_loads(run.settings.model.rung, "cuda"):
-            return None
-        engine = "auto" if bound is None else bound.engine
+        engine = bound.engine if bound is not None else "auto" if _auto_may_be_vllm(plan, run) else "transformers"
     if engine not in ("auto", "vllm"):
         return None
     try:
@@ -159,6 +172,12 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
         if engine == "auto":
             return None
         return least_for_gpu(sizes, served_rank(run.settings), run.settings.budget.context_gib)
+
+
+def _auto_may_be_vllm(plan: ModelPlan, run: Run) -> bool:
+    if not (has_vllm() and monitor.accelerator() == "cuda" and vllm_loads(run.settings.model.rung, "cuda")):
+        return False
+    return plan.model.shape.prequantized in (None, *stored.VLLM_LOADS)
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

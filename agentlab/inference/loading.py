@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from agentlab.errors import ModelError
 from agentlab.hardware import rungs
 from agentlab.hardware.oom import is_out_of_memory
 from agentlab.inference.contract import OutOfMemoryError
+from agentlab.inference.stored import check_rung, check_transformers, stored_quantization
 from agentlab.models import ModelFiles
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -33,24 +33,14 @@ def element_type(rung: RungName | None, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
-def stored_quantization(folder: Path) -> str | None:
-    """The method with which the weights in `folder` are quantized already, as awq or gptq; None where they are not."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return (config.get("quantization_config") or {}).get("quant_method")
-    return None
-
-
 def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
     """The base model at a rung, frozen and in evaluation mode; rung None: quantized in its files, loaded as it is.
 
     Raises OutOfMemoryError, and ModelError for what cannot be loaded or lacks its library.
     """
+    check_rung(model, rung)
     stored = stored_quantization(model.folder)
-    if stored is not None and rung is not None:
-        raise ModelError(
-            f"{model.name} is stored in {stored} and loaded as it is: rung {rung}; allowed: model.rung auto"
-        )
+    check_transformers(model)
     try:
         base = _load(model.folder, rung, device)
     except Exception as error:

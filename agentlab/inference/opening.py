@@ -14,6 +14,7 @@ from agentlab.hardware.recovery import Footprint
 from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.hardware.sizing import LEAST_TOKENS, Device
+from agentlab.inference import stored
 from agentlab.inference.contract import Engine, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
 
@@ -25,13 +26,19 @@ EngineName = Literal["transformers", "vllm", "openai"]
 
 def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
     """The engine that the settings ask for. `auto`: vLLM on an accelerator where it is installed, loads the rung that
-    is asked for, and the model fits.
+    is asked for, and the model fits; anywhere for a model that is quantized in its files so that it alone loads it.
 
     On a CPU vLLM decodes with adapters several times slower than transformers, so `auto` is transformers there.
     """
     wanted = settings.model
     if wanted.engine != "auto":
         return wanted.engine
+    method = stored.stored_quantization(model.folder)
+    if method is not None:
+        if not (has_vllm() and method in stored.VLLM_LOADS):
+            return "transformers"
+        if stored.not_by_transformers(model.folder):
+            return "vllm"
     return (
         "vllm" if runs_vllm() and vllm_loads(wanted.rung, "cuda") and _fits_on_vllm(settings, model) else "transformers"
     )
@@ -119,6 +126,7 @@ def open_engine(
 
         tokenizer = settings.model.tokenizer
         return open_server(settings.model, model.name, None if tokenizer is None else resolve(tokenizer).folder)
+    stored.check_rung(model, settings.model.rung)
     if name == "vllm":
         if not has_vllm():
             raise ModelError("model.engine vllm: vLLM is not installed; install it, or set model.engine: transformers")

@@ -26,6 +26,7 @@ from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.inference import attention, loading
 from agentlab.inference.accounting import account_for
 from agentlab.inference.contract import EngineError
+from agentlab.inference.stored import stored_quantization
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
 
@@ -73,7 +74,7 @@ class ResidentModel(TemplatedEngine):
     def _rung_of(self, wanted: RungName | Literal["auto"]) -> RungName | None:
         if wanted != "auto":
             return wanted
-        if loading.stored_quantization(self.model_files.folder) is not None:
+        if stored_quantization(self.model_files.folder) is not None:
             return None
         return "bf16" if self.device == "cuda" else "fp32"
 

@@ -18,6 +18,7 @@ from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
+from agentlab.inference.stored import VLLM_LOADS, stored_quantization
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_modules import Modules
@@ -81,7 +82,13 @@ class VllmEngine(TokenStreamEngine):
         self._threads = threads
         self.model_files = model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._dtype = "float32"
+        stored = stored_quantization(model.folder)
+        if stored not in (None, *VLLM_LOADS):
+            raise ModelError(
+                f"{model.name} is stored in {stored}; allowed on vLLM: {', '.join(VLLM_LOADS)}; others with "
+                "model.engine: transformers"
+            )
+        self._dtype = "float32" if stored is None else "bfloat16"  # its kernels for packed weights know 16 bits alone
         if self.device == "cuda":
             self._dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         try:
@@ -93,14 +100,14 @@ class VllmEngine(TokenStreamEngine):
             raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
-        self.sizes = model_sizes(model.folder, 4 if self.device == "cpu" else 2)
+        self.sizes = model_sizes(model.folder, 4 if self._dtype == "float32" else 2)
         if self.device == "cuda":
             total_gib = self._total_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
             budget_gib = min(vram_gib or total_gib, total_gib)
             settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters, context_gib=context_gib)
             self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
-        self._modules = Modules(model, self.sizes.shape.prequantized is not None)
+        self._modules = Modules(model, self.sizes.shape)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
         self._loaded: dict[str, _Loaded] = {}
         self._pinned: set[str] = set()

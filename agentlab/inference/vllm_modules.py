@@ -2,24 +2,31 @@
 
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError
+from agentlab.hardware.shape import ModelShape
 from agentlab.inference.vllm_settings import tensor_shapes
 from agentlab.models import ModelFiles
 
+_PACKED = (".qweight", ".weight_packed")  # the weights of a linear module that is quantized in its files
+
 
 class Modules:
-    """What adapters of one model may change on vLLM. targets: the last parts of its linear modules' names, no head.
+    """What adapters of one model may change on vLLM. targets: the last parts of its linear modules' names, no head."""
 
-    is_quantized: in its files, so that the shapes there are not the modules' own.
-    """
-
-    def __init__(self, model: ModelFiles, is_quantized: bool) -> None:
-        """Raises ModelError."""
+    def __init__(self, model: ModelFiles, shape: ModelShape) -> None:
+        """shape: tells the sizes of modules whose weights are packed. Raises ModelError."""
         self._name = model.name
-        self._is_quantized = is_quantized
-        self._shapes = tensor_shapes(model.folder)
-        linear = [n.removesuffix(".weight") for n, s in self._shapes.items() if n.endswith(".weight") and len(s) == 2]
-        linear += [name.removesuffix(".qweight") for name in self._shapes if name.endswith(".qweight")]
-        self.targets = {n.rpartition(".")[2] for n in linear if "embed" not in n and "lm_head" not in n}
+        shapes = tensor_shapes(model.folder)
+        self._all = {tensor.rpartition(".")[0] for tensor in shapes}
+        # (out, in) features of every linear module; None where nobody knows them
+        self._linear: dict[str, tuple[int, ...] | None] = {}
+        for tensor, size in shapes.items():
+            module = tensor.rpartition(".")[0]
+            if tensor.endswith(".weight") and len(size) == 2:
+                self._linear[module] = size
+            elif tensor.endswith(_PACKED):
+                features = shape.linears.get(_kind(module)) if shape.exact else None
+                self._linear[module] = features and features[::-1]
+        self.targets = {_kind(module) for module in self._linear if "embed" not in module and "lm_head" not in module}
 
     def check(self, adapter: str, lora: Lora, largest_rank: int) -> None:
         """Raise AdapterError for one that is too large, or that does not fit the model."""
@@ -29,27 +36,28 @@ class Modules:
                 "opened"
             )
         for module, (a, b) in sorted(lora.modules.items()):
-            shape = self._shapes.get(f"{module}.weight")
-            packed = any(key.startswith(f"{module}.") for key in self._shapes)
-            if module.rpartition(".")[2] not in self.targets and (shape is not None or packed):
+            if module not in self._all:
+                raise AdapterError(f"adapter {adapter} does not fit {self._name}: no module {module}")
+            if _kind(module) not in self.targets:
                 raise AdapterError(
                     f"adapter {adapter} changes {module}; allowed on this engine: {', '.join(sorted(self.targets))}"
                 )
-            if shape is None and not packed:
-                raise AdapterError(f"adapter {adapter} does not fit {self._name}: no module {module}")
-            needed = (b.shape[0], a.shape[1])
-            if shape is not None and len(shape) == 2 and tuple(shape) != needed and not self._is_quantized:
+            found, needed = (b.shape[0], a.shape[1]), self._linear.get(module)
+            if needed is not None and needed != found:
                 raise AdapterError(
-                    f"adapter {adapter} does not fit {self._name}: {module} has shape {needed}, the model needs {shape}"
+                    f"adapter {adapter} does not fit {self._name}: {module} has shape {found}, the model needs {needed}"
                 )
 
     def without_effect(self) -> Lora | None:
         """An adapter of zeros; None for a model without a module that one could change."""
         import torch
 
-        for name, shape in sorted(self._shapes.items()):
-            module = name.removesuffix(".weight")
-            if module.rpartition(".")[2] in self.targets and len(shape) == 2:
-                factors = torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
-                return Lora({module: factors}, 1, 1.0, 0.0, [module.rpartition(".")[2]], "")
+        for module, size in sorted(self._linear.items()):
+            if size is not None and _kind(module) in self.targets:
+                factors = torch.zeros(1, size[1]), torch.zeros(size[0], 1)
+                return Lora({module: factors}, 1, 1.0, 0.0, [_kind(module)], "")
         return None
+
+
+def _kind(module: str) -> str:
+    return module.rpartition(".")[2]

@@ -1,0 +1,116 @@
+"""Models that are quantized in their files: for real on the CPU kernels of vLLM, and which engine loads them."""
+
+import importlib.util
+import shutil
+
+import pytest
+from conformance import CHAT
+from engine_adapters import random_lora, two_adapters
+from quantized_files import METHODS, write_quantized
+from support import has_vllm_for_cpus, write_tiny_experiment, write_tiny_model
+
+from agentlab import adapters as adapter_room
+from agentlab import files, models
+from agentlab.config import from_mapping
+from agentlab.errors import AdapterError, ModelError
+from agentlab.hardware.ledger import stored_weight_bytes
+from agentlab.inference import Request, open_engine, opening, stored
+from agentlab.inference.opening import choose_engine
+from agentlab.inference.transformers_engine import TransformersEngine
+from agentlab.inference.vllm_engine import VllmEngine
+from agentlab.inference.vllm_settings import VllmSettings
+from agentlab.lab import Lab
+from agentlab.planning import plan_run
+
+needs_vllm_for_cpus = pytest.mark.skipif(not has_vllm_for_cpus(), reason="vLLM is here for CUDA, not for CPUs")
+SMALL = VllmSettings(2**28, max_model_len=512, max_num_seqs=8, max_loras=2, max_cpu_loras=4, max_lora_rank=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """method → (the model at 4 bits, the same with its weights restored)."""
+    home = tmp_path_factory.mktemp("quantized")
+    model = write_tiny_model(home / "whole", 64, 2)
+    return {method: (home / method, write_quantized(model, home / method, method)) for method in METHODS}
+
+
+def _forced(text, adapter=None):
+    """A request whose log-probabilities are those of this very answer."""
+    tag = {"type": "structural_tag", "format": {"type": "const_string", "value": text}}
+    return Request(CHAT, adapter=adapter, max_new_tokens=32, structure=tag, logprobs=True)
+
+
+@needs_vllm_for_cpus
+@pytest.mark.parametrize("method", METHODS)
+def test_vllm_answers_from_packed_weights_as_from_restored_ones(folders, tmp_path, method):
+    packed, restored = folders[method]
+    adapters = two_adapters(restored, tmp_path, scale=0.3)
+    asked = [_forced(text, adapter) for adapter in (None, *adapters) for text in ("cabbage", "0123456789 times")]
+    with TransformersEngine(models.resolve(str(restored))) as engine:
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        expected = engine.generate(asked)
+    with VllmEngine(models.resolve(str(packed)), settings=SMALL) as engine:
+        assert engine.sizes.weight_bytes == stored_weight_bytes(packed)
+        assert engine.parameters() == models.shape_of(str(restored))[0].parameters
+        alone = engine.generate(asked[:2])
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        # in one batch: the base beside adapters needs one of zeros on a CPU, whose size no packed weights tell
+        for one, other in zip(engine.generate(asked), expected, strict=True):
+            assert one.text == other.text
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.2)
+        for one, other in zip(engine.generate(asked[:2]), alone, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.05)
+        wide = random_lora(restored, 1)
+        name, (a, b) = next(iter(wide.modules.items()))
+        wide.modules[name] = (a.repeat(1, 2), b)
+        adapter_room.save(wide, tmp_path / "wide")
+        with pytest.raises(AdapterError, match=rf"does not fit .*: {name} has shape .*, the model needs \(64, 64\)"):
+            engine.load_adapter("g000-c00", tmp_path / "wide")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_is_the_engine_that_can_load_it(folders, monkeypatch, method):
+    model, settings = models.resolve(str(folders[method][0])), from_mapping({"name": "test"}, "test")
+    refused = stored.not_by_transformers(model.folder)
+    assert refused or importlib.util.find_spec("gptqmodel") is not None
+    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    assert choose_engine(settings, model) == ("vllm" if refused else "transformers")
+    monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "")
+    assert choose_engine(settings, model) == "transformers"  # which learns, too
+    monkeypatch.setattr(opening, "has_vllm", lambda: False)
+    monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "no library")
+    assert choose_engine(settings, model) == "transformers"
+    with pytest.raises(ModelError, match=r"cannot be loaded here: no library; allowed: model.engine vllm"):
+        open_engine(settings, model)
+
+
+def test_bitsandbytes_files_are_not_given_to_vllm(tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", config | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    model = models.resolve(str(folder))
+    assert choose_engine(from_mapping({"name": "test"}, "test"), model) == "transformers"
+    with pytest.raises(ModelError, match="is stored in bitsandbytes; allowed on vLLM: awq, gptq, compressed-tensors"):
+        VllmEngine(model)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_no_rung_is_asked_of_a_model_that_has_its_own(folders, engine):
+    settings = from_mapping({"name": "test", "model": {"rung": "fp32", "engine": engine}}, "test")
+    with pytest.raises(ModelError, match=r"is stored in gptq and loaded as it is: rung fp32; allowed: model.rung auto"):
+        open_engine(settings, models.resolve(str(folders["gptq"][0])))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library that is missed is there")
+def test_an_evolution_of_what_only_answers_here_is_refused_before_it_begins(folders, tmp_path):
+    lab = Lab.open(write_tiny_experiment(tmp_path, folders["awq"][0]))
+    with pytest.raises(ModelError, match=r"is stored in awq, and nothing can be learned on it here: .*gptqmodel.*nf4"):
+        next(lab.evolve())
+    assert lab.run.model() is None
+    (note,) = [text for text in plan_run(lab.run, lab.suite).models[0].notes if "gptqmodel" in text]
+    assert "nothing can be learned on it here" in note

@@ -5,36 +5,20 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
-from agentlab.config import RungName
 from agentlab.errors import AgentlabError
 from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
 from agentlab.inference.contract import Engine, EngineBroken, EngineError, OutOfMemoryError
+from agentlab.inference.given_up import GivenUp, Step
 from agentlab.inference.links import ChainExhausted, Fall, Link, pin
 from agentlab.inference.openai_server import ServerError
 
-_LASTING = ("shrink_context", "lower_rung")  # what outlives the engine that did it
 REST_S = 30.0  # a server that cannot be reached is left alone for so long: finding out takes seconds of an answer
 _MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
-
-
-@dataclasses.dataclass
-class _Taken:
-    """A step that was taken for lack of memory and not undone yet.
-
-    position: whose; origin: of the model that gave way to the CPU. engine: on which it acts, None until that is loaded.
-    at_opening: nothing was changed in place, and the model that is opened without this step may be on another engine.
-    """
-
-    action: Action
-    position: int
-    engine: Engine | None = None
-    origin: int = -1
-    at_opening: bool = False
 
 
 class Chain:
@@ -63,18 +47,11 @@ class Chain:
         self._resting: dict[int, tuple[float, str]] = {}  # until when, and why
         self._position = 0
         self._news: list[Fall | RecoveryStep] = []  # not yet told
-        self._taken: list[_Taken] = []
-        self._rungs: dict[int, RungName] = {}  # of models that are loaded lower than usual
-        self._on_cpu: int | None = None  # which model was moved there
+        self._given_up = GivenUp()
         self._cpu_failed = False  # in this answer
         self._count = 0  # steps in this answer
         self._reopened: dict[int, int] = {}  # how often a model whose process died was opened anew in this answer
         self._least_tokens = 0  # what this answer cannot do without
-        self._memory: Literal["untried", "sufficed", "lacked"] = "untried"  # in this answer
-        self._calm_answers = 0  # in a row, in which it sufficed
-        self._asked_tokens = 0  # of the largest request that memory did not suffice for
-        self._undone: set[tuple[int, str]] = set()  # (position, action) of steps that were undone
-        self._relapses: dict[tuple[int, str], int] = {}  # and how often they had to be taken again
 
     @property
     def link(self) -> Link:
@@ -88,8 +65,7 @@ class Chain:
         while True:
             engine = self._engines.get(self._position)
             if engine is not None:
-                if self._memory == "untried":
-                    self._memory = "sufficed"  # until it is known to lack
+                self._given_up.tried()
                 return self.link, engine
             if missing := self._missing(self._position):
                 self._next(missing)
@@ -109,24 +85,24 @@ class Chain:
     def _missing(self, position: int) -> str:
         """Why a model is not tried now; "" where it is."""
         until, reason = self._resting.get(position, (0.0, ""))
-        return reason if reason and self._clock() < until else self._broken.get(position, "")
+        if reason and self._clock() < until:
+            return reason
+        return self._broken.get(position, "") or self._given_up.reason(position)
 
     def _load(self) -> Engine:
-        link, rung, on_cpu = self.link, self._rungs.get(self._position), self._on_cpu == self._position
+        link, rung, on_cpu = self.link, self._given_up.rung(self._position), self._given_up.on_cpu == self._position
         engine = link.reopen(rung, on_cpu) if link.reopen is not None and (rung or on_cpu) else link.open()
         engine.tell = self._news.append
-        if link.adapter is not None and link.adapter_folder is not None:
-            try:
+        try:
+            if link.adapter is not None and link.adapter_folder is not None:
                 engine.load_adapter(link.adapter, link.adapter_folder)
                 pin(engine, link)
-            except BaseException:
-                engine.close()
-                raise
-        for one in self._taken:
-            if one.position == self._position and one.engine is None and one.action.kind in _LASTING:
-                if one.action.kind == "shrink_context":
-                    engine.relieve(one.action, link.adapter)
-                one.engine = engine
+            for action in self._given_up.opened(self._position, engine):
+                engine.relieve(action, link.adapter)
+        except BaseException:
+            self._given_up.closed(engine, lasting=True)
+            engine.close()
+            raise
         if link.engine not in (None, engine.name):
             self._news.append(
                 Fall(link.model, link.model, f"its scores are {link.engine}'s, and {engine.name} answers")
@@ -248,8 +224,7 @@ class Chain:
 
     def _relieve(self, problem: Literal["serving", "loading"], error: Exception, asked_tokens: int = 0) -> None:
         """Take the next step that is left. Raises ChainExhausted where none is."""
-        self._memory, self._calm_answers = "lacked", 0
-        self._asked_tokens = max(self._asked_tokens, asked_tokens)
+        self._given_up.lacked(asked_tokens)
         while True:
             position, engine = self._position, self._engines.get(self._position)
             situation = self._situation(problem, asked_tokens)
@@ -257,9 +232,8 @@ class Chain:
             self._count += 1
             if action is None or action.kind == "smaller_model":
                 what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {_first_line(error)}"
-                size = _weights(situation.footprint)
-                self._give_up(action or Action("smaller_model", self.link.model, "", size), position)
-                self.fall(f"{self.link.model} {what}", broken=True)
+                given = action or Action("smaller_model", self.link.model, "", _weights(situation.footprint))
+                self._give_up(Step(given, position, reason=f"{self.link.model} {what}"))
                 return
             reason = _first_line(error)
             if engine is not None and action.kind == "lower_rung" and engine.footprint(self.link.adapter) is None:
@@ -281,28 +255,12 @@ class Chain:
             if problem == "serving" or engine is None:
                 return
 
-    def _give_up(self, action: Action, position: int) -> None:
-        """A model that memory does not suffice for is left alone until it does."""
-        if position == self._on_cpu:  # not even there: what has to return is the memory of the one that gave way to it
-            at = next(index for index, one in enumerate(self._taken) if one.action.kind == "cpu")
-            moved = self._taken[at]
-            self._taken = [one for index, one in enumerate(self._taken) if index < at or one.position != position]
-            self._on_cpu, self._cpu_failed = None, True
-            self._rungs.pop(position, None)
-            self._broken[position] = "ran out of memory"
-            position, action = moved.origin, dataclasses.replace(moved.action, kind="smaller_model")
-        self._broken[position] = "ran out of memory"
-        self._close(position)
-        self._take(action, position)
-
-    def _take(
-        self, action: Action, position: int, engine: Engine | None = None, origin: int = -1, at_opening: bool = False
-    ) -> None:
-        self._taken.append(_Taken(action, position, engine, origin, at_opening))
-        mark = (position, action.kind)
-        if mark in self._undone:
-            self._undone.discard(mark)
-            self._relapses[mark] = self._relapses.get(mark, 0) + 1
+    def _give_up(self, step: Step) -> None:
+        """A model that memory does not suffice for is left alone until it does; the next one takes over."""
+        self._close(step.position)
+        self._cpu_failed = self._cpu_failed or step.position == self._given_up.on_cpu
+        self._close(self._given_up.give_up(step))
+        self._next(step.reason)
 
     def _situation(self, problem: Literal["serving", "loading"], asked_tokens: int) -> Situation:
         link, engine = self.link, self._engines.get(self._position)
@@ -310,16 +268,17 @@ class Chain:
         if held is None and link.reopen is not None:
             # not loaded, or on an engine with nothing to give up: elsewhere it can be opened at a lower rung
             held, problem = link.planned(), "loading"
-            rung = self._rungs.get(self._position)
-            if held is not None and (rung is not None or self._on_cpu == self._position):
-                device: Literal["cuda", "cpu"] = "cpu" if self._on_cpu == self._position else held.device
+            rung, on_cpu = self._given_up.rung(self._position), self._given_up.on_cpu == self._position
+            if held is not None and (rung is not None or on_cpu):
+                device: Literal["cuda", "cpu"] = "cpu" if on_cpu else held.device
                 held = dataclasses.replace(held, rung=rung or held.rung, device=device)
             if engine is not None and held is not None and held.rung is not None:
                 taken = max(int(engine.planned_vram_mib(1, 1) * 2**20), held.rung_bytes[held.rung])  # its cache as well
                 held = dataclasses.replace(held, rung_bytes={**held.rung_bytes, held.rung: taken})
         left = [at for at in range(self._position + 1, len(self.links)) if not self._missing(at)]
         movable = [at for at, other in enumerate(self.links) if other.reopen is not None]
-        to_cpu = self.links[movable[-1]].model if movable and self._on_cpu is None and not self._cpu_failed else None
+        free_to_move = self._given_up.on_cpu is None and not self._cpu_failed
+        to_cpu = self.links[movable[-1]].model if movable and free_to_move else None
         return Situation(
             problem=problem,
             model=link.model,
@@ -334,29 +293,23 @@ class Chain:
         position = self._position
         if action.kind == "cpu":
             place = max(at for at, link in enumerate(self.links) if link.reopen is not None)
-            self._broken[position] = "ran out of memory"
             self._close(position)
             self._close(place)
-            # it begins anew there, where memory is another
-            self._taken = [one for one in self._taken if one.position != place or one.action.kind == "smaller_model"]
-            self._rungs.pop(place, None)
             self._broken.pop(place, None)
-            self._take(action, place, origin=position)
-            self._on_cpu = self._position = place
+            self._given_up.move_to_cpu(
+                Step(action, place, origin=position, reason=f"{self.link.model} ran out of memory")
+            )
+            self._position = place
         elif engine is not None:
             engine.relieve(action, self.link.adapter)
-            self._take(action, position, engine)
+            self._given_up.take(Step(action, position, engine))
         else:  # it could not be loaded: the next attempt is at this rung
-            self._rungs[position] = cast(RungName, action.target)
-            self._take(action, position, at_opening=True)
+            self._given_up.take(Step(action, position, at_opening=True))
 
     def whole_context(self) -> int:
         """Most tokens that the loaded model whose turn it is reads while its context is not shrunk; 0 without one."""
         engine = self._engines.get(self._position)
-        if engine is None:
-            return 0
-        shrunk = [one.action for one in self._taken if one.engine is engine and one.action.kind == "shrink_context"]
-        return int(shrunk[0].source) if shrunk else engine.context_length()
+        return 0 if engine is None else self._given_up.whole_context(engine)
 
     def widen(self, tokens: int) -> bool:
         """Let the model read so many tokens again, without which this answer cannot be given.
@@ -384,8 +337,7 @@ class Chain:
 
         Where no model is left, as many as one needs. Harmless while nobody asks: only answers count as calm.
         """
-        self._calm_answers += self._memory == "sufficed"
-        self._memory = "untried"
+        self._given_up.begin_answer()
         self._count = self._least_tokens = 0
         self._reopened.clear()
         self._cpu_failed = False
@@ -396,31 +348,18 @@ class Chain:
 
     def _undo(self) -> bool:
         """Take the last step back if that is due; whether it was."""
-        if not self._taken:
+        last = self._given_up.undo(self._free_bytes() - self._working_bytes(), nothing_left=not self.usable)
+        if last is None:
             return False
-        at = next((index for index, one in enumerate(self._taken) if one.action.kind == "cpu"), len(self._taken) - 1)
-        last = self._taken[at]
-        mark = (last.position, last.action.kind)
-        relapses, nothing_left = self._relapses.get(mark, 0), not self.usable
-        free = self._free_bytes() - self._working_bytes()
-        if not recovery.may_undo(last.action, free, self._calm_answers, relapses, nothing_left):
-            return False
-        # what a model gave up on the CPU is void with it: it is the card's memory that is known to have returned
-        self._taken = self._taken[:at] + [one for one in self._taken[at + 1 :] if one.position != last.position]
-        if not nothing_left:
-            self._undone.add(mark)
-        self._calm_answers = 0
         model = self.links[last.position].model
         try:
             self._take_back(last)
         except Exception as error:
             self._close(last.position)
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                self._given_up.not_undone(last)
+            else:
                 self._broken[last.position] = f"{model} broke: {_first_line(error)}"
-            elif last.action.kind in _LASTING:  # it is opened again as it was
-                self._take(last.action, last.position)
-                if last.action.kind == "lower_rung":
-                    self._rungs[last.position] = cast(RungName, last.action.target)
             return False
         back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
         self._tell(back, "memory has returned", undone=True, model=model)
@@ -429,28 +368,16 @@ class Chain:
     def _working_bytes(self) -> int:
         """What an answer takes for as long as it is written, by the largest one that memory did not suffice for."""
         held = next((found for engine in self._engines.values() if (found := engine.footprint()) is not None), None)
-        return 0 if held is None else min(held.context_tokens, self._asked_tokens) * held.bytes_per_token
+        return 0 if held is None else min(held.context_tokens, self._given_up.asked_tokens) * held.bytes_per_token
 
-    def _take_back(self, taken: _Taken) -> None:
-        place = taken.position
-        if taken.action.kind == "cpu":
-            self._close(place)
-            self._on_cpu = None
-            if any(one.action.kind == "smaller_model" and one.position == place for one in self._taken):
-                self._broken[place] = "ran out of memory"
-            self._broken.pop(taken.origin, None)
-        elif taken.action.kind == "smaller_model":
-            self._broken.pop(place, None)
-        elif taken.at_opening:
-            self._close(place)
-        elif taken.engine is not None:
-            taken.engine.restore(taken.action)
-        if taken.action.kind == "lower_rung":
-            lower = [one for one in self._taken if one.position == place and one.action.kind == "lower_rung"]
-            if lower:
-                self._rungs[place] = cast(RungName, lower[-1].action.target)
-            else:
-                self._rungs.pop(place, None)
+    def _take_back(self, step: Step) -> None:
+        """Undo what was done to a loaded engine; what is opened from now on is opened without the step anyway."""
+        if step.action.kind == "cpu":
+            self._broken.pop(step.position, None)  # what broke it there need not break it on the card
+        if step.action.kind == "cpu" or step.at_opening:
+            self._close(step.position)
+        elif step.engine is not None:
+            step.engine.restore(step.action)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -463,17 +390,7 @@ class Chain:
         engine = self._engines.pop(position, None)
         if engine is None:
             return
-        lasting = self.links[position].reopen is not None
-        kept = []
-        for one in self._taken:
-            if one.engine is engine:
-                if not lasting or one.action.kind not in _LASTING:
-                    continue
-                one.engine = None
-                if one.action.kind == "lower_rung":
-                    self._rungs[position] = cast(RungName, one.action.target)
-            kept.append(one)
-        self._taken = kept
+        self._given_up.closed(engine, lasting=self.links[position].reopen is not None)
         with contextlib.suppress(Exception):  # it may be broken: what it says at the end helps nobody
             engine.close()
 
@@ -491,13 +408,10 @@ class Chain:
             self._close(position)
         return bool(idle)
 
-    def _close_all(self) -> None:
-        for position in list(self._engines):
-            self._close(position)
-
     def close(self) -> None:
         """Free every model; harmless when repeated."""
-        self._close_all()
+        for position in list(self._engines):
+            self._close(position)
 
     def __enter__(self) -> Self:
         return self

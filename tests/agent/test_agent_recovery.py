@@ -83,9 +83,9 @@ def test_no_request_is_refused_without_a_try_when_memory_is_back_however_often_i
         assert ask(agent)[1].state == "answered"
         for _ in range(999):
             ask(agent)
-            if not chain._taken:
+            if not chain._given_up.steps:
                 break
-        assert not chain._taken
+        assert not chain._given_up.steps
 
 
 def test_where_no_model_is_left_the_memory_has_to_be_free_all_the_same():
@@ -198,6 +198,22 @@ def test_a_shrunken_context_loses_no_answer_for_a_large_limit_on_its_length(want
     assert (result.state, result.final_answer) == ("answered", "I answer.")
 
 
+def test_a_model_that_comes_back_from_the_cpu_leaves_the_rung_there_that_it_had_to_take():
+    card = Card(12_000, ram=3_000)
+    chain = chain_on(card, adapters=0)
+    agent = agent_of(chain=chain, max_new_tokens=200)
+    agent.load()
+    card.limit = 0
+    assert ask(agent)[0] == [*["lower_rung"] * 3, "cpu", "lower_rung", "lower_rung"]
+    (engine,) = chain._engines.values()
+    assert (engine.device, engine.rung) == ("cpu", "nf4")
+    card.limit = 20_000
+    undone = [done for _ in range(CALM_ANSWERS + 1) if (done := ask(agent)[0])]
+    (engine,) = chain._engines.values()
+    assert (undone, engine.device, engine.rung) == ([["undo cpu"]], "cuda", "bf16")
+    assert not chain._given_up.steps
+
+
 def test_a_burst_of_a_lack_of_memory_does_not_bar_a_model_of_unknown_size():
     card = Card(12_000)
     chain = chain_on(card, (1.0, 0.1), adapters=0)
@@ -281,7 +297,7 @@ def test_no_sequence_of_failures_ends_in_a_crash_or_a_lost_talk(seed, chain_of_s
         card.calm, card.limit = True, 10**9
         for _ in range(200):  # memory has returned: everything is taken back
             done, result = ask(agent, "And now?")
-            if not agent.chain._taken:
+            if not agent.chain._given_up.steps:
                 break
         assert (result.state, result.model_info.role, result.model_info.device) == ("answered", "primary", "cuda")
         (engine,) = [one for at, one in agent.chain._engines.items() if at == 0]

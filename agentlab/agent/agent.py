@@ -252,7 +252,7 @@ class Agent:
             answer_adapter=loop.answer_adapter,
             warnings=loop.warnings,
             fallbacks=list(loop.fallbacks),
-            refused=loop.refused and state == "failed",
+            refused=loop.refused if state == "failed" else None,
             error=loop.error or ("the model wrote nothing usable" if state == "failed" else ""),
         )
 

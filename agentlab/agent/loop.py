@@ -21,6 +21,7 @@ from agentlab.agent.steps import (
     ReasoningStep,
     Recalled,
     Recovered,
+    Refusal,
     Rejected,
     Retracted,
     State,
@@ -33,6 +34,7 @@ from agentlab.errors import AgentError, AgentlabError, ModelError
 from agentlab.events import RecoveryStep
 from agentlab.inference import Completion, Engine, Request
 from agentlab.inference.chain import Chain
+from agentlab.inference.contract import LimitTooSmallError
 from agentlab.inference.links import ChainExhausted, Fall, Link
 from agentlab.toolformat import NO_TOOL, Call, parse_calls, repair, structure
 
@@ -100,7 +102,7 @@ class Loop:
         self.best_is_a_result = False  # a tool's words, not the model's
         self.state: State = "failed"
         self.error = ""
-        self.refused = False  # for what was asked: no other model is loaded to see whether it could read that much
+        self.refused: Refusal | None = None  # no other model is loaded to see whether it could take that
         self.cut_short = False
         self.done: list[ReasoningStep] = []
         self.model_info: ModelInfo | None = None
@@ -115,6 +117,7 @@ class Loop:
         self._acting = Acting(self.tools, self.budget)
         self._show_tools = bool(self.tools)
         self._asked_tokens = 0  # prompt and answer of what is being written
+        self._asked_limit = 0  # most tokens of its answer
         self._known_tokens = 0  # of its prompt, those that need not be read
         self._answer = Answer(())  # the one that is being written
         self._short_of_time = False  # whether time, and not max_new_tokens, limits what is being written
@@ -126,7 +129,7 @@ class Loop:
         try:
             yield from self._run()
         except AgentlabError as error:
-            self.error, self.refused = str(error), isinstance(error, AgentError)
+            self.error, self.refused = str(error), "task" if isinstance(error, AgentError) else self.refused
         except Exception as error:  # whatever breaks, there is an answer that says so
             self.error = f"{type(error).__name__}: {error}"
 
@@ -268,6 +271,13 @@ class Loop:
                 yield from self._fallen(number)
                 self.error = str(error)
                 return None
+            except LimitTooSmallError:
+                if self._short_of_time:
+                    self._out_of_time()
+                    return None
+                # where the context leaves less than what may be written, it is the task that leaves too little
+                self.refused = "limit" if self._asked_limit == self.options.max_new_tokens else "task"
+                raise
             except Exception as error:
                 try:
                     self.chain.broken(error, self._asked_tokens)  # raises what is not the engine's fault
@@ -398,13 +408,14 @@ class Loop:
             return None
         self._short_of_time = room < min(wanted, context - size)
         self._known_tokens = found.known
-        self._asked_tokens = size + min(wanted, room, context - size)
+        self._asked_limit = min(wanted, room, context - size)
+        self._asked_tokens = size + self._asked_limit
         can = engine.capabilities()
         constrained = self.options.constrained and can.structure
         return Request(
             messages=found.shown,
             adapter=adapter,
-            max_new_tokens=min(wanted, room, context - size),
+            max_new_tokens=self._asked_limit,
             temperature=self.options.temperature,
             seed=self.options.seed,
             logprobs=can.logprobs,

@@ -8,6 +8,7 @@ from agentlab.events import Event
 from agentlab.hardware.monitor import MemoryStats
 
 State = Literal["answered", "deadline", "cancelled", "failed"]
+Refusal = Literal["task", "limit"]
 """How an answer ended: in full; with the best there was at its deadline; stopped by somebody; without an answer."""
 
 
@@ -53,7 +54,7 @@ class ReasoningResult:
     context_used: ids of the memories that the model was shown. cut_short: the answer ran into max_new_tokens.
     answer_adapter: who wrote the answer's words; None: the base model. warnings: what went wrong beside it, the memory
     that could not be asked or written. `error` says in one sentence why state is "failed"; `refused`: because of what
-    was asked, a task too long for the model, say.
+    was asked, a task that is too long for the model, or a limit on its tokens too small for the call that it demands.
     """
 
     task_id: str
@@ -75,7 +76,7 @@ class ReasoningResult:
     warnings: list[str] = dataclasses.field(default_factory=list)
     fallbacks: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
-    refused: bool = False
+    refused: Refusal | None = None
 
     def to_json(self) -> str:
         """One JSON object with every field."""

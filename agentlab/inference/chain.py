@@ -12,7 +12,7 @@ from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
-from agentlab.inference.contract import Engine, EngineBroken, EngineError, OutOfMemoryError
+from agentlab.inference.contract import Engine, EngineBroken, EngineError, LimitTooSmallError, OutOfMemoryError
 from agentlab.inference.given_up import GivenUp, Step
 from agentlab.inference.links import ChainExhausted, Fall, Link, pin
 from agentlab.inference.openai_server import ServerError
@@ -132,6 +132,8 @@ class Chain:
         Raises ChainExhausted when nothing is left.
         """
         memory = is_out_of_memory(error)
+        if isinstance(error, LimitTooSmallError):
+            raise error
         if isinstance(error, EngineBroken) and not memory:
             self._reopen(f"{self.link.model} broke: {_first_line(error)}")
             return

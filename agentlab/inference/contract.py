@@ -20,6 +20,10 @@ class EngineError(AgentlabError):
     """A request that this engine cannot answer as asked."""
 
 
+class LimitTooSmallError(EngineError):
+    """max_new_tokens leaves no room for the call that the request demands."""
+
+
 class OutOfMemoryError(EngineError):
     """The device's memory did not suffice even for the smallest batch."""
 

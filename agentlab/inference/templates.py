@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from agentlab.inference.contract import Engine, EngineError, Request
+from agentlab.inference.contract import Engine, EngineError, LimitTooSmallError, Request
 from agentlab.inference.grammars import Grammars
 from agentlab.models import ModelFiles
 from agentlab.toolformat import CallStyle, Tool, shows_tools, style_of_template, template_tools
@@ -90,13 +90,13 @@ class TemplatedEngine(Engine):
         return self.render(messages).rstrip().endswith("<think>")
 
     def _checked_prompt(self, request: Request) -> list[int]:
-        """The prompt's tokens. Raises EngineError where answer and prompt do not fit, or a call not into its limit."""
+        """The prompt's tokens. Raises EngineError where answer and prompt do not fit, LimitTooSmallError."""
         prompt = self.encode(self.render(request.messages, request.tools))
         if request.structure is not None:
             grammar = self._grammars.grammar(request.structure)
             needed = grammar.tokens_needed
             if grammar.required and needed > request.max_new_tokens:
-                raise EngineError(
+                raise LimitTooSmallError(
                     f"max_new_tokens {request.max_new_tokens} is too small for any call; the shortest needs {needed}"
                 )
         if len(prompt) + request.max_new_tokens > self.context_length():

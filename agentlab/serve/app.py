@@ -26,7 +26,6 @@ from agentlab.serve.problems import Problem, failed, shutting_down
 from agentlab.serve.service import Begun, Service
 
 KEEP_ALIVE_S = 5.0  # between two comments in a stream that waits
-_TOO_SHORT = "is too small for any call"  # an engine's words where tool_choice is "required" and the limit has no room
 _BODY_S = 20.0  # how long a client may take to send its request
 
 
@@ -245,9 +244,9 @@ class Reply:
         """Raise Problem for a result that is no answer."""
         if result.state == "cancelled":
             raise shutting_down()
-        if result.state == "failed" and result.refused:
+        if result.refused == "task":
             raise Problem(400, result.error, param="messages", code="context_length_exceeded")
-        if result.state == "failed" and _TOO_SHORT in result.error:
+        if result.refused == "limit":
             raise Problem(400, result.error, param="max_tokens", code="invalid_value")
         if result.state == "failed" and not self.service.agent.chain.usable:
             raise Problem(503, result.error, code="no_model", reason="no_model")

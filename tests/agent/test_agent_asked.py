@@ -7,6 +7,7 @@ from helpers import Scripted, agent_of, call
 
 from agentlab.agent import Options
 from agentlab.errors import AgentError
+from agentlab.inference.contract import LimitTooSmallError
 from agentlab.memory import Memory
 
 
@@ -211,7 +212,21 @@ def test_without_notes_it_cannot_write_into_the_memory(tmp_path):
 
 def test_a_task_that_no_model_can_read_is_refused_and_said_to_be():
     result = agent_of(engine=Scripted("Yes.", context=64)).ask("word " * 200)
-    assert (result.state, result.refused) == ("failed", True)
+    assert (result.state, result.refused) == ("failed", "task")
     assert "shorten it" in result.error
+    small = LimitTooSmallError("max_new_tokens 8 is too small for any call; the shortest needs 20")
+    asked = agent_of(engine=Scripted(small), max_new_tokens=8).ask("Well?")
+    assert (asked.state, asked.refused, asked.error) == ("failed", "limit", str(small))
+    filled = agent_of(engine=Scripted(small, context=64), max_new_tokens=60).ask("word " * 30)
+    assert (filled.state, filled.refused) == ("failed", "task")  # it leaves too little of the context
     broken = agent_of(engine=Scripted(RuntimeError("the card fell off"))).ask("Well?")
-    assert (broken.state, broken.refused) == ("failed", False)
+    assert (broken.state, broken.refused) == ("failed", None)
+
+
+def test_a_deadline_that_leaves_no_room_for_a_demanded_call_is_a_deadline():
+    small = LimitTooSmallError("max_new_tokens 8 is too small for any call; the shortest needs 20")
+    engine = Scripted("word " * 20, small, token_s=0.02)
+    agent = agent_of(engine=engine, max_new_tokens=500)
+    agent.ask("Well?")  # its speed is known now
+    result = agent.ask("Well?", deadline_s=1.0)
+    assert (result.state, result.refused, result.error) == ("deadline", None, "")

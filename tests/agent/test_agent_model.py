@@ -47,6 +47,16 @@ def test_a_demanded_call_parses_and_fits_and_is_executed(chain, task):
     assert result.model_info.model_sha256 == "" or len(result.model_info.model_sha256) == 64
 
 
+def test_a_limit_without_room_for_a_demanded_call_is_the_requests_fault_and_opens_no_other_model(chain):
+    options = Options(tool_choice="required", max_new_tokens=8)
+    _, engine = chain.current()
+    second = Link("fallback", "second", lambda: pytest.fail("it was opened"))
+    both = Chain([Link("primary", "first", lambda: engine), second])
+    result = Agent(both, [book], builtin_tools=False, options=options).ask("Book 3 nights in Rome, please.")
+    assert (result.state, result.refused, result.fallbacks) == ("failed", "limit", [])
+    assert "max_new_tokens 8 is too small for any call; the shortest needs" in result.error
+
+
 def test_what_is_remembered_is_in_the_answer(chain, tmp_path):
     with Memory.open(tmp_path / "memory.db") as memory:
         wanted = memory.remember("Anna lives in Lisbon and works as a nurse.", memory_type="knowledge")

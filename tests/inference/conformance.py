@@ -12,6 +12,7 @@ import pytest
 from agentlab import adapters as adapter_room
 from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, Request
+from agentlab.inference.contract import LimitTooSmallError
 from agentlab.toolformat import TAGS, parse_calls, structure, validate
 
 CHAT = [{"role": "user", "content": "Say something about rivers."}]
@@ -340,7 +341,7 @@ class EngineConformance:
     def test_a_limit_too_small_for_a_call_is_refused(self, engine):
         if not keeps_structure(engine):
             return
-        with pytest.raises(EngineError, match=r"too small for any call; the shortest needs \d+"):
+        with pytest.raises(LimitTooSmallError, match=r"too small for any call; the shortest needs \d+"):
             engine.generate([Request(CHAT, max_new_tokens=3, structure=structure(TOOLS, TAGS, "required"))])
 
     def test_tools_are_shown_by_the_template_or_refused(self, engine):

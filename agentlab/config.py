@@ -83,8 +83,8 @@ class BudgetSettings(_Section):
 
     Of `vram_gib`, `context_gib` are the driver's and the libraries' own; `reserve_gib` of the card stay free beyond it.
     `memory_efficiency` is the least share of the reserved memory that answers shall use; `memory_alert` the share of
-    used memory, `temperature_c` the heat, and `swap_gib` the machine's used swap, from which the monitor warns. On a
-    CPU, and for what is moved there, at most `ram_fraction` of the RAM and `threads` threads are used.
+    used memory, `temperature_c` the heat, and `swap_gib` the machine's used swap, from which the monitor warns; beyond
+    the last one no model is moved to the CPU. There at most `ram_fraction` of the RAM and `threads` threads are used.
     """
 
     vram_gib: Number = Field(5.0, gt=0)

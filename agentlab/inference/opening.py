@@ -140,6 +140,8 @@ def open_engine(
     from agentlab.inference.transformers_engine import TransformersEngine
 
     device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"
+    if on_cpu:
+        _check_swap(settings, model)
     if rung is not None and on_cpu:
         _check_ram(settings, model, rung)
     wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
@@ -176,6 +178,16 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
 def _ram_limit(settings: Settings) -> float:
     """Bytes of RAM that a model may take; 0 where nobody can read what is free."""
     return settings.budget.ram_fraction * memory_stats().cpu_free * 2**20
+
+
+def _check_swap(settings: Settings, model: ModelFiles) -> None:
+    """Raise OutOfMemoryError where the machine already swaps so much that it would not get faster with a model more."""
+    used, limit = memory_stats().swap_used / 1024, settings.budget.swap_gib
+    if used > limit:
+        raise OutOfMemoryError(
+            f"{model.name} is not moved to the CPU while {used:.1f} GiB of swap are in use; allowed: up to "
+            f"budget.swap_gib {limit:g}"
+        )
 
 
 def _check_ram(settings: Settings, model: ModelFiles, rung: RungName) -> None:

@@ -50,6 +50,19 @@ def test_nor_at_a_rung_that_was_asked_for(moved):
         open_engine(settings, model, "transformers", "bf16", on_cpu=True)
 
 
+def test_nothing_is_moved_to_the_cpu_of_a_machine_that_swaps(moved, monkeypatch):
+    settings, model, _, _ = moved
+    for used_gib, refused in ((7.9, False), (8.1, True)):
+        stats = dataclasses.replace(memory_stats(), swap_used=used_gib * 1024)
+        monkeypatch.setattr(opening, "memory_stats", lambda stats=stats: stats)
+        if refused:
+            with pytest.raises(OutOfMemoryError, match=r"while 8\.1 GiB of swap are in use; allowed: .*swap_gib 8"):
+                open_engine(settings, model, "transformers", on_cpu=True)
+            open_engine(settings, model, "transformers").close()  # one that has its home there is loaded
+        else:
+            open_engine(settings, model, "transformers", on_cpu=True).close()
+
+
 def test_where_nobody_can_read_the_free_ram_the_smallest_rung_is_tried(moved):
     settings, model, needed, free = moved
     free(0)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _CONNECT_S = 10.0
 _READ_S = 300.0  # between two pieces; the first may wait for the server to load the model
+_KNOWN_S = 30.0  # for what a server knows without asking a model
 _TRIES = 4
 _PAUSE_S = 0.5
 _MOST_PAUSE_S = 60.0  # where the server says how long to wait
@@ -76,6 +77,7 @@ class Server:
         self.root = self.base_url.removesuffix("/v1")
         timeout = openai.Timeout(_READ_S, connect=_CONNECT_S)
         self._client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=timeout)
+        self._knowing = self._client.with_options(timeout=openai.Timeout(_KNOWN_S, connect=_CONNECT_S))
         # connections of their own, so that each can be closed from outside
         http = openai.DefaultHttpxClient(event_hooks={"request": [self._begun]})
         self._streaming = self._client.copy(http_client=http, default_headers={"Connection": "close"})
@@ -83,11 +85,12 @@ class Server:
         self._own = Leash()  # of all that is not streamed
         self._out: weakref.WeakSet[Leash] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._closed = False
         self._takes_stream_options: bool | None = None  # None: nothing was streamed yet
 
     def get(self, path: str) -> Any:
         """The JSON at `path`, counted from the server's root."""
-        return self._tried(lambda: self._client.get(self.root + path, cast_to=object))
+        return self._tried(lambda: self._knowing.get(self.root + path, cast_to=object))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON that the server answers; where it answers plain text, that."""
@@ -148,6 +151,8 @@ class Server:
 
         most_s = _MOST_UNASKED_S if leash is None else _MOST_PAUSE_S
         for number in range(_TRIES):
+            if self._closed:
+                raise ServerError(f"the connection to the server at {self.base_url} is closed; open the engine again")
             try:
                 return call()
             except openai.APITimeoutError:
@@ -191,7 +196,7 @@ class Server:
         """What /v1/models lists. Raises ServerError."""
         meant = self.base_url if "/v1" in self.base_url else f"{self.base_url}/v1"
         try:
-            found = self._tried(lambda: self._client.get("/models", cast_to=object))
+            found = self._tried(lambda: self._knowing.get("/models", cast_to=object))
         except RefusedByServer as error:
             if error.status == 404 and meant != self.base_url:
                 raise RefusedByServer(f"{error}; is {meant} meant?", error.status) from None
@@ -238,6 +243,7 @@ class Server:
 
     def close(self) -> None:
         """End what is being asked; harmless when repeated."""
+        self._closed = True
         with self._lock:
             out = list(self._out)
         for leash in (self._own, *out):

@@ -9,7 +9,7 @@ from agentlab.config import RungName, Settings
 from agentlab.errors import ConfigError, ModelError
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
-from agentlab.hardware.monitor import memory_stats
+from agentlab.hardware.monitor import gpus, memory_stats
 from agentlab.hardware.recovery import Footprint
 from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
@@ -162,7 +162,7 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
     if planned is None or (device == "cpu" and not moved):
         return None
     budget = settings.budget
-    limit = budget.vram_gib * GIB if device == "cuda" else _ram_limit(settings)
+    limit = _card_limit(settings) if device == "cuda" else _ram_limit(settings)
     context = budget.context_gib * GIB if device == "cuda" else 0
     for name, size in planned.rung_bytes.items():
         if name == "fp32" and device == "cuda":
@@ -173,6 +173,13 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
     if moved and device == "cpu":
         _check_ram(settings, model, smallest)
     return smallest
+
+
+def _card_limit(settings: Settings) -> float:
+    """Bytes of the card that may be taken: the budget, or all of a card that has less."""
+    card = gpus()[:1]  # the one that torch runs on
+    has = (card[0].memory_total_mb if card else None) or float("inf")
+    return min(settings.budget.vram_gib * GIB, has * 2**20)
 
 
 def _ram_limit(settings: Settings) -> float:

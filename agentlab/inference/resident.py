@@ -90,7 +90,7 @@ class ResidentModel(TemplatedEngine):
     def _shape(self) -> ModelShape | None:
         """The model's sizes; None for a kind that the ledger does not know."""
         try:
-            return ModelShape.from_config(self._base.config.get_text_config().to_dict(), self.model_files.name)
+            return ModelShape.read(self.model_files.folder / "config.json", self.model_files.name)
         except ShapeError:
             return None
 

@@ -3,6 +3,7 @@
 import email.utils
 import itertools
 import random
+import socket
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -575,3 +576,18 @@ def test_an_abandoned_stream_lets_the_server_go():
         next(stream)
         stream.close()
         assert server.broken_off.wait(30)
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for_as_for_an_answer(monkeypatch):
+    monkeypatch.setattr(server_module, "_KNOWN_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = server_module.Server(f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        with pytest.raises(server_module.Unavailable, match="has not answered in time"):
+            server.known("m")
+
+
+def test_a_closed_server_is_named():
+    with ChatServer("other", words) as server, opened(server) as engine:
+        engine.close()
+        with pytest.raises(EngineError, match=r"the connection to the server at .* is closed; open the engine again"):
+            engine.generate([Request(CHAT, max_new_tokens=2)])

@@ -1,13 +1,15 @@
 """The rung that a model is opened at, where it fits and where it does not."""
 
 import dataclasses
+import shutil
 
 import pytest
 
 from agentlab import models
 from agentlab.config import Settings, from_mapping
 from agentlab.errors import ConfigError
-from agentlab.hardware.monitor import memory_stats
+from agentlab.hardware.monitor import Gpu, memory_stats
+from agentlab.hardware.shape import PUBLISHED
 from agentlab.hardware.sizing import LEAST_TOKENS
 from agentlab.inference import OutOfMemoryError, open_engine, opening
 from agentlab.inference.opening import choose_engine, choose_rung, planned_footprint
@@ -67,6 +69,15 @@ def test_where_nobody_can_read_the_free_ram_the_smallest_rung_is_tried(moved):
     settings, model, needed, free = moved
     free(0)
     assert choose_rung(settings, model, "cpu", moved=True) == min(needed, key=needed.get)
+
+
+@pytest.mark.parametrize(("card_gib", "rung"), [(None, "bf16"), (6, "bf16"), (3, "int8"), (2, "nf4")])
+def test_auto_is_the_most_precise_rung_that_the_budget_and_the_card_allow(tmp_path, monkeypatch, card_gib, rung):
+    shutil.copy(PUBLISHED / "Qwen2.5-1.5B.json", tmp_path / "config.json")
+    cards = [Gpu("a card", memory_total_mb=card_gib and card_gib * 1024)]
+    monkeypatch.setattr(opening, "gpus", lambda: cards)
+    model = models.ModelFiles("Qwen2.5-1.5B", tmp_path, "")
+    assert choose_rung(Settings(name="test"), model, "cuda") == rung
 
 
 @pytest.mark.parametrize(

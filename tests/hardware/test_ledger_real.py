@@ -123,14 +123,13 @@ def test_the_embedded_models_weights_and_their_file(embedded):
     assert published("SmolLM2-135M-Instruct").parameters == shape.parameters
 
 
-@pytest.mark.model
-def test_the_embedded_models_weights_quantized_by_hqq(embedded):
+def check_quantized_by_hqq(folder, shape):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
     from hqq.models.hf.base import AutoHQQHFModel
 
-    shape = ModelShape.read(embedded.folder / "config.json")
-    model = AutoModelForCausalLM.from_pretrained(embedded.folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = BaseQuantizeConfig(nbits=3, group_size=64, axis=1)
+    config["weight_quant_params"]["optimize"] = False  # which takes long and changes no size
     AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.bfloat16, device="cpu")
     quantized = [module for module in model.modules() if isinstance(module, HQQLinear)]
     assert len(quantized) == 7 * shape.layers
@@ -140,10 +139,17 @@ def test_the_embedded_models_weights_quantized_by_hqq(embedded):
     assert state == planned.quantization_state
 
 
+@pytest.mark.model
+def test_the_embedded_models_weights_quantized_by_hqq(embedded):
+    check_quantized_by_hqq(embedded.folder, ModelShape.read(embedded.folder / "config.json"))
+
+
 @pytest.mark.soak
-def test_half_a_billion_random_weights_in_nf4(tmp_path):
-    config = AutoConfig.from_pretrained(PUBLISHED / "Qwen2.5-0.5B.json")
+@pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Qwen2.5-1.5B"])
+def test_random_weights_of_published_shapes_at_every_rung(tmp_path, name):
+    config, shape = AutoConfig.from_pretrained(PUBLISHED / f"{name}.json"), published(name)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    shape = published("Qwen2.5-0.5B")
     assert ledger.stored_weight_bytes(tmp_path) == 2 * shape.parameters
-    check_quantized(tmp_path, shape, *QUANTIZED[1])
+    for rung, options in QUANTIZED:
+        check_quantized(tmp_path, shape, rung, options)
+    check_quantized_by_hqq(tmp_path, shape)

@@ -275,6 +275,8 @@ class Loop:
                 if self._short_of_time:
                     self._out_of_time()
                     return None
+                if self._widened():
+                    continue
                 # where the context leaves less than what may be written, it is the task that leaves too little
                 self.refused = "limit" if self._asked_limit == self.options.max_new_tokens else "task"
                 raise
@@ -286,6 +288,11 @@ class Loop:
                     self.error = str(last)
                     return None
                 yield from self._fallen(number)
+
+    def _widened(self) -> bool:
+        """Whether a context that was shrunk for lack of memory left too little, and is wide enough now."""
+        size = self._asked_tokens - self._asked_limit
+        return self.chain.widen(size + min(self.options.max_new_tokens, self.chain.whole_context() - size))
 
     def _fallen(self, number: int) -> Iterator[Step]:
         for news in self.chain.take_news():

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from agentlab.events import Event
 from agentlab.hardware.monitor import MemoryStats
 
-State = Literal["answered", "deadline", "cancelled", "failed"]
 Refusal = Literal["task", "limit"]
+State = Literal["answered", "deadline", "cancelled", "failed"]
 """How an answer ended: in full; with the best there was at its deadline; stopped by somebody; without an answer."""
 
 

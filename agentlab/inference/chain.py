@@ -7,12 +7,19 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Self
 
-from agentlab.errors import AgentlabError
+from agentlab.errors import AdapterError, AgentlabError
 from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
 from agentlab.hardware.recovery import Action, Footprint, Situation
-from agentlab.inference.contract import Engine, EngineBroken, EngineError, LimitTooSmallError, OutOfMemoryError
+from agentlab.inference.contract import (
+    Engine,
+    EngineBroken,
+    EngineError,
+    LimitTooSmallError,
+    NoRoomElsewhereError,
+    OutOfMemoryError,
+)
 from agentlab.inference.given_up import GivenUp, Step
 from agentlab.inference.links import ChainExhausted, Fall, Link, pin
 from agentlab.inference.openai_server import ServerError
@@ -48,7 +55,11 @@ class Chain:
         self._position = 0
         self._news: list[Fall | RecoveryStep] = []  # not yet told
         self._given_up = GivenUp()
-        self._cpu_failed = False  # in this answer
+        self._returning: Step | None = None  # was undone for a model that was not opened since
+        self._unfit: dict[int, str] = {}  # models whose adapter, as it is now, cannot be loaded
+        self._not_on_cpu: set[int] = set()  # what does not run there
+        self._cpu_full: set[int] = set()  # what the RAM did not suffice for in this answer
+        self._asked_back = False  # whether memory has returned, in this answer
         self._count = 0  # steps in this answer
         self._reopened: dict[int, int] = {}  # how often a model whose process died was opened anew in this answer
         self._least_tokens = 0  # what this answer cannot do without
@@ -74,20 +85,37 @@ class Chain:
                 self._engines[self._position] = self._load()
             except Exception as error:  # a model fails to load in as many ways as there are libraries under it
                 let_go(error)
-                if not is_out_of_memory(error):
-                    reason = f"{self.link.model} cannot be loaded: {_first_line(error)}"
-                    if isinstance(error, ServerError):  # it may still be starting, or be started later
-                        self._resting[self._position] = self._clock() + REST_S, reason
-                    self.fall(reason, broken=not isinstance(error, ServerError))
-                elif not self._close_idle(error):
-                    self._relieve("loading", error)
+                self._not_loaded(error)
+            if self._returning is not None and self._returning.position == self._position:
+                self._returning = None
+
+    def _not_loaded(self, error: Exception) -> None:
+        """Do what helps after a model could not be loaded. Raises ChainExhausted where nothing does."""
+        position = self._position
+        reason = f"{self.link.model} cannot be loaded: {_first_line(error)}"
+        if is_out_of_memory(error):
+            if not self._close_idle(error):
+                self._relieve("loading", error)
+        elif self._returning is not None and self._returning.position == position:
+            self._given_up.not_undone(self._returning)  # without the step it worked
+            self._tell(self._returning.action, reason)
+        elif isinstance(error, EngineBroken):
+            self._reopen(reason)
+        elif isinstance(error, AdapterError):
+            self._unfit[position] = reason
+            self.fall(reason, broken=False)
+        elif isinstance(error, ServerError):  # it may still be starting, or be started later
+            self._resting[position] = self._clock() + REST_S, reason
+            self.fall(reason, broken=False)
+        else:
+            self.fall(reason, broken=True)
 
     def _missing(self, position: int) -> str:
         """Why a model is not tried now; "" where it is."""
         until, reason = self._resting.get(position, (0.0, ""))
         if reason and self._clock() < until:
             return reason
-        return self._broken.get(position, "") or self._given_up.reason(position)
+        return self._broken.get(position) or self._unfit.get(position) or self._given_up.reason(position)
 
     def _load(self) -> Engine:
         link, rung, on_cpu = self.link, self._given_up.rung(self._position), self._given_up.on_cpu == self._position
@@ -113,17 +141,64 @@ class Chain:
 
     def fall(self, reason: str, *, broken: bool) -> None:
         """Go on to the next model; a broken one is freed first. Raises ChainExhausted when there is none."""
+        position = self._position
         if broken:
-            self._broken[self._position] = reason
-            self._close(self._position)
+            self._close(position)
+            if position == self._given_up.on_cpu:  # which says nothing of the card
+                self._not_on_cpu.add(position)
+                self._given_up.leave_cpu()
+            else:
+                self._broken[position] = reason
+                self._given_up.forget(position)
         self._next(reason)
 
     def _next(self, reason: str) -> None:
-        if self._position + 1 >= len(self.links):
-            raise ChainExhausted(reason if len(self.links) == 1 else f"no model of the chain is left; last: {reason}")
+        """Go on to the next model that may be tried; in the end to the CPU, if memory did not suffice for one."""
         source = self.link.model
-        self._position += 1
-        self._news.append(Fall(source, self.link.model, reason))
+        left = self._left()
+        if left is not None:
+            self._position = left
+            self._news.append(Fall(source, self.link.model, reason))
+        elif not (self._missing(self._position) and (self._last_resort(reason) or self._is_back())):
+            raise ChainExhausted(reason if len(self.links) == 1 else f"no model of the chain is left; last: {reason}")
+
+    def _is_back(self) -> bool:
+        """Whether memory has returned for a model that was given up; asked once in an answer, when no other is left."""
+        if self._asked_back:
+            return False
+        self._asked_back = True
+        return self._undo() and self._begin_anew()
+
+    def _left(self) -> int | None:
+        """The next model of the chain that may be tried."""
+        return next((at for at in range(self._position + 1, len(self.links)) if not self._missing(at)), None)
+
+    def _last_resort(self, reason: str) -> bool:
+        """Have a model on the CPU answer for the last one that was given up for lack of memory, if there are such."""
+        given, place = self._given_up.last_given_up(), self._refuge()
+        if given is None or place is None or self._count >= self._max_steps:
+            return False
+        self._count += 1
+        action = Action("cpu", given.action.source, self._on_the_cpu(place), given.action.bytes_expected)
+        self._move_to_cpu(Step(action, place, origin=given.position, reason=given.reason))
+        self._tell(action, reason)
+        return True
+
+    def _refuge(self) -> int | None:
+        """The last model of the chain that may do on the CPU; None where one is there, or none is left."""
+        barred = {*self._broken, *self._unfit, *self._not_on_cpu, *self._cpu_full}
+        barred |= {at for at, link in enumerate(self.links) if link.reopen is None}
+        found = [at for at in range(len(self.links)) if at not in barred and at not in self._resting]
+        return found[-1] if found and self._given_up.on_cpu is None else None
+
+    def _on_the_cpu(self, place: int) -> str:
+        return f"{self.links[place].model} on the CPU"
+
+    def _move_to_cpu(self, step: Step) -> None:
+        self._close(step.origin)
+        self._close(step.position)
+        self._given_up.move_to_cpu(step)
+        self._position = step.position
 
     def broken(self, error: BaseException, asked_tokens: int = 0) -> None:
         """Do what helps after answering raised `error`; a request that no model could take is raised again instead.
@@ -167,6 +242,7 @@ class Chain:
         does not help; then the one before answers on.
         """
         before, self.links[0] = self.links[0], link
+        self._unfit.pop(0, None)
         changed = link.adapter == before.adapter and link.adapter_sha256 != before.adapter_sha256
         self._count = 0
         try:
@@ -209,7 +285,8 @@ class Chain:
         engine = self._engines.get(0)
         for adapter in engine.adapters() if engine is not None else []:
             if engine is not None and adapter != self.links[0].adapter and adapter not in keep:
-                engine.unload_adapter(adapter)
+                with contextlib.suppress(EngineBroken):  # whoever asks next is told
+                    engine.unload_adapter(adapter)
 
     @property
     def usable(self) -> bool:
@@ -231,6 +308,8 @@ class Chain:
             position, engine = self._position, self._engines.get(self._position)
             situation = self._situation(problem, asked_tokens)
             action = recovery.next_action(situation, self._count, self._max_steps)
+            if isinstance(error, NoRoomElsewhereError):
+                action = None  # at no rung
             self._count += 1
             if action is None or action.kind == "smaller_model":
                 what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {_first_line(error)}"
@@ -260,8 +339,11 @@ class Chain:
     def _give_up(self, step: Step) -> None:
         """A model that memory does not suffice for is left alone until it does; the next one takes over."""
         self._close(step.position)
-        self._cpu_failed = self._cpu_failed or step.position == self._given_up.on_cpu
-        self._close(self._given_up.give_up(step))
+        if step.position == self._given_up.on_cpu:  # not even there
+            self._cpu_full.add(step.position)
+            self._given_up.leave_cpu()
+        else:
+            self._given_up.take(step)
         self._next(step.reason)
 
     def _situation(self, problem: Literal["serving", "loading"], asked_tokens: int) -> Situation:
@@ -277,31 +359,23 @@ class Chain:
             if engine is not None and held is not None and held.rung is not None:
                 taken = max(int(engine.planned_vram_mib(1, 1) * 2**20), held.rung_bytes[held.rung])  # its cache as well
                 held = dataclasses.replace(held, rung_bytes={**held.rung_bytes, held.rung: taken})
-        left = [at for at in range(self._position + 1, len(self.links)) if not self._missing(at)]
-        movable = [at for at, other in enumerate(self.links) if other.reopen is not None]
-        free_to_move = self._given_up.on_cpu is None and not self._cpu_failed
-        to_cpu = self.links[movable[-1]].model if movable and free_to_move else None
+        left, place = self._left(), self._refuge()
         return Situation(
             problem=problem,
             model=link.model,
             footprint=held,
             asked_tokens=asked_tokens,
             least_tokens=self._least_tokens,
-            smaller=self.links[left[0]].model if left else None,
-            cpu=to_cpu,
+            smaller=None if left is None else self.links[left].model,
+            cpu=None if place is None else self.links[place].model,
         )
 
     def _act(self, action: Action, engine: Engine | None) -> None:
         position = self._position
-        if action.kind == "cpu":
-            place = max(at for at, link in enumerate(self.links) if link.reopen is not None)
-            self._close(position)
-            self._close(place)
-            self._broken.pop(place, None)
-            self._given_up.move_to_cpu(
-                Step(action, place, origin=position, reason=f"{self.link.model} ran out of memory")
-            )
-            self._position = place
+        place = self._refuge()
+        if action.kind == "cpu" and place is not None:
+            reason = f"{self.link.model} ran out of memory"
+            self._move_to_cpu(Step(action, place, origin=position, reason=reason))
         elif engine is not None:
             engine.relieve(action, self.link.adapter)
             self._given_up.take(Step(action, position, engine))
@@ -342,11 +416,17 @@ class Chain:
         self._given_up.begin_answer()
         self._count = self._least_tokens = 0
         self._reopened.clear()
-        self._cpu_failed = False
+        self._cpu_full.clear()
+        self._asked_back = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> bool:
+        """Undo what is due and go to the first model that may be tried; whether there is one."""
         while self._undo() and not self.usable:
             pass
         whole = [at for at in range(len(self.links)) if not self._missing(at)]
         self._position = whole[0] if whole else len(self.links) - 1
+        return bool(whole)
 
     def _undo(self) -> bool:
         """Take the last step back if that is due; whether it was."""
@@ -354,8 +434,10 @@ class Chain:
         if last is None:
             return False
         model = self.links[last.position].model
+        if last.at_opening:
+            self._returning = last
         try:
-            self._take_back(last)
+            changed = self._take_back(last)
         except Exception as error:
             self._close(last.position)
             if is_out_of_memory(error):
@@ -363,8 +445,9 @@ class Chain:
             else:
                 self._broken[last.position] = f"{model} broke: {_first_line(error)}"
             return False
-        back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
-        self._tell(back, "memory has returned", undone=True, model=model)
+        if changed:
+            back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
+            self._tell(back, "memory has returned", undone=True, model=model)
         return True
 
     def _working_bytes(self) -> int:
@@ -372,14 +455,18 @@ class Chain:
         held = next((found for engine in self._engines.values() if (found := engine.footprint()) is not None), None)
         return 0 if held is None else min(held.context_tokens, self._given_up.asked_tokens) * held.bytes_per_token
 
-    def _take_back(self, step: Step) -> None:
-        """Undo what was done to a loaded engine; what is opened from now on is opened without the step anyway."""
-        if step.action.kind == "cpu":
-            self._broken.pop(step.position, None)  # what broke it there need not break it on the card
+    def _take_back(self, step: Step) -> bool:
+        """Undo what was done to a loaded engine; what is opened from now on is opened without the step anyway.
+
+        False where there was nothing to undo: an answer may have needed the whole context meanwhile.
+        """
         if step.action.kind == "cpu" or step.at_opening:
             self._close(step.position)
         elif step.engine is not None:
+            if step.action.kind == "shrink_context" and step.engine.context_length() >= int(step.action.source):
+                return False
             step.engine.restore(step.action)
+        return True
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -398,7 +485,7 @@ class Chain:
 
     def _close_idle(self, error: Exception) -> bool:
         """Free what is only kept for later, which may be what takes the room; whether there was anything."""
-        idle = [position for position in sorted(self._engines) if position != self._position]
+        idle = [at for at in sorted(self._engines) if at != self._position and not self._engines[at].is_elsewhere]
         if idle:
             step = RecoveryStep(
                 model=self.link.model, action="close_idle", target="none", reason=_first_line(error),

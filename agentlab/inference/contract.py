@@ -28,6 +28,10 @@ class OutOfMemoryError(EngineError):
     """The device's memory did not suffice even for the smallest batch."""
 
 
+class NoRoomElsewhereError(OutOfMemoryError):
+    """The RAM does not suffice for a model that is to be moved to the CPU, at no rung."""
+
+
 class EngineBroken(EngineError):
     """The engine's process died or does not answer as it should; whoever opens it anew can go on."""
 
@@ -111,6 +115,8 @@ class Engine(abc.ABC):
     name: str
     device: str
     model_files: ModelFiles
+    is_elsewhere = False
+    """Whether the model lies in the memory of a server that is not this program's."""
     tell: Callable[[RecoveryStep], None] = staticmethod(lambda step: None)
     """Called with what the engine gave up by itself for lack of memory; for whoever opened it to set."""
 

@@ -1,7 +1,6 @@
 """What the models of a chain have given up for lack of memory, and when they take it back. Acts on nothing itself."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Literal, cast
 
 from agentlab.config import RungName
@@ -32,7 +31,8 @@ class Step:
 class GivenUp:
     """The steps that are in force, oldest first, and what decides on undoing them: the last one first, when it is due.
 
-    What they mean for a model, its rung, its place, whether it is tried at all, follows from them alone.
+    What they mean for a model, its rung, its place, whether it is tried at all, follows from them alone. A model on the
+    CPU begins anew there; what it had given up on the card waits for it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class GivenUp:
     # -- what follows from the steps -----------------------------------------------------------------------------------
 
     def rung(self, position: int) -> RungName | None:
-        """At which a model is opened; None: its usual one."""
+        """At which a model is opened where it is now; None: its usual one."""
         lower = [one.action.target for one in self._of(position) if one.action.kind == "lower_rung"]
         return cast(RungName, lower[-1]) if lower else None
 
@@ -59,8 +59,8 @@ class GivenUp:
         """Why a model is not tried for lack of memory; "" where it is."""
         if position == self.on_cpu:
             return ""
-        found = [one.reason for one in self._of(position) if one.action.kind == "smaller_model"]
-        found += [one.reason for one in self.steps if one.action.kind == "cpu" and one.origin == position]
+        found = [one.reason for one in self.steps if one.position == position and one.action.kind == "smaller_model"]
+        found += [one.reason for one in self.steps if one.origin == position]
         return found[-1] if found else ""
 
     def whole_context(self, engine: Engine) -> int:
@@ -68,8 +68,14 @@ class GivenUp:
         shrunk = [one.action for one in self.steps if one.engine is engine and one.action.kind == "shrink_context"]
         return int(shrunk[0].source) if shrunk else engine.context_length()
 
-    def _of(self, position: int) -> Iterator[Step]:
-        return (one for one in self.steps if one.position == position)
+    def _of(self, position: int) -> list[Step]:
+        """The steps of a model where it is now: on the CPU, those since it came there."""
+        since = self._moved() + 1 if position == self.on_cpu else 0
+        return [one for one in self.steps[since:] if one.position == position]
+
+    def _moved(self) -> int:
+        """Where the step to the CPU is; -1 where there is none."""
+        return next((at for at, one in enumerate(self.steps) if one.action.kind == "cpu"), -1)
 
     # -- taking steps --------------------------------------------------------------------------------------------------
 
@@ -81,28 +87,32 @@ class GivenUp:
             self._undone.discard(mark)
             self._relapses[mark] = self._relapses.get(mark, 0) + 1
 
+    def last_given_up(self) -> Step | None:
+        """The last model that was left for lack of memory; None where none was."""
+        return next((one for one in reversed(self.steps) if one.action.kind == "smaller_model"), None)
+
     def move_to_cpu(self, step: Step) -> None:
-        """Note that a model goes to the CPU, where it begins anew: memory is another one there."""
-        self.steps = [one for one in self.steps if one.position != step.position or one.action.kind == "smaller_model"]
+        """Note that a model goes to the CPU, for one that is left no more on its own account."""
+        given = self.last_given_up()
+        if given is not None and given.position == step.origin:
+            self.steps.remove(given)
         self.take(step)
 
-    def give_up(self, step: Step) -> int:
-        """Note that memory does not suffice for a model, not even for one on the CPU; whose it is that has to return.
-
-        Of one on the CPU that is the memory of the model that gave way to it.
-        """
-        position = step.position
-        if position != self.on_cpu:
-            self.take(step)
-            return position
-        at = self._first("cpu")
+    def leave_cpu(self) -> None:
+        """Note that it does not do there either: the model that gave way to it is left as before."""
+        at = self._moved()
         moved = self.steps[at]
-        self.steps = [one for index, one in enumerate(self.steps) if index < at or one.position != position]
-        if moved.origin != position and not self.reason(position):
-            self.take(step)
+        self.steps = self._without_cpu(at)
         action = dataclasses.replace(moved.action, kind="smaller_model")
         self.take(Step(action, moved.origin, reason=moved.reason))
-        return moved.origin
+
+    def _without_cpu(self, at: int) -> list[Step]:
+        place = self.steps[at].position
+        return self.steps[:at] + [one for one in self.steps[at + 1 :] if one.position != place]
+
+    def forget(self, position: int) -> None:
+        """A model is not tried again for other reasons: what it had given up need not be taken back."""
+        self.steps = [one for one in self.steps if one.position != position or one.action.kind not in _LASTING]
 
     # -- engines that come and go --------------------------------------------------------------------------------------
 
@@ -147,29 +157,25 @@ class GivenUp:
     def undo(self, free_bytes: int, nothing_left: bool) -> Step | None:
         """The step to take back now, which is in force no more; None where none is due.
 
-        nothing_left: no model is left to answer.
+        Of one on the CPU it is that it was moved there: what it gave up there is void then, and it is the card's memory
+        that is known to have returned. nothing_left: no model is left to answer.
         """
         if not self.steps:
             return None
-        at = self._first("cpu")
+        at = self._moved()  # -1, the last one, where none was moved
         last = self.steps[at]
         mark = (last.position, last.action.kind)
         if not recovery.may_undo(
             last.action, free_bytes, self._calm_answers, self._relapses.get(mark, 0), nothing_left
         ):
             return None
-        # what a model gave up on the CPU is void with it: it is the card's memory that is known to have returned
-        self.steps = self.steps[:at] + [one for one in self.steps[at + 1 :] if one.position != last.position]
+        self.steps = self.steps[:-1] if at < 0 else self._without_cpu(at)
         if not nothing_left:
             self._undone.add(mark)
         self._calm_answers = 0
         return last
 
     def not_undone(self, step: Step) -> None:
-        """Memory did not suffice for taking it back: the model is opened again as it was."""
+        """Taking it back has failed: the model is opened again as it was."""
         if step.action.kind in _LASTING:
-            self.take(Step(step.action, step.position))
-
-    def _first(self, kind: str) -> int:
-        """Where the step of this kind is; the last one where there is none."""
-        return next((at for at, one in enumerate(self.steps) if one.action.kind == kind), len(self.steps) - 1)
+            self.take(Step(step.action, step.position, at_opening=step.at_opening))

@@ -63,6 +63,7 @@ class OpenAIEngine(ServedAdapters, Engine):
     """Answers with `/v1/chat/completions`. What the server cannot do is found out when it is first asked for."""
 
     name = "openai"
+    is_elsewhere = True
 
     def __init__(
         self, server: Server, known: Known, model: str, context_length: int, tokenizer: Path | None = None

@@ -22,6 +22,7 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
     """Answers with `/v1/completions` of `vllm serve`, each request on a thread of its own."""
 
     name = "openai"
+    is_elsewhere = True
 
     def __init__(self, server: Server, model: ModelFiles, context_length: int) -> None:
         """model: its name on the server, and a folder with the same tokenizer. Raises ModelError."""

@@ -15,7 +15,7 @@ from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.hardware.sizing import LEAST_TOKENS, Device
 from agentlab.inference import stored
-from agentlab.inference.contract import Engine, OutOfMemoryError
+from agentlab.inference.contract import Engine, NoRoomElsewhereError, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def open_engine(
     device: Device = "cpu" if on_cpu or not _has_cuda() else "cuda"
     if on_cpu:
         _check_swap(settings, model)
+        _check_stored_ram(settings, model)
     if rung is not None and on_cpu:
         _check_ram(settings, model, rung)
     wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
@@ -164,14 +165,14 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
     budget = settings.budget
     limit = _card_limit(settings) if device == "cuda" else _ram_limit(settings)
     context = budget.context_gib * GIB if device == "cuda" else 0
-    for name, size in planned.rung_bytes.items():
+    for name in planned.rung_bytes:
         if name == "fp32" and device == "cuda":
             continue
-        if size + LEAST_TOKENS * planned.bytes_per_token + context <= limit:
+        if _least_bytes(planned, name) + context <= limit:
             return name
     smallest = min(planned.rung_bytes, key=lambda name: planned.rung_bytes[name])
     if moved and device == "cpu":
-        _check_ram(settings, model, smallest)
+        _check_ram(settings, model, smallest, NoRoomElsewhereError)
     return smallest
 
 
@@ -188,24 +189,39 @@ def _ram_limit(settings: Settings) -> float:
 
 
 def _check_swap(settings: Settings, model: ModelFiles) -> None:
-    """Raise OutOfMemoryError where the machine already swaps so much that it would not get faster with a model more."""
+    """Raise NoRoomElsewhereError on a machine that swaps so much that a model more would not help."""
     used, limit = memory_stats().swap_used / 1024, settings.budget.swap_gib
     if used > limit:
-        raise OutOfMemoryError(
+        raise NoRoomElsewhereError(
             f"{model.name} is not moved to the CPU while {used:.1f} GiB of swap are in use; allowed: up to "
             f"budget.swap_gib {limit:g}"
         )
 
 
-def _check_ram(settings: Settings, model: ModelFiles, rung: RungName) -> None:
-    """Raise OutOfMemoryError where the ledger says that `model` does not fit into the free RAM at `rung`."""
-    planned, limit = planned_footprint(settings, model, "cpu"), _ram_limit(settings)
-    if planned is None or not limit:
-        return
-    needed = planned.rung_bytes[rung] + LEAST_TOKENS * planned.bytes_per_token
-    if needed > limit:
-        raise OutOfMemoryError(
-            f"{model.name} takes {needed / 2**20:.1f} MiB of RAM at {rung}; allowed: {limit / 2**20:.1f}, "
+def _check_ram(
+    settings: Settings, model: ModelFiles, rung: RungName, kind: type[OutOfMemoryError] = OutOfMemoryError
+) -> None:
+    """Raise an error of this kind where the ledger says that `model` does not fit into the free RAM at `rung`."""
+    planned = planned_footprint(settings, model, "cpu")
+    if planned is not None:
+        _check_bytes(settings, model, f"at {rung}", _least_bytes(planned, rung), kind)
+
+
+def _check_stored_ram(settings: Settings, model: ModelFiles) -> None:
+    """As `_check_ram`, for a model that is quantized in its files."""
+    if stored.stored_quantization(model.folder) is not None:
+        _check_bytes(settings, model, "as stored", ledger.stored_weight_bytes(model.folder), NoRoomElsewhereError)
+
+
+def _least_bytes(planned: Footprint, rung: RungName) -> int:
+    return planned.rung_bytes[rung] + LEAST_TOKENS * planned.bytes_per_token
+
+
+def _check_bytes(settings: Settings, model: ModelFiles, how: str, needed: int, kind: type[OutOfMemoryError]) -> None:
+    limit = _ram_limit(settings)
+    if limit and needed > limit:
+        raise kind(
+            f"{model.name} takes {needed / 2**20:.1f} MiB of RAM {how}; allowed: {limit / 2**20:.1f}, "
             f"budget.ram_fraction {settings.budget.ram_fraction:g} of what is free"
         )
 

@@ -198,22 +198,6 @@ def test_a_shrunken_context_loses_no_answer_for_a_large_limit_on_its_length(want
     assert (result.state, result.final_answer) == ("answered", "I answer.")
 
 
-def test_a_model_that_comes_back_from_the_cpu_leaves_the_rung_there_that_it_had_to_take():
-    card = Card(12_000, ram=3_000)
-    chain = chain_on(card, adapters=0)
-    agent = agent_of(chain=chain, max_new_tokens=200)
-    agent.load()
-    card.limit = 0
-    assert ask(agent)[0] == [*["lower_rung"] * 3, "cpu", "lower_rung", "lower_rung"]
-    (engine,) = chain._engines.values()
-    assert (engine.device, engine.rung) == ("cpu", "nf4")
-    card.limit = 20_000
-    undone = [done for _ in range(CALM_ANSWERS + 1) if (done := ask(agent)[0])]
-    (engine,) = chain._engines.values()
-    assert (undone, engine.device, engine.rung) == ([["undo cpu"]], "cuda", "bf16")
-    assert not chain._given_up.steps
-
-
 def test_a_burst_of_a_lack_of_memory_does_not_bar_a_model_of_unknown_size():
     card = Card(12_000)
     chain = chain_on(card, (1.0, 0.1), adapters=0)

@@ -14,10 +14,10 @@ from agentlab.hardware.lease import Lease
 from agentlab.hardware.monitor import accelerator
 from agentlab.hardware.recovery import Footprint, free_bytes
 from agentlab.hardware.threads import limit_threads
-from agentlab.inference import Engine, choose_engine, open_engine
+from agentlab.inference import Engine, open_engine
 from agentlab.inference.chain import Chain
 from agentlab.inference.links import Link, Role
-from agentlab.inference.opening import EngineName, planned_footprint, runs_vllm, served_model
+from agentlab.inference.opening import EngineName, engine_of_run, planned_footprint, served_model
 from agentlab.records import BASE
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ class _Opener:
         if wanted == "openai":
             return "transformers"
         known = self.run.model() if self.role == "primary" else None
-        if wanted != "auto" or known is None:
-            return choose_engine(self.run.settings, files)
-        return known.engine if runs_vllm() else "transformers"
+        return engine_of_run(self.run.settings, files, None if known is None else known.engine)
 
     def _rung(self) -> RungName | None:
         """What the run's adapters were trained and scored at; None: as for any other model."""

@@ -9,9 +9,11 @@ from agentlab import models
 from agentlab.errors import ConfigError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
+from agentlab.hardware.ledger import GIB
 from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
 from agentlab.hardware.remedies import notes
 from agentlab.hardware.rungs import RUNGS
+from agentlab.hardware.shape import ShapeError
 from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference import stored
@@ -20,6 +22,7 @@ from agentlab.inference.opening import (
     beside_sleeping,
     check_rung,
     has_vllm,
+    only_on_vllm,
     served_rank,
     vllm_loads,
     vllm_settings,
@@ -68,7 +71,12 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
     if run.settings.model.engine == "vllm":
         check_rung(run.settings.model.rung, here.device)
     name = run.settings.model.primary
-    primary = Model("primary", name, *models.shape_of(name, run.root))
+    try:
+        primary = Model("primary", name, *models.shape_of(name, run.root))
+    except ShapeError:  # nobody knows its sizes; what it is quantized with is known all the same
+        if not name.endswith(".gguf"):
+            stored.check_learns(models.resolve(name, run.root))
+        raise
     if primary.weight_bytes is not None:
         if run.settings.model.rung != "auto":
             raise ConfigError(
@@ -111,7 +119,7 @@ def _what_only_answers(plan: Plan, run: Run) -> Plan:
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
     settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
-    found = _vllm_settings(plan, run, sizes)
+    found = _vllm_settings(plan, where, run, sizes)
     if found is None:
         return plan
     lines = planned_lines(found, sizes)
@@ -157,17 +165,23 @@ def _trained_beside(plan: ModelPlan, where: Machine, run: Run, work: Workload, a
     return dataclasses.replace(phase, lines=(*lines, ("vllm_asleep", asleep_bytes)))
 
 
-def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings | None:
+def _vllm_settings(plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes) -> VllmSettings | None:
     """What vLLM would be started with for this model, the least where nothing fits; None where it does not answer."""
     engine = run.settings.model.engine
     if engine == "auto":
         # what `auto` chose first is kept for the whole run
         bound = run.model() if plan.model.role == "primary" else None
-        engine = bound.engine if bound is not None else "auto" if _auto_may_be_vllm(plan, run) else "transformers"
+        if plan.model.weight_bytes is not None and only_on_vllm(models.resolve(plan.model.name, run.root)):
+            engine = "vllm"
+        elif bound is not None:
+            engine = bound.engine
+        elif not _auto_may_be_vllm(plan, run):
+            return None
     if engine not in ("auto", "vllm"):
         return None
     try:
-        return vllm_settings(run.settings, sizes)
+        card_bytes = where.card_bytes or float("inf")
+        return vllm_settings(run.settings, sizes, min(run.settings.budget.vram_gib * GIB, card_bytes))
     except OutOfMemoryError:
         if engine == "auto":
             return None
@@ -177,7 +191,7 @@ def _vllm_settings(plan: ModelPlan, run: Run, sizes: ModelSizes) -> VllmSettings
 def _auto_may_be_vllm(plan: ModelPlan, run: Run) -> bool:
     if not (has_vllm() and monitor.accelerator() == "cuda" and vllm_loads(run.settings.model.rung, "cuda")):
         return False
-    return plan.model.shape.prequantized in (None, *stored.VLLM_LOADS)
+    return stored.by_vllm(plan.model.shape.prequantized, "cuda")
 
 
 def machine(device: Device | Literal["auto"]) -> Machine:

@@ -65,6 +65,8 @@ class ChatServer:
         if handler.path == "/v1/models":
             length = {"max_model_len": 512} if self.kind in ("vllm", "sglang") else {}
             self._json(handler, 200, {"data": [{"id": name, "object": "model", **length} for name in self.models]})
+        elif handler.path in self.busy and self.statuses:
+            self._json(handler, self.statuses.pop(0), {"error": {"message": "busy on purpose"}})
         elif handler.path == "/api/version" and self.kind == "ollama":
             self._json(handler, 200, {"version": "0.13.0"})
         elif handler.path == "/props" and self.kind == "llama.cpp":

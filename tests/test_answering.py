@@ -78,8 +78,8 @@ def begun(tiny_experiment, tiny_model, monkeypatch):
             return found
 
         monkeypatch.setattr("agentlab.answering.open_engine", open_engine)
-        monkeypatch.setattr("agentlab.answering.choose_engine", lambda settings, files: here)
-        monkeypatch.setattr("agentlab.answering.runs_vllm", lambda: here == "vllm")
+        monkeypatch.setattr("agentlab.inference.opening.choose_engine", lambda settings, files: here)
+        monkeypatch.setattr("agentlab.inference.opening.runs_vllm", lambda: here == "vllm")
         with lab.agent(remember=False, builtin_tools=False, lease=False) as agent:
             return opened, agent.ask("Who?").fallbacks, agent.chain.links[0].planned().rung
 

@@ -84,7 +84,7 @@ class ModelShape:
                 context_length=int(config.get("max_position_embeddings", 2048)),
                 window=window,
                 windowed_layers=windowed,
-                prequantized=(config.get("quantization_config") or {}).get("quant_method"),
+                prequantized=quantization_method(config),
             )
         except (KeyError, TypeError, ValueError) as error:
             missing = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -147,6 +147,15 @@ class ModelShape:
         """All weights; a tied head counts once."""
         heads = 1 if self.tied else 2
         return self.linear_parameters + heads * self.embedding_parameters + self.small_parameters
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """The method with which a model's stored weights are quantized, as awq or gptq; None where they are not."""
+    values = config.get("quantization_config")
+    if not isinstance(values, Mapping):
+        return None
+    old = any(values.get(key) for key in ("load_in_4bit", "load_in_8bit"))  # files from before methods had names
+    return values.get("quant_method") or ("bitsandbytes" if old else None)
 
 
 def _completed(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:

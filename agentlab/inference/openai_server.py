@@ -36,7 +36,14 @@ class ServerError(EngineError):
 
 
 class Unavailable(ServerError):
-    """The server cannot be reached or has no time just now: what it can do, and what it would answer, stays open."""
+    """The server cannot be reached or has no time just now: what it can do, and what it would answer, stays open.
+
+    status: what it, or a proxy before it, answered; None where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UnknownForm(ServerError):
@@ -94,8 +101,10 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON that the server answers; where it answers plain text, that."""
+        return self._posted(self._client, path, body)
 
-        text = self._tried(lambda: self._client.post(self.root + path, cast_to=str, body=body))
+    def _posted(self, client: Any, path: str, body: dict[str, Any]) -> Any:
+        text = self._tried(lambda: client.post(self.root + path, cast_to=str, body=body))
         try:
             return json.loads(text)
         except ValueError:
@@ -175,7 +184,7 @@ class Server:
         if status is None:
             return Unavailable(f"the server at {self.base_url} cannot be reached or broke off: {_first_line(error)}")
         if status in _PASSING:
-            return Unavailable(f"the server at {self.base_url} failed (status {status}): {said}")
+            return Unavailable(f"the server at {self.base_url} failed (status {status}): {said}", status)
         if 400 <= status < 500:
             return RefusedByServer(f"the server at {self.base_url} refuses (status {status}): {said}", status)
         return ServerError(f"the server at {self.base_url} failed (status {status}): {said}")
@@ -219,22 +228,34 @@ class Server:
             folder = Path(str(row.get("root") or ""))
             here = folder.is_absolute() and folder.is_dir()
             return Known("vllm", length, folder if here else None)
-        with contextlib.suppress(EngineError):
+        with self._asked_beside():
             # a gateway may answer whatever is asked, with a page or with an error in a JSON object
             found = self.get("/props")
             settings = found.get("default_generation_settings") if isinstance(found, dict) else None
             if isinstance(settings, dict):
                 return Known("llama.cpp", settings.get("n_ctx"))
-        with contextlib.suppress(EngineError):
+        with self._asked_beside():
             found = self.get("/api/version")
             if isinstance(found, dict) and "version" in found:
                 return Known("ollama")
         return Known("other", length)
 
+    @contextlib.contextmanager
+    def _asked_beside(self) -> Iterator[None]:
+        """Where only a server of some kind answers. Raises Unavailable for one that may be it and is still loading."""
+        try:
+            yield
+        except Unavailable as error:
+            if error.status in (None, 503):
+                raise
+        except EngineError:
+            pass
+
     def _reads_chats_as_tokens(self, model: str) -> bool:
         """Whether /tokenize takes messages, as vLLM's does. Raises Unavailable."""
         try:
-            found = self.post("/tokenize", {"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+            body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+            found = self._posted(self._knowing, "/tokenize", body)
         except Unavailable:
             raise
         except EngineError:

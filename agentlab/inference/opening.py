@@ -33,15 +33,26 @@ def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
     wanted = settings.model
     if wanted.engine != "auto":
         return wanted.engine
+    if only_on_vllm(model):
+        return "vllm"
+    known = stored.by_vllm(stored.stored_quantization(model.folder), "cuda")
+    fits = runs_vllm() and known and vllm_loads(wanted.rung, "cuda") and _fits_on_vllm(settings, model)
+    return "vllm" if fits else "transformers"
+
+
+def engine_of_run(settings: Settings, model: ModelFiles, bound: EngineName | None) -> EngineName:
+    """The engine that a run is bound to by its scores, where it is here; where there are none `choose_engine`'s."""
+    if settings.model.engine != "auto" or bound is None or only_on_vllm(model):
+        return choose_engine(settings, model)
+    return bound if runs_vllm() else "transformers"
+
+
+def only_on_vllm(model: ModelFiles) -> bool:
+    """Whether the model is quantized in its files so that vLLM, which is here, loads it and transformers does not."""
     method = stored.stored_quantization(model.folder)
-    if method is not None:
-        if not (has_vllm() and method in stored.VLLM_LOADS):
-            return "transformers"
-        if stored.not_by_transformers(model.folder):
-            return "vllm"
-    return (
-        "vllm" if runs_vllm() and vllm_loads(wanted.rung, "cuda") and _fits_on_vllm(settings, model) else "transformers"
-    )
+    if method is None or not has_vllm() or not stored.by_vllm(method, "cuda" if _has_cuda() else "cpu"):
+        return False
+    return bool(stored.not_by_transformers(model.folder))
 
 
 def runs_vllm() -> bool:
@@ -84,18 +95,17 @@ def _fits_on_vllm(settings: Settings, model: ModelFiles) -> bool:
     from agentlab.inference.vllm_settings import model_sizes
 
     try:
-        vllm_settings(settings, model_sizes(model.folder, 2))
+        vllm_settings(settings, model_sizes(model.folder, 2), _card_limit(settings))
     except (OutOfMemoryError, ModelError, AttributeError, ValueError):
         return False  # also a model whose config names its sizes otherwise: transformers can load more kinds
     return True
 
 
-def vllm_settings(settings: Settings, sizes: "ModelSizes") -> "VllmSettings":
-    """What vLLM is started with on a GPU. Raises OutOfMemoryError where nothing fits the budget."""
+def vllm_settings(settings: Settings, sizes: "ModelSizes", limit_bytes: float) -> "VllmSettings":
+    """What vLLM is started with on a GPU of which so much may be taken. Raises OutOfMemoryError where nothing fits."""
     from agentlab.inference.vllm_settings import settings_for_gpu
 
-    budget = settings.budget
-    return settings_for_gpu(budget.vram_gib, sizes, served_rank(settings), context_gib=budget.context_gib)
+    return settings_for_gpu(limit_bytes / GIB, sizes, served_rank(settings), context_gib=settings.budget.context_gib)
 
 
 def beside_sleeping(settings: Settings, asleep_bytes: int) -> Settings:

@@ -18,7 +18,7 @@ from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
-from agentlab.inference.stored import VLLM_LOADS, stored_quantization
+from agentlab.inference.stored import check_vllm, stored_quantization
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_modules import Modules
@@ -82,13 +82,9 @@ class VllmEngine(TokenStreamEngine):
         self._threads = threads
         self.model_files = model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        stored = stored_quantization(model.folder)
-        if stored not in (None, *VLLM_LOADS):
-            raise ModelError(
-                f"{model.name} is stored in {stored}; allowed on vLLM: {', '.join(VLLM_LOADS)}; others with "
-                "model.engine: transformers"
-            )
-        self._dtype = "float32" if stored is None else "bfloat16"  # its kernels for packed weights know 16 bits alone
+        check_vllm(model)
+        packed = stored_quantization(model.folder) is not None
+        self._dtype = "bfloat16" if packed else "float32"  # its kernels for packed weights know 16 bits alone
         if self.device == "cuda":
             self._dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         try:
@@ -306,6 +302,10 @@ class VllmEngine(TokenStreamEngine):
     def load_adapter(self, adapter: str, folder: Path) -> None:
         lora = adapter_room.load(folder)  # refuses what is damaged, hostile or cannot be computed correctly
         self._modules.check(adapter, lora, self.settings.max_lora_rank)
+        if self.device == "cpu" and self._nothing is None:  # see __init__
+            raise AdapterError(
+                f"{self.model_files.name} takes no adapters on a CPU: nobody knows the sizes of its packed modules"
+            )
         self._running()  # before anything is written
         loaded = self._save(lora)
         try:

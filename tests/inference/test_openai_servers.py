@@ -591,3 +591,13 @@ def test_a_closed_server_is_named():
         engine.close()
         with pytest.raises(EngineError, match=r"the connection to the server at .* is closed; open the engine again"):
             engine.generate([Request(CHAT, max_new_tokens=2)])
+
+
+@pytest.mark.parametrize("kind", ["llama.cpp", "ollama"])
+def test_a_server_that_is_still_loading_is_not_taken_for_another(kind, monkeypatch):
+    monkeypatch.setattr(server_module, "_PAUSE_S", 0.001)
+    asked = {"llama.cpp": "/props", "ollama": "/api/version"}[kind]
+    with ChatServer(kind, words, statuses=[503] * server_module._TRIES, busy=(asked,)) as server:
+        with pytest.raises(server_module.Unavailable, match="status 503"):
+            server_module.Server(server.url).known("m")
+        assert server_module.Server(server.url).known("m").kind == kind

@@ -80,6 +80,16 @@ def test_auto_is_the_most_precise_rung_that_the_budget_and_the_card_allow(tmp_pa
     assert choose_rung(Settings(name="test"), model, "cuda") == rung
 
 
+@pytest.mark.parametrize(("card_gib", "engine"), [(6, "vllm"), (3, "transformers")])
+def test_auto_is_vllm_where_the_model_fits_there_on_this_card(tmp_path, monkeypatch, card_gib, engine):
+    shutil.copy(PUBLISHED / "Qwen2.5-1.5B.json", tmp_path / "config.json")
+    monkeypatch.setattr(opening, "gpus", lambda: [Gpu("a card", memory_total_mb=card_gib * 1024)])
+    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    model = models.ModelFiles("Qwen2.5-1.5B", tmp_path, "")
+    assert choose_engine(Settings(name="test"), model) == engine
+
+
 @pytest.mark.parametrize(
     ("rung", "engine"),
     [("auto", "vllm"), ("bf16", "vllm")] + [(rung, "transformers") for rung in ("fp32", "int8", "nf4", "hqq3")],

@@ -1,5 +1,6 @@
 """Models that are quantized in their files: for real on the CPU kernels of vLLM, and which engine loads them."""
 
+import dataclasses
 import importlib.util
 import shutil
 
@@ -18,6 +19,7 @@ from agentlab.inference import Request, open_engine, opening, stored
 from agentlab.inference.opening import choose_engine
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.inference.vllm_engine import VllmEngine
+from agentlab.inference.vllm_modules import Modules
 from agentlab.inference.vllm_settings import VllmSettings
 from agentlab.lab import Lab
 from agentlab.planning import plan_run
@@ -86,16 +88,55 @@ def test_auto_is_the_engine_that_can_load_it(folders, monkeypatch, method):
         open_engine(settings, model)
 
 
-def test_bitsandbytes_files_are_not_given_to_vllm(tiny_model, tmp_path, monkeypatch):
-    folder = tmp_path / "model"
+def with_config(tiny_model, folder, quantization):
+    """The tiny model in `folder`, said to be quantized."""
     shutil.copytree(tiny_model, folder)
     config = files.read_json(folder / "config.json")
-    files.write_json(folder / "config.json", config | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    files.write_json(folder / "config.json", config | {"quantization_config": quantization})
+    return models.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method", "reason"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8", "transformers would unpack the whole model"),
+        ({"quant_method": "hqq"}, "hqq", "its quantization_config cannot be read"),
+        ({"quant_method": "unheard-of"}, "unheard-of", "its quantization_config cannot be read"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes", ""),
+    ],
+)
+def test_what_transformers_would_unpack_or_not_know_is_refused(tiny_model, tmp_path, quantization, method, reason):
+    model = with_config(tiny_model, tmp_path / "model", quantization)
+    assert stored.stored_quantization(model.folder) == method
+    assert models.shape_of(str(model.folder))[0].prequantized == method
+    found = stored.not_by_transformers(model.folder)
+    assert found.startswith(reason)
+    assert bool(found) is bool(reason)
+    if reason:
+        with pytest.raises(ModelError, match=f"is stored in {method} and cannot be loaded here: {reason}"):
+            TransformersEngine(model)
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_a_run_is_answered_by_the_engine_that_can_load_its_model(folders, tiny_model, monkeypatch, cuda):
+    settings = from_mapping({"name": "test"}, "test")
+    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    monkeypatch.setattr(opening, "_has_cuda", lambda: cuda)
+    monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "no library" if folder != tiny_model else "")
+    packed, plain = models.resolve(str(folders["awq"][0])), models.resolve(str(tiny_model))
+    assert [opening.engine_of_run(settings, packed, bound) for bound in ("vllm", "transformers", None)] == ["vllm"] * 3
+    assert opening.engine_of_run(settings, plain, "vllm") == ("vllm" if cuda else "transformers")
+    assert opening.engine_of_run(settings, plain, "transformers") == "transformers"
+
+
+def test_bitsandbytes_files_are_not_given_to_vllm(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "has_vllm", lambda: True)
     monkeypatch.setattr(opening, "_has_cuda", lambda: True)
-    model = models.resolve(str(folder))
+    model = with_config(tiny_model, tmp_path / "model", {"quant_method": "bitsandbytes"})
     assert choose_engine(from_mapping({"name": "test"}, "test"), model) == "transformers"
-    with pytest.raises(ModelError, match="is stored in bitsandbytes; allowed on vLLM: awq, gptq, compressed-tensors"):
+    with pytest.raises(
+        ModelError, match=r"is stored in bitsandbytes, which vLLM does not load; allowed: .* transformers"
+    ):
         VllmEngine(model)
 
 
@@ -107,10 +148,33 @@ def test_no_rung_is_asked_of_a_model_that_has_its_own(folders, engine):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library that is missed is there")
-def test_an_evolution_of_what_only_answers_here_is_refused_before_it_begins(folders, tmp_path):
+def test_an_evolution_of_what_only_answers_here_is_refused_before_it_begins(folders, tmp_path, monkeypatch):
     lab = Lab.open(write_tiny_experiment(tmp_path, folders["awq"][0]))
     with pytest.raises(ModelError, match=r"is stored in awq, and nothing can be learned on it here: .*gptqmodel.*nf4"):
         next(lab.evolve())
     assert lab.run.model() is None
+    monkeypatch.setattr("agentlab.inference.opening.has_vllm", lambda: True)
+    monkeypatch.setattr("agentlab.inference.opening._has_cuda", lambda: True)
+    small = Lab.open(tmp_path / "experiments" / "tiny.yaml", ["budget.vram_gib=0.51"])
+    assert plan_run(small.run, small.suite).models[0].answers_on == "vllm"  # also where it does not fit there
     (note,) = [text for text in plan_run(lab.run, lab.suite).models[0].notes if "gptqmodel" in text]
     assert "nothing can be learned on it here" in note
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library that is missed is there")
+def test_so_is_that_of_a_model_whose_sizes_nobody_knows(tiny_model, tmp_path):
+    model = with_config(tiny_model, tmp_path / "model", {"quant_method": "awq", "bits": 4, "group_size": 32})
+    config = files.read_json(model.folder / "config.json")
+    files.write_json(model.folder / "config.json", config | {"num_local_experts": 8})
+    lab = Lab.open(write_tiny_experiment(tmp_path, model.folder))
+    with pytest.raises(ModelError, match=r"is stored in awq, and nothing can be learned on it here"):
+        next(lab.evolve())
+
+
+def test_packed_modules_of_an_unknown_family_take_no_adapters_on_a_cpu(folders):
+    model = models.resolve(str(folders["gptq"][0]))
+    shape = models.shape_of(str(model.folder))[0]
+    assert Modules(model, shape).without_effect().modules["model.layers.0.mlp.down_proj"][0].shape == (1, 64)
+    unknown = Modules(model, dataclasses.replace(shape, family="gemma2"))
+    assert unknown.without_effect() is None
+    assert unknown.targets == Modules(model, shape).targets

@@ -7,9 +7,13 @@ allocator has handed out; what it has reserved is printed beside it, and the dri
 Nothing is downloaded. Needs an NVIDIA GPU, torch, transformers, peft, trl, bitsandbytes, pydantic and PyYAML, and about
 10 GB of disk; where agentlab is not installed, PYTHONPATH with its checkout.
 
-`--rehearse` runs the same phases on a tiny shape without a GPU and measures nothing.
+`--traced` needs no GPU: engine and trainer do on a CPU what they do on a GPU, with two and with three layers of each
+shape, and what torch's operations ask for (`allocations.py`) is continued to the whole depth. It counts no workspace of
+libraries and nothing of an allocator; the weights are the ledger's. `--rehearse` runs the phases on a tiny shape
+without a GPU and measures nothing.
 
-Expected time at the defaults: four minutes on one GPU, most of it loading libraries. Ends in one JSON line.
+Expected time at the defaults: four minutes on one GPU, most of it loading libraries; traced 20 minutes on two CPU
+cores. Ends in one JSON line.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ BAR_MIB = 150
 MIB = 2**20
 RANK = 16
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+ADAPTERS = {"serve": 8, "evaluate": 1}  # beside the base
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -44,17 +50,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="prompts evaluated at once (default: %(default)s)")
     parser.add_argument("--train-tokens", type=int, default=512, help="of a trained item (default: %(default)s)")
     parser.add_argument("--rehearse", action="store_true", help="a tiny shape, on any machine, measuring nothing")
+    parser.add_argument("--traced", action="store_true", help="what operations ask for, counted on a CPU")
     parser.add_argument("--phase", nargs=3, metavar=("PHASE", "FOLDER", "RUNG"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase:
-        print(json.dumps(one_phase(options, options.phase[0], Path(options.phase[1]), options.phase[2])))
+        one = traced_phase if options.traced else one_phase
+        print(json.dumps(one(options, options.phase[0], Path(options.phase[1]), options.phase[2])))
         return
-    if not options.rehearse and not has_cuda():
-        raise SystemExit("this measures a GPU's memory and there is none here; allowed without one: --rehearse")
+    if not options.rehearse and not options.traced and not has_cuda():
+        raise SystemExit(
+            "this measures a GPU's memory and there is none here; allowed without one: --traced, --rehearse"
+        )
 
-    print(
-        f"{'shape':<14} {'phase':<9} {'rung':<5} {'predicted':>10} {'allocated':>10} {'off by':>8} {'reserved':>9} MiB"
-    )
+    found = "traced" if options.traced else "allocated"
+    print(f"{'shape':<14} {'phase':<9} {'rung':<5} {'predicted':>10} {found:>10} {'off by':>8} {'reserved':>9} MiB")
     rows = []
     for shape in ["tiny"] if options.rehearse else options.shapes.split(","):
         for row in measure(options, shape):
@@ -65,7 +74,8 @@ def main() -> None:
     if off:
         print(f"the prediction is off by {max(off):.0f} MiB at most (bar: {BAR_MIB} or less)")
     print(json.dumps({
-        "benchmark": "vram", "device": device_name(), "rehearsal": options.rehearse, "cap_gib": options.cap_gib,
+        "benchmark": "vram", "device": device_name(), "rehearsal": options.rehearse, "traced": options.traced,
+        "torch": version("torch"), "cap_gib": options.cap_gib,
         "phases": rows, "largest_error_mib": max(off) if off else None, "bar_mib": BAR_MIB, "met": met,
     }))  # fmt: skip
 
@@ -102,19 +112,56 @@ def measure(options: argparse.Namespace, shape: str) -> Iterator[dict[str, Any]]
     small = config["hidden_size"] < 2000
     rungs = ("fp32",) * 3 if options.rehearse and not has_cuda() else ("bf16" if small else "nf4",) * 2 + ("nf4",)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / shape
-        make_model(folder, config)
+        # of one layer alone the peak is elsewhere
+        depths = {2: Path(scratch) / "2", 3: Path(scratch) / "3"} if options.traced else {0: Path(scratch) / shape}
+        for layers, folder in depths.items():
+            make_model(folder, config if not layers else cut(config, layers))
         for phase, rung in zip(("serve", "evaluate", "train"), rungs, strict=True):
-            command = [sys.executable, __file__, "--phase", phase, str(folder), rung, "--cap-gib", str(options.cap_gib)]
-            command += ["--serve-tokens", str(options.serve_tokens), "--batch", str(options.batch)]
-            command += ["--train-tokens", str(options.train_tokens)]
-            done = subprocess.run(command, capture_output=True, text=True)
             row: dict[str, Any] = {"shape": shape, "phase": phase, "rung": rung, "error": "", "off_by_mib": None}
-            if done.returncode:
-                row["error"] = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+            found = [in_a_process(options, phase, folder, rung) for folder in depths.values()]
+            if errors := [one["error"] for one in found if "error" in one]:
+                row["error"] = errors[0]
+            elif options.traced:
+                row |= continued(config, phase, rung, *found)
             else:
-                row |= json.loads(done.stdout.splitlines()[-1])
+                row |= found[0]
             yield row
+
+
+def in_a_process(options: argparse.Namespace, phase: str, folder: Path, rung: str) -> dict[str, Any]:
+    """What a fresh process measures of one phase, or {"error"}."""
+    command = [sys.executable, __file__, "--phase", phase, str(folder), rung, "--cap-gib", str(options.cap_gib)]
+    command += ["--serve-tokens", str(options.serve_tokens), "--batch", str(options.batch)]
+    command += ["--train-tokens", str(options.train_tokens)] + ["--traced"] * options.traced
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The config with so many layers."""
+    short = {"num_hidden_layers": layers, "max_window_layers": layers}
+    return {key: value for key, value in config.items() if key != "layer_types"} | short
+
+
+def continued(
+    config: dict[str, Any], phase: str, rung: str, two: dict[str, Any], three: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of the whole depth, from what two layers and three were seen to take."""
+    from agentlab.hardware import ledger
+    from agentlab.hardware.rungs import RUNGS
+    from agentlab.hardware.shape import ModelShape
+
+    shape = ModelShape.from_config(config)
+    weights = ledger.weights(shape, RUNGS[rung]).total
+    layer = three["traced_mib"] - two["traced_mib"]
+    traced = weights / MIB + two["traced_mib"] + (shape.layers - 2) * layer
+    predicted = planned(shape, phase, rung, two["rows"], two["tokens"], weights) / MIB
+    return {
+        "rows": two["rows"], "tokens": two["tokens"], "predicted_mib": predicted, "allocated_mib": traced,
+        "reserved_mib": None, "off_by_mib": predicted - traced,
+    }  # fmt: skip
 
 
 def make_model(folder: Path, config: dict[str, Any]) -> None:
@@ -141,6 +188,56 @@ def make_model(folder: Path, config: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def planned(
+    shape: Any, phase: str, rung: str, rows: int, tokens: int, weights: int, element: int = 2,
+    checkpointing: bool = True, workspace: tuple[int, int] = (0, 0), sums: int = 0,
+) -> int:  # fmt: skip
+    """The ledger's bytes of a phase. workspace: of one thread that multiplies and of two, as in training."""
+    from agentlab.hardware import ledger
+    from agentlab.hardware.rungs import RUNGS
+
+    if phase == "train":
+        step = ledger.Step(
+            rows,
+            tokens,
+            RANK,
+            MODULES,
+            dropout=False,
+            checkpointing=checkpointing,
+            mask_bytes=1 if checkpointing else 4,
+        )
+        return ledger.training(
+            shape, RUNGS[rung], step, weight_bytes=weights, element_bytes=element, workspace_bytes=workspace[1]
+        ).total
+    adapters = ADAPTERS[phase] * ledger.adapter_bytes(shape, RANK, MODULES)
+    return ledger.serving(
+        shape, rows, tokens, weight_bytes=weights, rung=RUNGS[rung], adapter_bytes=adapters + sums,
+        element_bytes=element, workspace_bytes=workspace[0],
+    ).total  # fmt: skip
+
+
+def run_phase(engine: Any, options: argparse.Namespace, phase: str) -> tuple[int, int]:
+    """(rows, tokens) of what the phase does on a loaded engine."""
+    if phase == "train":
+        return train(engine, options.train_tokens)
+    return serve(engine, options, ADAPTERS[phase]) if phase == "serve" else evaluate(engine, options)
+
+
+def traced_phase(options: argparse.Namespace, phase: str, folder: Path, rung: str) -> dict[str, Any]:
+    """What torch's operations ask for in one phase beside the weights, as they would on a GPU, counted here."""
+    from allocations import Allocations, as_on_a_gpu
+
+    from agentlab import models
+    from agentlab.inference.transformers_engine import TransformersEngine
+
+    counted = Allocations()
+    with as_on_a_gpu(counted), TransformersEngine(models.resolve(str(folder)), rung=rung, device="cpu") as engine:
+        counted.begin()
+        with counted:
+            rows, tokens = run_phase(engine, options, phase)
+    return {"rows": rows, "tokens": tokens, "traced_mib": counted.peak / MIB}
+
+
 def one_phase(options: argparse.Namespace, phase: str, folder: Path, rung: str) -> dict[str, Any]:
     """Predicted and measured peak of one phase, run here."""
     import torch
@@ -155,34 +252,20 @@ def one_phase(options: argparse.Namespace, phase: str, folder: Path, rung: str) 
     cuda = torch.cuda.is_available()
     element = element_bytes(rung, "cuda" if cuda else "cpu")
     weights = ledger.weights(shape, RUNGS[rung], element).total
-    adapter = ledger.adapter_bytes(shape, RANK, MODULES)
     sums = ledger.sum_bytes(shape, MODULES) if rung == "fp32" else 0
     capability = torch.cuda.get_device_capability() if cuda else None
-    workspace = [ledger.blas_bytes(threads, capability) if cuda else 0 for threads in (1, 2)]
+    one, two = (ledger.blas_bytes(threads, capability) if cuda else 0 for threads in (1, 2))
     with TransformersEngine(models.resolve(str(folder)), options.cap_gib, rung=rung) as engine:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        if phase == "train":
-            rows, tokens = train(engine, options.train_tokens)
-            step = ledger.Step(
-                rows, tokens, RANK, MODULES, dropout=False, checkpointing=cuda, mask_bytes=1 if cuda else 4
-            )
-            planned = ledger.training(
-                shape, RUNGS[rung], step, weight_bytes=weights, element_bytes=element, workspace_bytes=workspace[1]
-            ).total
-        else:
-            count = 8 if phase == "serve" else 1
-            rows, tokens = serve(engine, options, count) if phase == "serve" else evaluate(engine, options)
-            planned = ledger.serving(
-                shape, rows, tokens, weight_bytes=weights, rung=RUNGS[rung], adapter_bytes=count * adapter + sums,
-                element_bytes=element, workspace_bytes=workspace[0],
-            ).total  # fmt: skip
+        rows, tokens = run_phase(engine, options, phase)
+        predicted = planned(shape, phase, rung, rows, tokens, weights, element, cuda, (one, two), sums)
         peaks = (
             [torch.cuda.max_memory_allocated() / MIB, torch.cuda.max_memory_reserved() / MIB] if cuda else [None] * 2
         )
     return {
-        "rows": rows, "tokens": tokens, "predicted_mib": planned / MIB, "allocated_mib": peaks[0],
-        "reserved_mib": peaks[1], "off_by_mib": None if peaks[0] is None else planned / MIB - peaks[0],
+        "rows": rows, "tokens": tokens, "predicted_mib": predicted / MIB, "allocated_mib": peaks[0],
+        "reserved_mib": peaks[1], "off_by_mib": None if peaks[0] is None else predicted / MIB - peaks[0],
     }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from agentlab.adapters import Pool
 from agentlab.adapters.lora import WEIGHTS_FILE
 from agentlab.adapters.peft_config import CONFIG_FILE
 from agentlab.answering import CHAMPION, with_adapter
-from agentlab.errors import AgentlabError
-from agentlab.hardware.oom import is_out_of_memory, let_go
+from agentlab.errors import AdapterError, AgentlabError
+from agentlab.hardware.oom import let_go
 from agentlab.records import BASE
 from agentlab.serve.asking import MODEL
 from agentlab.serve.metrics import Metrics
@@ -109,8 +109,8 @@ class Roster:
             self._put(champion, pinned=True)
         except Exception as error:  # an adapter can fail to load in as many ways as there are libraries under it
             self._refuse(state, f"champion {champion} cannot be loaded, {self.served} goes on answering: {error}")
-            # memory that lacks now may be there later; anything else lies on the disk
-            self._again_s = time.monotonic() + _RETRY_S if is_out_of_memory(error) else math.inf
+            # what is wrong with an adapter lies on the disk; memory, a process, a server may be there later
+            self._again_s = math.inf if isinstance(error, AdapterError) else time.monotonic() + _RETRY_S
             let_go(error)
             return
         before, self.served = self.served, champion

@@ -4,11 +4,13 @@ import time
 from types import SimpleNamespace
 
 import httpx
+import pytest
 import torch
 from serve_helpers import serving
 from support import promote
 
 from agentlab.adapters import Pool
+from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.serve import roster as roster_room
 from agentlab.serve.metrics import Metrics
@@ -120,7 +122,8 @@ def test_damaged_weights_of_a_new_champion_leave_the_old_one(own, caplog):
         assert answered_by(server) == second
 
 
-def test_a_champion_that_found_no_memory_is_tried_again(own, monkeypatch):
+@pytest.mark.parametrize("lack", [MemoryError("no room"), EngineBroken("the process is gone")])
+def test_a_champion_that_found_no_memory_or_no_engine_is_tried_again(own, monkeypatch, lack):
     first, second, _ = own.run.results()[-1].pool
     monkeypatch.setattr("agentlab.serve.roster._RETRY_S", 0.2)
     with serving(own) as server:
@@ -130,7 +133,7 @@ def test_a_champion_that_found_no_memory_is_tried_again(own, monkeypatch):
         def scarce(adapter, pinned):
             if lacking:
                 lacking.pop()
-                raise MemoryError("no room for the factors")
+                raise lack
             put(adapter, pinned)
 
         monkeypatch.setattr(roster, "_put", scarce)

@@ -73,9 +73,10 @@ class Allocations(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def as_on_a_gpu(counted: Allocations) -> Iterator[None]:
+def as_on_a_gpu(counted: Allocations, training: bool) -> Iterator[None]:
     """Have engine and trainer do on a CPU what they do on a GPU: 16 bits, autocast, checkpointing, TRL's own loss.
 
+    training: autocast is on, which PEFT asks for without a device, and that means a GPU.
     The loss's Triton kernels are the same in torch here; what those take beside a tile of logits is not counted.
     """
     import trl.kernels.chunked_logprob as kernels
@@ -92,8 +93,7 @@ def as_on_a_gpu(counted: Allocations) -> Iterator[None]:
             (attention, "register", lambda: "sdpa"),
             (sft, "SFTConfig", lambda **values: config(**(values | gpus))),
             (trainer, "_is_plain", lambda base, inputs: False),
-            # PEFT asks without a device, which means a GPU
-            (torch, "is_autocast_enabled", lambda *device: autocast(*device) if device else True),
+            (torch, "is_autocast_enabled", lambda *device: autocast(*device) if device else training),
             (trl.trainer.utils, "_use_triton", lambda device: True),  # only tokens that count are projected
             *((kernels, name, counted.uncounted(getattr(kernels, name))) for name in _KERNELS),
         ):

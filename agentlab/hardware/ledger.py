@@ -351,12 +351,13 @@ def _read(shape: ModelShape, modules: Collection[str]) -> int:
 
 
 def loss_bytes(shape: ModelShape, step: Step, element_bytes: int = 2) -> int:
-    """Bytes of TRL's chunked loss: one tile of logits, and the hidden states' gradient in fp32.
+    """Bytes of TRL's chunked loss: one tile of logits, no narrower for a small vocabulary, and the states' gradient in
+    fp32.
 
     Whole logits would take (element + 4) bytes · tokens · vocabulary, twice with their gradient.
     """
     count = step.rows * step.tokens
-    tile = min(count, LOGIT_TILE_TOKENS) * min(shape.vocab, LOGIT_TILE_VOCAB) * element_bytes
+    tile = min(count, LOGIT_TILE_TOKENS) * LOGIT_TILE_VOCAB * element_bytes
     return tile + count * shape.hidden * (4 + element_bytes)
 
 

@@ -37,7 +37,8 @@ def open_agent(
     links, known = _links(run, adapter)
     budget = run.settings.budget
     chain = Chain(links, lambda: free_bytes(watch.read(watch.OWNERS.holdings()), budget))
-    held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease else None
+    here = any(link.reopen is not None for link in links)  # else nothing of this machine's memory is taken
+    held = Lease(config.home() / "accelerator.lock", f"the agent of {run.id}") if lease and here else None
     if held is not None:
         held.acquire(wait_s=1.0)
     options = options or Options()

@@ -56,7 +56,7 @@ class ModelSettings(_Section):
     fallback: str | None = None
     emergency: str | None = None
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
-    rung: Literal["auto"] | RungName = "auto"
+    rung: Literal["auto", "fp32", "bf16", "int8", "nf4", "hqq3"] = "auto"  # and the RungNames
     base_url: str | None = Field(None, pattern=r"^https?://[^\s@]+$")
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     context_length: int | None = Field(None, ge=128)
@@ -307,8 +307,15 @@ def from_mapping(values: Mapping[str, Any], source: str) -> Settings:
         raise ConfigError(f"in {source}: " + "; ".join(problems)) from None
 
 
+_PATTERNS = {
+    "base_url": "an address like http://localhost:11434/v1, without a name and a password",
+    "api_key_env": "the name of an environment variable, like OPENAI_API_KEY",
+}
+
+
 def _sentence(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or "settings"
     if problem["type"] == "extra_forbidden":
         allowed = _keys(problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
@@ -320,6 +327,8 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "invalid_key":
         return f"key {where} is no name; allowed: a text"
     shown, allowed_text = problem["input"], message.removeprefix("should be ")
+    if problem["type"] == "string_pattern_mismatch" and path[-1] in _PATTERNS:
+        allowed_text = _PATTERNS[path[-1]]
     if problem["type"] == "string_type":
         allowed_text = "a text (quote it in YAML)"
     elif problem["type"] == "model_type":

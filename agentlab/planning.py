@@ -14,7 +14,7 @@ from agentlab.hardware.plan import ModelPlan, Plan, check_fits, make_plan
 from agentlab.hardware.remedies import notes
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.shape import ShapeError
-from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload
+from agentlab.hardware.sizing import PROCESS_BYTES, Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference import stored
 from agentlab.inference.contract import OutOfMemoryError
@@ -32,6 +32,7 @@ from agentlab.inference.vllm_settings import (
     VllmSettings,
     least_for_gpu,
     planned_lines,
+    settings_for_cpu,
 )
 from agentlab.tasks import Suite
 
@@ -57,6 +58,8 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
         check_rung(wanted.rung, here.device)
     chain = [("primary", wanted.primary), ("fallback", wanted.fallback), ("emergency", wanted.emergency)]
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
+    for model in found:
+        _check_own_rung(model, run)
     work = workload(suite)
     return _what_only_answers(_on_vllm(make_plan(run.settings, found, here, work), run, work), run)
 
@@ -77,12 +80,8 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
         if not name.endswith(".gguf"):
             stored.check_learns(models.resolve(name, run.root))
         raise
+    _check_own_rung(primary, run)
     if primary.weight_bytes is not None:
-        if run.settings.model.rung != "auto":
-            raise ConfigError(
-                f"key model.rung: {run.settings.model.rung!r}; allowed for {name}, which is quantized in its files: "
-                "auto"
-            )
         stored.check_learns(models.resolve(name, run.root))
     known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
     work = workload(suite)
@@ -93,27 +92,62 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
 
 
 def _on_vllm(plan: Plan, run: Run, work: Workload) -> Plan:
-    """`plan` with what vLLM takes of a GPU, for the models that it would answer with.
-
-    On a CPU its memory is that of a process of its own, which is not planned.
-    """
+    """`plan` with what vLLM takes of the GPU, or of the RAM, for the models that it would answer with."""
     if plan.machine.device == "cpu":
-        return plan
-    found = tuple(_answering_on_vllm(model, plan.machine, run, work) for model in plan.models)
+        found = tuple(_answering_on_vllm_in_ram(model, run) for model in plan.models)
+    else:
+        found = tuple(_answering_on_vllm(model, plan.machine, run, work) for model in plan.models)
     return dataclasses.replace(plan, models=found)
 
 
+def _answering_on_vllm_in_ram(plan: ModelPlan, run: Run) -> ModelPlan:
+    """What vLLM's process, a second one with torch, takes on a CPU; it ends while another candidate trains."""
+    if run.settings.model.engine != "vllm" and not _only_on_vllm(plan, run):
+        return plan
+    shape, stored_bytes = plan.model.shape, plan.model.weight_bytes
+    element = 4 if stored_bytes is None else 2
+    sizes = ModelSizes(shape, stored_bytes or element * shape.parameters, element)
+    found = settings_for_cpu(sizes, served_rank(run.settings))
+    lines = (*planned_lines(found, sizes)[:-1], ("process", 2 * PROCESS_BYTES))
+    serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
+    phases = tuple(
+        phase
+        if phase.name == "train"
+        else dataclasses.replace(
+            phase, lines=lines, wanted={}, chosen=serving if phase.name == "serve" else phase.chosen
+        )
+        for phase in plan.phases
+    )
+    return dataclasses.replace(plan, phases=phases, answers_on="vllm")
+
+
+def _only_on_vllm(plan: ModelPlan, run: Run) -> bool:
+    return plan.model.weight_bytes is not None and only_on_vllm(models.resolve(plan.model.name, run.root))
+
+
 def _what_only_answers(plan: Plan, run: Run) -> Plan:
-    """`plan`, which says where a model is quantized in its files so that this machine cannot train it."""
+    """`plan` without scoring and training where a model is quantized in its files so that it only answers here."""
     first = plan.models[0]  # the primary, the one that is trained
     if first.model.weight_bytes is None:
         return plan
     try:
         stored.check_learns(models.resolve(first.model.name, run.root))
     except ModelError as error:
-        told = dataclasses.replace(first, notes=(*first.notes, str(error)))
+        told = dataclasses.replace(
+            first, notes=(*first.notes, str(error)), phases=first.phases[:1],
+            estimate=dataclasses.replace(first.estimate, train_minutes=0.0, evaluate_minutes=0.0, disk_mib=0.0),
+        )  # fmt: skip
         return dataclasses.replace(plan, models=(told, *plan.models[1:]))
     return plan
+
+
+def _check_own_rung(model: Model, run: Run) -> None:
+    """Raise ConfigError where a rung is asked for of a model that is quantized in its files."""
+    if model.weight_bytes is not None and run.settings.model.rung != "auto":
+        raise ConfigError(
+            f"key model.rung: {run.settings.model.rung!r}; allowed for {model.name}, which is quantized in its files: "
+            "auto"
+        )
 
 
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
@@ -171,7 +205,7 @@ def _vllm_settings(plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes)
     if engine == "auto":
         # what `auto` chose first is kept for the whole run
         bound = run.model() if plan.model.role == "primary" else None
-        if plan.model.weight_bytes is not None and only_on_vllm(models.resolve(plan.model.name, run.root)):
+        if _only_on_vllm(plan, run):
             engine = "vllm"
         elif bound is not None:
             engine = bound.engine

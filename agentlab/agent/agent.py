@@ -31,6 +31,7 @@ from agentlab.inference.links import ChainExhausted, Link
 if TYPE_CHECKING:
     from agentlab.memory import Memory
 
+_WARM_UP_S = 30.0
 _STORING_S = 1.0  # how long an answer with a deadline waits for its turn to be stored
 _GRACE_S = 1.0  # how long a cancelled answer may take to end by itself
 # what text in SQLite and JSON cannot hold, and a model that talks nonsense writes
@@ -310,7 +311,8 @@ class Agent:
     def _warm_up(self, link: Link, engine: Engine) -> None:
         speed = self.speeds.setdefault(link.model, Speed())
         if not speed.known:
-            measure(engine, link.adapter, speed)
+            budget = Budget(_WARM_UP_S)  # a server that stalls must not keep everybody waiting for a measurement
+            measure(engine, link.adapter, speed, budget.over)
 
     def take_chain(self, other: "Agent") -> ModelInfo:
         """Answer with the models of `other`, an agent that was never loaded, from now on; who answers.

@@ -15,7 +15,7 @@ def measure(engine: Engine, adapter: str | None, speed: Speed, should_stop: Call
     request = Request(_MESSAGES, adapter=adapter, max_new_tokens=_TOKENS, reuse_prompt=False)
     for chunk in engine.stream(request, should_stop):
         first_s = first_s or budget.elapsed_s
-        if (done := chunk.completion) is not None:
+        if (done := chunk.completion) is not None and done.completion_tokens:
             found.observe(done.prompt_tokens, first_s, max(done.completion_tokens, 2), budget.elapsed_s)
     if found.known:
         speed.prefill_tokens_per_s, speed.decode_tokens_per_s = found.prefill_tokens_per_s, found.decode_tokens_per_s

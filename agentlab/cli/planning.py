@@ -35,7 +35,8 @@ _WORDS = {
 def plan(experiment: Path, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
     """Say what of an experiment fits into memory: serving, evaluating and training, line by line.
 
-    Nothing is loaded; a model that is not on this machine is planned from its published config.
+    Nothing is loaded; a model that is not on this machine is planned from its published config. Whether everything
+    fits is the last line, and `fits` in the JSON; the exit code is 0 either way.
     """
     from agentlab.lab import Lab
 
@@ -83,7 +84,7 @@ def _model_lines(model: "ModelPlan") -> list[str]:
         f"{figures.tokens_in_target} tokens of answer within the target; {figures.model_disk_mib:,.0f} MiB of "
         "disk in 16 bits"
     )
-    if model.model.role == "primary":
+    if len(model.phases) > 1:
         lines.append(
             f"  estimate of a generation in the mean: training {_minutes(figures.train_minutes)}, evaluating "
             f"{_minutes(figures.evaluate_minutes)}; adapters and kept states of training take about "

@@ -37,7 +37,9 @@ class ModelPlan:
         """How the model is loaded for a phase, None: to answer; for people."""
         if self.answers_on == "transformers" or (phase is not None and phase.name == "train"):
             return f"at {self.rung}"
-        return "on vLLM, as stored" if self.model.weight_bytes is not None else "on vLLM in 16 bits"
+        if self.model.weight_bytes is not None:
+            return "on vLLM, as stored"
+        return f"on vLLM in {32 if self.rung == 'fp32' else 16} bits"  # fp32 on a CPU alone
 
 
 @dataclass(frozen=True)
@@ -135,4 +137,6 @@ def _plan_model(
     weight_bytes = dict(phases[0].lines)["weights"]
     batch = phases[1].chosen["batch_size"] if trained else settings.evaluation.batch_size
     figures = estimate(settings, model.shape, weight_bytes, speed, workload, machine.device, trained, batch)
-    return ModelPlan(model, stored, phases, figures, tuple(notes(settings, model, phases, figures)), tuple(instead))
+    return ModelPlan(
+        model, stored, phases, figures, tuple(notes(settings, model, phases, figures, machine.device)), tuple(instead)
+    )

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from agentlab.config import Settings
 from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB, MIB
-from agentlab.hardware.rungs import FP32, LADDER, NF4, RUNGS, Rung
+from agentlab.hardware.rungs import FP32, LADDER, NF4, RUNGS, Rung, element_bytes
 from agentlab.hardware.shape import published, published_names
-from agentlab.hardware.sizing import Machine, Model, Phase, Workload, phases_of
+from agentlab.hardware.sizing import Device, Machine, Model, Phase, Workload, phases_of
 from agentlab.hardware.speed import Estimate
 
 _REASONS = ("-r1", "r1-", "qwq", "thinking", "reasoner")
@@ -48,15 +48,19 @@ def _smaller(
     return found[:3]
 
 
-def notes(settings: Settings, model: Model, phases: Sequence[Phase], figures: Estimate) -> list[str]:
+def notes(
+    settings: Settings, model: Model, phases: Sequence[Phase], figures: Estimate, device: Device = "cuda"
+) -> list[str]:
+    """What a person should know of a model's plan."""
     found = []
     shape = model.shape
     if not shape.exact:
         found.append(f"the family {shape.family} is sized as Llama-like: an estimate")
-    tables = ledger.weights(shape, NF4)
+    tables = ledger.weights(shape, NF4, element_bytes(NF4.name, device))
     untied = tables.embedding + tables.head
     if not shape.tied and untied > settings.budget.vram_gib * GIB / 4:
-        found.append(f"embedding and head are untied and stay at 16 bits on every rung: {untied / GIB:.2f} GiB")
+        bits = 8 * element_bytes(NF4.name, device)
+        found.append(f"embedding and head are untied and stay at {bits} bits on every rung: {untied / GIB:.2f} GiB")
     serve = phases[0]
     if serve.fits:
         sizes = dict(serve.lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agentlab.config import Settings
 from agentlab.hardware import ledger
+from agentlab.hardware.rungs import FP32
 from agentlab.hardware.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ LAPTOP = Speed("an RTX 4050 Laptop", 0.75 * 192e9, 0.3 * 22e12)
 WORKSTATION = Speed("an RTX 4090", 0.75 * 1008e9, 0.3 * 165e12)
 # What two AVX2 cores reach with a 135M model in fp32: 13 tokens/s alone, 8 × 64 trained tokens in 3 s.
 CPU = Speed("two AVX2 cores", 7.0e9, 1.0e11)
+_RESTORED = 0.55  # so fast are int8 and nf4 beside fp32 there (16.5 and 17.3 of 30.6 tokens/s), and AWQ on vLLM
 
 
 def speed_of(device: Literal["cuda", "cpu"], vram_gib: float) -> Speed:
@@ -67,6 +69,9 @@ def estimate(
     # of an untied embedding a token reads one row
     unread = 0 if shape.tied else (4 if device == "cpu" else 2) * shape.embedding_parameters
     decode = speed.bytes_per_s / max(1, weight_bytes - unread)
+    if device == "cpu":  # arithmetic costs as much there as reading, and what is not fp32 is restored first
+        whole = ledger.weights(shape, FP32, 4).total
+        decode = (1.0 if weight_bytes >= whole else _RESTORED) * speed.bytes_per_s / max(1, whole - unread)
     active = shape.linear_parameters + shape.embedding_parameters  # the head takes part, the embedding is looked up
     prefill = speed.flops / (2 * active)
     left_s = settings.budget.latency_s - workload.prompt_tokens / prefill

@@ -92,7 +92,8 @@ class Chain:
     def _not_loaded(self, error: Exception) -> None:
         """Do what helps after a model could not be loaded. Raises ChainExhausted where nothing does."""
         position = self._position
-        reason = f"{self.link.model} cannot be loaded: {_first_line(error)}"
+        said = _first_line(error)
+        reason = said if said.startswith(self.link.model) else f"{self.link.model} cannot be loaded: {said}"
         if is_out_of_memory(error):
             if not self._close_idle(error):
                 self._relieve("loading", error)
@@ -510,7 +511,8 @@ class Chain:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = "no memory is left" if isinstance(error, MemoryError) else type(error).__name__
+    return (str(error).strip() or said).splitlines()[0]
 
 
 def _weights(held: Footprint | None) -> int:

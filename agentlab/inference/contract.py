@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from agentlab.config import RungName
 from agentlab.errors import AdapterError, AgentlabError
 from agentlab.events import RecoveryStep
 from agentlab.hardware.recovery import Action, Footprint
@@ -191,6 +192,10 @@ class Engine(abc.ABC):
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         """The accelerator memory that a batch of `rows` requests of `tokens` tokens is planned to take; 0 on a CPU."""
         return 0.0
+
+    def change_rung(self, rung: RungName, room_bytes: int = 0) -> int:
+        """Load the model anew at another rung and keep the adapters; the bytes that this saves. Raises EngineError."""
+        raise EngineError(f"the engine {self.name} keeps the rung that it was opened at; allowed: transformers")
 
     def footprint(self, adapter: str | None = None) -> Footprint | None:
         """What could be given up while `adapter` answers; None for one that gives nothing up once it is loaded."""

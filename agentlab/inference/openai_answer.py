@@ -32,6 +32,7 @@ class Growing:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.finish: str | None = None
+        self.empty = True  # whether nothing came that has the form of an answer
         self.usage: dict[str, int] = {}
         self._calls: list[_Call] = []
         self._thinking = False
@@ -41,6 +42,7 @@ class Growing:
         self.usage = _counts(chunk.get("usage")) or self.usage
         for choice in chunk.get("choices") or []:
             delta = choice.get("delta") or {}
+            self.empty = False
             thought = _text(delta.get("reasoning_content") or delta.get("reasoning"))
             content = _text(delta.get("content"))
             if thought and not self._thinking:

@@ -222,7 +222,7 @@ class OpenAIEngine(ServedAdapters, Engine):
             with self.server.reading():
                 growing.add(chunk)
         if growing.finish is None:  # what is found out by half an answer would be believed for good
-            raise self.server.broke_off()
+            raise self.server.broke_off(growing.empty)
         return growing
 
     def answers(
@@ -284,7 +284,7 @@ class OpenAIEngine(ServedAdapters, Engine):
         whole = growing.whole()
         text = cut_at_stop(whole, request.stop)
         if growing.finish is None and not cancelled and text == whole:
-            raise self.server.broke_off()
+            raise self.server.broke_off(growing.empty)
         finish = "length" if growing.finish == "length" else "stop"
         if cancelled or text != whole:
             finish = "stop" if text != whole else "cancelled"

@@ -197,8 +197,15 @@ class Server:
         except _MISREAD as error:
             raise self.error(error) from None
 
-    def broke_off(self) -> EngineError:
-        """What to raise where a streamed answer ended without a finish reason, as behind a proxy that closed it."""
+    def broke_off(self, empty: bool = False) -> EngineError:
+        """What to raise where a streamed answer ended without a finish reason, as behind a proxy that closed it.
+
+        empty: there was nothing in it that could be read.
+        """
+        if empty:
+            return Unavailable(
+                f"the server at {self.base_url} ended its answer before there was one; is that the API's address?"
+            )
         return Unavailable(f"the server at {self.base_url} broke off its answer")
 
     def models(self) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.inference import attention, loading
 from agentlab.inference.accounting import account_for
-from agentlab.inference.contract import EngineError
+from agentlab.inference.contract import EngineBroken, EngineError
 from agentlab.inference.stored import stored_quantization
 from agentlab.inference.templates import TemplatedEngine
 from agentlab.models import ModelFiles
@@ -113,6 +113,7 @@ class ResidentModel(TemplatedEngine):
         takes fewer bytes, or at most `room_bytes` more. Raises OutOfMemoryError or ModelError where it cannot be
         loaded: then the base is what it was, or gone where not even that can be loaded again.
         """
+        self._check_open()
         sizes = self.rung_bytes()
         if self.rung is None or rung not in sizes:
             raise EngineError(
@@ -122,7 +123,8 @@ class ResidentModel(TemplatedEngine):
         if saved <= 0 and -saved > room_bytes:
             raise EngineError(
                 f"rung {rung} saves nothing: {self.model_files.name} takes {sizes[rung] / ledger.MIB:.1f} MiB at it, "
-                f"{sizes[self.rung] / ledger.MIB:.1f} at {self.rung}; allowed: a rung that takes fewer bytes"
+                f"{sizes[self.rung] / ledger.MIB:.1f} at {self.rung}; allowed: a rung that takes fewer bytes, or "
+                f"room_bytes of {-saved} or more"
             )
         if rung == self.rung:
             return 0
@@ -140,6 +142,11 @@ class ResidentModel(TemplatedEngine):
             if self._base is not None:
                 self._parked |= kept  # each is put beside the base when it is asked for
         return saved
+
+    def _check_open(self) -> None:
+        """Raise EngineBroken for one that was closed, or whose base could not be loaded again."""
+        if self._base is None:
+            raise EngineBroken(f"the model {self.model_files.name} is gone, or was closed; open the engine again")
 
     def _taken_out(self) -> dict[str, Lora]:
         """All adapters as values in RAM, and none beside the base any more."""

@@ -42,6 +42,10 @@ class TransformersEngine(ResidentModel):
     drafts = True
     _most_tokens: int | None = None  # a limit below the model's own context, while memory is short
 
+    def _checked_prompt(self, request: Request) -> list[int]:
+        self._check_open()
+        return super()._checked_prompt(request)
+
     def _end_token_ids(self) -> set[int]:
         return set(as_list(self._base.generation_config.eos_token_id))
 

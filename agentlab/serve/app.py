@@ -247,7 +247,8 @@ class Reply:
         if result.refused == "task":
             raise Problem(400, result.error, param="messages", code="context_length_exceeded")
         if result.refused == "limit":
-            raise Problem(400, result.error, param="max_tokens", code="invalid_value")
+            said = result.error.replace("max_new_tokens", "max_tokens")  # as it is called here
+            raise Problem(400, said, param="max_tokens", code="invalid_value")
         if result.state == "failed" and not self.service.agent.chain.usable:
             raise Problem(503, result.error, code="no_model", reason="no_model")
         if result.state == "failed":

@@ -1,6 +1,7 @@
 """What one question may bring along: the talk so far, options of its own, strings at which the answer ends."""
 
 import dataclasses
+import time
 
 import pytest
 from helpers import Scripted, agent_of, call
@@ -230,3 +231,12 @@ def test_a_deadline_that_leaves_no_room_for_a_demanded_call_is_a_deadline():
     agent.ask("Well?")  # its speed is known now
     result = agent.ask("Well?", deadline_s=1.0)
     assert (result.state, result.refused, result.error) == ("deadline", None, "")
+
+
+def test_what_stalls_while_its_speed_is_measured_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("agentlab.agent.agent._WARM_UP_S", 0.2)
+    agent = agent_of(engine=Scripted("word " * 400, "Yes.", token_s=1.0))
+    started = time.monotonic()
+    agent.load()
+    assert time.monotonic() - started < 4  # of eight for all that is asked for
+    assert agent.ask("Well?").final_answer == "Yes."

@@ -133,3 +133,28 @@ def test_a_run_that_cannot_fit_is_exit_code_12(tiny_experiment):
     assert "does not fit at fp32" in result.output
     assert "budget.ram_fraction" in result.output
     assert "Traceback" not in result.output
+
+
+def planned(experiment, *options):
+    """The plan as values."""
+    result = run("plan", EXPERIMENTS / experiment, "--json", *options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_what_is_not_fp32_is_no_faster_on_a_cpu_and_its_tables_are():
+    rates = {}
+    for rung in ("fp32", "nf4"):
+        found = planned("laptop-6gb-r1.yaml", "--device", "cpu", "--set", f"model.rung={rung}")
+        rates[rung] = found["models"][0]["estimate"]["decode_tokens_per_s"]
+        notes = found["models"][0]["notes"]
+        assert any("stay at 32 bits on every rung: 4.06 GiB" in note for note in notes)
+    assert rates["nf4"] == pytest.approx(0.55 * rates["fp32"])
+
+
+def test_vllms_process_on_a_cpu_is_counted():
+    for engine, processes in (("transformers", 1), ("vllm", 2)):
+        found = planned("demo.yaml", "--device", "cpu", "--set", f"model.engine={engine}")
+        (model,) = found["models"]
+        lines = model["phases"][0]["lines_bytes"]
+        assert (model["answers_on"], lines["process"]) == (engine, processes * 2**30)

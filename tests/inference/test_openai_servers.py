@@ -586,6 +586,25 @@ def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for_as_f
             server.known("m")
 
 
+@pytest.mark.parametrize("raw", [b"<html><body>Hello</body></html>", b'data: {"choices": []}\n\ndata: [DONE]\n\n'])
+def test_a_page_where_an_answer_was_expected_names_the_address(raw):
+    with (
+        ChatServer("other", words, raw=raw) as server,
+        opened(server) as engine,
+        pytest.raises(EngineError, match=r"ended its answer before there was one; is that the API's address"),
+    ):
+        engine.generate([Request(CHAT, max_new_tokens=2)])
+
+
+def test_no_rung_is_changed_on_a_server():
+    with (
+        ChatServer("other", words) as server,
+        opened(server) as engine,
+        pytest.raises(EngineError, match="the engine openai keeps the rung that it was opened at"),
+    ):
+        engine.change_rung("nf4")
+
+
 def test_a_closed_server_is_named():
     with ChatServer("other", words) as server, opened(server) as engine:
         engine.close()

@@ -16,6 +16,7 @@ from agentlab.hardware import ledger
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.shape import ModelShape
 from agentlab.inference import EngineError, OutOfMemoryError, Request, loading
+from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
 
 
@@ -204,6 +205,24 @@ def test_adapters_in_ram_take_no_memory_beside_the_base_and_come_back_when_asked
         assert engine.footprint(first).idle_adapters == 0
         assert engine.adapters() == sorted(folders)
         assert [completion.token_ids for completion in engine.generate(asked)] == before
+
+
+def test_a_closed_engine_stays_closed(opened):
+    with opened("nf4") as engine:
+        assert engine.change_rung("nf4") == 0
+    for act in (lambda: engine.generate([Request(CHAT, max_new_tokens=2)]), lambda: engine.change_rung("nf4")):
+        with pytest.raises(EngineBroken, match="is gone, or was closed; open the engine again"):
+            act()
+    assert engine.base is None
+
+
+def test_room_that_is_too_small_is_said_to_be(opened):
+    with opened("nf4") as engine:
+        sizes = engine.rung_bytes()
+        needed = sizes["fp32"] - sizes["nf4"]
+        with pytest.raises(EngineError, match=f"allowed: a rung that takes fewer bytes, or room_bytes of {needed} or"):
+            engine.change_rung("fp32", room_bytes=needed - 1)
+        assert engine.change_rung("fp32", room_bytes=needed) == -needed
 
 
 def test_a_shorter_context_is_refused_beyond_and_given_back(opened):

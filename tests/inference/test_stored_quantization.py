@@ -157,7 +157,9 @@ def test_an_evolution_of_what_only_answers_here_is_refused_before_it_begins(fold
     monkeypatch.setattr("agentlab.inference.opening._has_cuda", lambda: True)
     small = Lab.open(tmp_path / "experiments" / "tiny.yaml", ["budget.vram_gib=0.51"])
     assert plan_run(small.run, small.suite).models[0].answers_on == "vllm"  # also where it does not fit there
-    (note,) = [text for text in plan_run(lab.run, lab.suite).models[0].notes if "gptqmodel" in text]
+    model = plan_run(lab.run, lab.suite).models[0]
+    assert [phase.name for phase in model.phases] == ["serve"]  # there is nothing to train
+    (note,) = [text for text in model.notes if "gptqmodel" in text]
     assert "nothing can be learned on it here" in note
 
 

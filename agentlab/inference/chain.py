@@ -93,7 +93,7 @@ class Chain:
         """Do what helps after a model could not be loaded. Raises ChainExhausted where nothing does."""
         position = self._position
         said = _first_line(error)
-        reason = said if said.startswith(self.link.model) else f"{self.link.model} cannot be loaded: {said}"
+        reason = said if "cannot be loaded" in said else f"{self.link.model} cannot be loaded: {said}"
         if is_out_of_memory(error):
             if not self._close_idle(error):
                 self._relieve("loading", error)

@@ -30,6 +30,7 @@ BAR_MIB = 150
 MIB = 2**20
 RANK = 16
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+PHASES = ("serve", "evaluate", "train")
 ADAPTERS = {"serve": 8, "evaluate": 1}  # beside the base
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--serve-tokens", type=int, default=2048, help="of the served prompt (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="prompts evaluated at once (default: %(default)s)")
     parser.add_argument("--train-tokens", type=int, default=512, help="of a trained item (default: %(default)s)")
+    parser.add_argument("--phases", default=",".join(PHASES), help="which of them (default: %(default)s)")
     parser.add_argument("--rehearse", action="store_true", help="a tiny shape, on any machine, measuring nothing")
     parser.add_argument("--traced", action="store_true", help="what operations ask for, counted on a CPU")
     parser.add_argument("--phase", nargs=3, metavar=("PHASE", "FOLDER", "RUNG"), help=argparse.SUPPRESS)
@@ -57,6 +59,8 @@ def main() -> None:
         one = traced_phase if options.traced else one_phase
         print(json.dumps(one(options, options.phase[0], Path(options.phase[1]), options.phase[2])))
         return
+    if unknown := set(options.phases.split(",")) - set(PHASES):
+        raise SystemExit(f"--phases {','.join(sorted(unknown))}; allowed: {', '.join(PHASES)}")
     if not options.rehearse and not options.traced and not has_cuda():
         raise SystemExit(
             "this measures a GPU's memory and there is none here; allowed without one: --traced, --rehearse"
@@ -117,7 +121,9 @@ def measure(options: argparse.Namespace, shape: str) -> Iterator[dict[str, Any]]
         depths = {2: Path(scratch) / "2", 3: Path(scratch) / "3"} if options.traced else {0: Path(scratch) / shape}
         for layers, folder in depths.items():
             make_model(folder, config if not layers else cut(config, layers))
-        for phase, rung in zip(("serve", "evaluate", "train"), rungs, strict=True):
+        for phase, rung in zip(PHASES, rungs, strict=True):
+            if phase not in options.phases.split(","):
+                continue
             row: dict[str, Any] = {"shape": shape, "phase": phase, "rung": rung, "error": "", "off_by_mib": None}
             found = [in_a_process(options, phase, folder, rung) for folder in depths.values()]
             if errors := [one["error"] for one in found if "error" in one]:

@@ -291,7 +291,7 @@ def test_an_answer_that_waited_while_the_models_changed_is_given_by_the_new_ones
     agent.take_chain(other)
     waiting.join(5)
     assert [result.final_answer for result in results] == ["new"]
-    assert old._engines == {}
+    assert old._models.engines == {}
 
 
 def test_what_a_coroutine_asks_wrongly_is_raised_there():

@@ -124,7 +124,7 @@ def test_steps_are_undone_in_reverse_one_at_a_time_when_memory_has_returned():
     assert undone[0] == [f"undo {DOWN[-1]}"]  # there was calm enough
     assert all(len(done) <= 1 for done in undone)
     assert [done[0] for done in undone if done] == [f"undo {kind}" for kind in reversed(DOWN)]
-    (engine,) = agent.chain._engines.values()
+    (engine,) = agent.chain._models.engines.values()
     assert (engine.rung, engine.idle, engine.context) == ("bf16", 3, 4096)
 
 
@@ -188,7 +188,7 @@ def test_a_shrunken_context_loses_no_answer_for_a_large_limit_on_its_length(want
     agent.load()
     card.limit = 8_000 + 3 * ADAPTER + 600
     assert ask(agent, options=dataclasses.replace(agent.options, max_new_tokens=2_000))[0] == ["shrink_context"] * 2
-    (engine,) = agent.chain._engines.values()
+    (engine,) = agent.chain._models.engines.values()
     assert engine.context == 512
     card.limit = 14_000
     task = "word " * 520  # 650 tokens
@@ -205,7 +205,7 @@ def test_a_burst_of_a_lack_of_memory_does_not_bar_a_model_of_unknown_size():
         object.__setattr__(link, "planned", lambda: None)
     agent = agent_of(chain=chain, max_new_tokens=500)
     agent.load()
-    chain._engines[0].footprint = lambda adapter=None: None
+    chain._models.engines[0].footprint = lambda adapter=None: None
     card.limit = 1_400
     assert ask(agent)[0] == ["smaller_model"]
     card.limit = 12_000
@@ -284,7 +284,7 @@ def test_no_sequence_of_failures_ends_in_a_crash_or_a_lost_talk(seed, chain_of_s
             if not agent.chain._given_up.steps:
                 break
         assert (result.state, result.model_info.role, result.model_info.device) == ("answered", "primary", "cuda")
-        (engine,) = [one for at, one in agent.chain._engines.items() if at == 0]
+        (engine,) = [one for at, one in agent.chain._models.engines.items() if at == 0]
         assert (engine.rung, engine.context) == ("bf16", 4096)
         assert engine.name == ("fixed" if chain_of_sizes is fixed_chain else "scripted")
         agent.close()
@@ -323,7 +323,7 @@ class TestOnARealEngine:
         with open_memory(tmp_path / "memory.db") as memory:
             agent = agent_of(chain=chain, memory=memory, max_new_tokens=8, recall=0)
             assert ask(agent, "My name is Tomas.", session_id="s1")[0] == []
-            (engine,) = chain._engines.values()
+            (engine,) = chain._models.engines.values()
             sizes = engine.rung_bytes()
             room["bytes"] = sizes["nf4"] + 1_000
             assert sizes["nf4"] + 1_000 < sizes["bf16"] < sizes["int8"]  # its embedding is in fp32: it is passed over

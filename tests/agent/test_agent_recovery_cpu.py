@@ -98,14 +98,14 @@ def test_a_model_that_comes_back_from_the_cpu_is_what_it_was_on_the_card():
     assert ask(agent)[0] == ["lower_rung"]
     card.limit = 1_000
     assert ask(agent)[0] == [*["lower_rung"] * 2, "cpu", "lower_rung", "lower_rung"]
-    (engine,) = chain._engines.values()
+    (engine,) = chain._models.engines.values()
     assert (engine.device, engine.rung) == ("cpu", "nf4")
     card.limit = 20_000
     (undone,) = [done for _ in range(CALM_ANSWERS + 1) if (done := ask(agent)[0])]
-    (engine,) = chain._engines.values()
+    (engine,) = chain._models.engines.values()
     assert (undone, engine.device, engine.rung) == (["undo cpu"], "cuda", "hqq3")
     undone = [done for _ in range(3 * CALM_ANSWERS) if (done := ask(agent)[0])]
-    (engine,) = chain._engines.values()
+    (engine,) = chain._models.engines.values()
     assert (undone, engine.rung) == ([["undo lower_rung"]] * 3, "bf16")
     assert not chain._given_up.steps
 
@@ -201,7 +201,7 @@ def test_a_demanded_call_that_a_shrunken_context_has_no_room_for_gets_it_back():
     agent.load()
     card.limit = 8_000 + 600
     assert ask(agent, options=dataclasses.replace(agent.options, max_new_tokens=2_000))[0] == ["shrink_context"] * 2
-    (engine,) = agent.chain._engines.values()
+    (engine,) = agent.chain._models.engines.values()
     assert engine.context == 512
     engine.least = 100
     card.limit = 14_000

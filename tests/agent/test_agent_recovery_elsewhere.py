@@ -27,14 +27,14 @@ def test_a_model_on_an_engine_without_rungs_answers_on_one_that_has_them(limit, 
         done, result = ask(agent, "What is my name?", session_id="s1")
         assert done == expected
         assert (result.state, result.model_info.role) == ("answered", "primary")
-        (engine,) = agent.chain._engines.values()
+        (engine,) = agent.chain._models.engines.values()
         assert (engine.name, engine.rung) == ("scripted", rung)
         shown = [message["content"] for message in engine.requests[-1].messages if message["role"] == "user"]
         assert shown == ["My name is Tomas.", "What is my name?"]
         card.limit = 12_000
         undone = [ask(agent)[0] for _ in range(len(expected) * CALM_ANSWERS + 1)]
         assert [done[0] for done in undone if done] == [f"undo {kind}" for kind in reversed(expected)]
-        (engine,) = agent.chain._engines.values()
+        (engine,) = agent.chain._models.engines.values()
         assert (engine.name, engine.rung) == ("fixed", "bf16")
         agent.close()
     assert card.held == {}
@@ -50,7 +50,7 @@ def test_an_engine_without_rungs_that_cannot_be_loaded_again_stays_left():
     chain._free_bytes = lambda: 10**9  # the monitor is wrong about it
     results = [ask(agent) for _ in range(4 * CALM_ANSWERS)]
     assert {result.state for _, result in results} == {"answered"}
-    (engine,) = chain._engines.values()
+    (engine,) = chain._models.engines.values()
     assert engine.rung == "int8"
 
 

@@ -10,8 +10,9 @@ from agentlab.errors import ModelError
 from agentlab.events import RecoveryStep
 from agentlab.hardware.recovery import Footprint
 from agentlab.inference import EngineError, OutOfMemoryError
-from agentlab.inference.chain import REST_S, Chain, ChainExhausted, Link
+from agentlab.inference.chain import Chain, ChainExhausted, Link
 from agentlab.inference.contract import EngineBroken
+from agentlab.inference.lineup import REST_S
 from agentlab.inference.openai_server import RefusedByServer, ServerError
 
 FAULTS = [

@@ -332,7 +332,7 @@ def test_another_adapter_answers_from_then_on(monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
     Talk(OtherModels(Scripted("Other.")), agent, None, None, False).run()
     assert capsys.readouterr().out.split("\n")[:2] == ["Fine.", "Other."]
-    assert old._engines == {}
+    assert old._models.engines == {}
 
 
 class Reopened(Scripted):

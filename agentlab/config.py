@@ -56,7 +56,7 @@ class ModelSettings(_Section):
     fallback: str | None = None
     emergency: str | None = None
     engine: Literal["auto", "transformers", "vllm", "openai"] = "auto"
-    rung: Literal["auto", "fp32", "bf16", "int8", "nf4", "hqq3"] = "auto"  # and the RungNames
+    rung: Literal["auto", RungName] = "auto"
     base_url: str | None = Field(None, pattern=r"^https?://[^\s@]+$")
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     context_length: int | None = Field(None, ge=128)

@@ -93,3 +93,9 @@ def of_exit_code(code: int) -> type[AgentlabError]:
     """The class with this exit code, to raise here what another process reported; RunError where two could be meant."""
     found = [kind for kind in AgentlabError.__subclasses__() if kind.exit_code == code]
     return found[0] if len(found) == 1 else ConfigError if code == ConfigError.exit_code else RunError
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, for a sentence of ours; its kind where it says nothing."""
+    said = "no memory is left" if isinstance(error, MemoryError) else type(error).__name__
+    return (str(error).strip() or said).splitlines()[0]

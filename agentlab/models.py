@@ -16,7 +16,7 @@ from typing import Any
 
 from agentlab import files
 from agentlab.config import home
-from agentlab.errors import ModelError
+from agentlab.errors import ModelError, first_line
 from agentlab.hardware.lease import Lease
 from agentlab.hardware.ledger import stored_weight_bytes
 from agentlab.hardware.shape import ModelShape, published
@@ -300,7 +300,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             except MemoryError:
                 raise
             except Exception as error:  # the reader of a damaged file raises many kinds
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 raise ModelError(
                     f"{gguf} cannot be read as a model: {reason}; allowed: a complete .gguf file of a supported kind"
                 ) from error

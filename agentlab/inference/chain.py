@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Self
 
-from agentlab.errors import AdapterError, AgentlabError
+from agentlab.errors import AdapterError, AgentlabError, first_line
 from agentlab.events import RecoveryStep
 from agentlab.hardware import recovery
 from agentlab.hardware.oom import is_out_of_memory, let_go
@@ -95,7 +95,7 @@ class Chain:
     def _not_loaded(self, error: Exception) -> None:
         """Do what helps after a model could not be loaded. Raises ChainExhausted where nothing does."""
         position = self._position
-        said = _first_line(error)
+        said = first_line(error)
         reason = said if "cannot be loaded" in said else f"{self.link.model} cannot be loaded: {said}"
         if is_out_of_memory(error):
             if not self._close_idle(error):
@@ -167,10 +167,10 @@ class Chain:
         if isinstance(error, LimitTooSmallError):
             raise error
         if isinstance(error, EngineBroken) and not memory:
-            self._reopen(f"{self.link.model} broke: {_first_line(error)}")
+            self._reopen(f"{self.link.model} broke: {first_line(error)}")
             return
         if isinstance(error, EngineError) and not memory:
-            self.fall(f"{self.link.model} cannot take this: {_first_line(error)}", broken=False)
+            self.fall(f"{self.link.model} cannot take this: {first_line(error)}", broken=False)
             return
         if (isinstance(error, AgentlabError) and not memory) or not isinstance(error, Exception):
             raise error
@@ -179,7 +179,7 @@ class Chain:
             if not self._close_idle(error):
                 self._relieve("serving", error, asked_tokens)
         else:
-            self.fall(f"{self.link.model} broke: {_first_line(error)}", broken=True)
+            self.fall(f"{self.link.model} broke: {first_line(error)}", broken=True)
 
     def _reopen(self, reason: str) -> None:
         """Free an engine whose process is gone, so that `current` opens it anew; after too often, give its model up."""
@@ -219,7 +219,7 @@ class Chain:
                         raise
                     let_go(error)
                     if not self._make_room(error, pressing):
-                        text = f"adapter {link.adapter} finds no memory: {_first_line(error)}"
+                        text = f"adapter {link.adapter} finds no memory: {first_line(error)}"
                         raise OutOfMemoryError(text) from None
         except BaseException:
             self._models.change(0, before)
@@ -269,11 +269,11 @@ class Chain:
                 action = None  # at no rung
             self._count += 1
             if action is None or action.kind == "smaller_model":
-                what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {_first_line(error)}"
+                what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {first_line(error)}"
                 given = action or Action("smaller_model", self.link.model, "", _weights(situation.footprint))
                 self._give_up(Step(given, position, reason=f"{self.link.model} {what}"))
                 return
-            reason = _first_line(error)
+            reason = first_line(error)
             if engine is not None and action.kind == "lower_rung" and engine.footprint(self.link.adapter) is None:
                 reason = f"{reason}; {engine.name} has no rungs, and the model is opened elsewhere"
                 self._models.close(position)
@@ -283,7 +283,7 @@ class Chain:
             except Exception as failed:
                 self._models.close(position)  # it may have lost its base on the way
                 if not is_out_of_memory(failed):
-                    self.fall(f"{self.link.model} broke: {_first_line(failed)}", broken=True)
+                    self.fall(f"{self.link.model} broke: {first_line(failed)}", broken=True)
                     return
                 error, problem = failed, "loading"
                 if action.kind != "lower_rung":
@@ -387,7 +387,7 @@ class Chain:
             if is_out_of_memory(error):
                 self._given_up.not_undone(last)
             else:
-                self._models.breaks(last.position, f"{model} broke: {_first_line(error)}")
+                self._models.breaks(last.position, f"{model} broke: {first_line(error)}")
             return False
         if changed:
             back = dataclasses.replace(last.action, source=last.action.target, target=last.action.source)
@@ -425,7 +425,7 @@ class Chain:
         idle, engines = self._models.idle(self._position), self._models.engines
         if idle:
             step = RecoveryStep(
-                model=self.link.model, action="close_idle", target="none", reason=_first_line(error),
+                model=self.link.model, action="close_idle", target="none", reason=first_line(error),
                 source=", ".join(self.links[position].model for position in idle),
                 bytes_expected=sum(_weights(engines[position].footprint()) for position in idle),
             )  # fmt: skip
@@ -444,11 +444,6 @@ class Chain:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _first_line(error: BaseException) -> str:
-    said = "no memory is left" if isinstance(error, MemoryError) else type(error).__name__
-    return (str(error).strip() or said).splitlines()[0]
 
 
 def _weights(held: Footprint | None) -> int:

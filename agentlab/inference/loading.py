@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from agentlab.config import RungName
-from agentlab.errors import ModelError
+from agentlab.errors import ModelError, first_line
 from agentlab.hardware import rungs
 from agentlab.hardware.oom import is_out_of_memory
 from agentlab.inference.contract import OutOfMemoryError
@@ -46,13 +46,13 @@ def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"{model.name} at {rung or stored} does not fit into memory: {_first_line(error)}"
+                f"{model.name} at {rung or stored} does not fit into memory: {first_line(error)}"
             ) from error
         if isinstance(error, ImportError) or (stored and isinstance(error, RuntimeError)):
             what = f"{model.name} is stored in {stored}" if stored else f"{model.name} at rung {rung}"
-            raise ModelError(f"{what} and cannot be loaded here: {_first_line(error)}") from error
+            raise ModelError(f"{what} and cannot be loaded here: {first_line(error)}") from error
         if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
-            raise ModelError(f"{model.folder} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"{model.folder} cannot be loaded: {first_line(error)}") from error
         raise
     base.requires_grad_(False)
     # how to sample is not the model's to say, but the request's: Qwen2.5's files penalize the words of the prompt
@@ -117,7 +117,3 @@ def _packed(module: Any) -> torch.nn.Parameter | None:
         if isinstance(value, torch.nn.Parameter) and hasattr(module, "in_features") and not value.is_floating_point():
             return value
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

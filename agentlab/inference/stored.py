@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agentlab.errors import ModelError
+from agentlab.errors import ModelError, first_line
 from agentlab.hardware.shape import quantization_method
 from agentlab.hardware.sizing import Device
 from agentlab.models import ModelFiles
@@ -77,9 +77,9 @@ def not_by_transformers(folder: Path) -> str:
         quantizer = AutoHfQuantizer.from_config(_config(folder)["quantization_config"], pre_quantized=True)
         quantizer.validate_environment(device_map=None)
     except (ImportError, RuntimeError) as error:  # a missing library, a card that is needed
-        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
     except Exception as error:  # a method that nobody knows, or values that it does not take
-        return f"its quantization_config cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"its quantization_config cannot be read ({type(error).__name__}: {first_line(error)})"
     return _UNPACKED if getattr(quantizer.quantization_config, "dequantize", False) else ""
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, GenerationMixin
 
 from agentlab.config import RungName
+from agentlab.errors import first_line
 from agentlab.events import RecoveryStep
 from agentlab.hardware import ledger
 from agentlab.hardware.oom import is_out_of_memory, let_go
@@ -175,7 +176,7 @@ class TransformersEngine(ResidentModel):
                     yield from zip(batch, done, strict=True)
 
     def _tell_of_a_smaller_batch(self, before: int, after: int, error: Exception) -> None:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         self.tell(
             RecoveryStep(
                 model=self.model_files.name, action="shrink_batch", source=str(before), target=str(after),

@@ -24,7 +24,7 @@ install: $(INSTALLED)  ## make .venv with pinned dependencies (cpu or gpu, by lo
 
 $(INSTALLED): pyproject.toml requirements/constraints.txt requirements/no-deps-$(EXTRA).txt
 	@test -n "$(PYTHON)" || { echo "agentlab needs Python 3.11, 3.12 or 3.13; set it with: make PYTHON=/path/to/python"; exit 1; }
-	@echo "installing into $(VENV) ($(EXTRA); about 5 GB, some minutes) ..."
+	@echo "installing into $(VENV) ($(EXTRA); 6 to 10 GB of disk, some minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<27'
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c requirements/constraints.txt -e '.[$(EXTRA),dev]'

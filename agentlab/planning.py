@@ -16,12 +16,11 @@ from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.shape import ShapeError
 from agentlab.hardware.sizing import PROCESS_BYTES, Device, Machine, Model, Phase, Workload
 from agentlab.hardware.speed import estimate, speed_of
-from agentlab.inference import stored
+from agentlab.inference import stored, vllm_build
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.inference.opening import (
     beside_sleeping,
     check_rung,
-    has_vllm,
     only_on_vllm,
     served_rank,
     vllm_loads,
@@ -223,7 +222,7 @@ def _vllm_settings(plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes)
 
 
 def _auto_may_be_vllm(plan: ModelPlan, run: Run) -> bool:
-    if not (has_vllm() and monitor.accelerator() == "cuda" and vllm_loads(run.settings.model.rung, "cuda")):
+    if not (vllm_build.device() == "cuda" and vllm_loads(run.settings.model.rung, "cuda")):
         return False
     return stored.by_vllm(plan.model.shape.prequantized, "cuda")
 

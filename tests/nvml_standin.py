@@ -12,8 +12,8 @@ class Nvml:
 
     NVML_TEMPERATURE_GPU = 0
 
-    def __init__(self, silent=(), used=2**30, celsius=61, processes=None):
-        self.used, self.celsius, self.processes = used, celsius, processes or {}
+    def __init__(self, silent=(), used=2**30, celsius=61, processes=None, cuda=13020):
+        self.used, self.celsius, self.processes, self.cuda = used, celsius, processes or {}, cuda
         for name in silent:
             setattr(self, name, self._refuse)
 
@@ -22,6 +22,9 @@ class Nvml:
 
     def nvmlSystemGetDriverVersion(self):
         return "580.95"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self):
+        return self.cuda
 
     def nvmlDeviceGetCount(self):
         return 2

@@ -47,6 +47,7 @@ def facts(root: Path) -> "Facts":
     from agentlab.hardware import monitor
     from agentlab.hardware.doctor import Facts
     from agentlab.hardware.lease import holder
+    from agentlab.inference import vllm_build
     from agentlab.tracking import store
 
     stats, home = monitor.memory_stats(), config.home()
@@ -54,7 +55,10 @@ def facts(root: Path) -> "Facts":
     return Facts(
         gpus=monitor.gpus(),
         driver=monitor.driver_version(),
+        driver_cuda=monitor.driver_cuda(),
         torch=_version("torch"),
+        torch_cuda=monitor.torch_cuda(),
+        vllm=vllm_build.build(),
         packages=dict(_packages()),
         ram_total_mb=stats.cpu_total,
         ram_free_mb=stats.cpu_free,

@@ -36,7 +36,10 @@ class Facts:
 
     gpus: Sequence[Gpu]
     driver: str | None
-    torch: str | None  # version as installed, with its build
+    driver_cuda: tuple[int, int] | None  # the newest CUDA that the driver runs
+    torch: str | None  # version as installed
+    torch_cuda: tuple[int, int] | None  # what it is built for; None: the CPU
+    vllm: Literal["cpu", "cuda"] | None  # what the installed vLLM is built for; None: it is not installed
     packages: Mapping[str, tuple[str | None, str, bool]]
     ram_total_mb: float
     ram_free_mb: float
@@ -66,7 +69,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def check_driver(facts: Facts) -> list[Finding]:
-    """The GPU, its driver, and whether torch is built for it."""
+    """The GPU, its driver, and whether the torch that is installed can use them."""
     if not facts.gpus:
         text = "no NVIDIA driver answers: everything runs on the CPU"
         if facts.wsl2:
@@ -74,9 +77,33 @@ def check_driver(facts: Facts) -> list[Finding]:
         return [Finding("driver", "ok", text)]
     names = ", ".join(f"{card.name} with {_size(card.memory_total_mb)}" for card in facts.gpus)
     text = f"driver {facts.driver or 'of unknown version'}, {names}"
-    if facts.torch is None or "+cpu" in facts.torch:
+    built, known = facts.torch_cuda, facts.driver_cuda
+    if facts.torch is None or built is None:
         return [Finding("driver", "warn", f"{text}; but torch is built for the CPU", "make install EXTRA=gpu")]
+    if known is not None and known[0] < built[0]:
+        text += (
+            f"; it runs CUDA up to {_dotted(known)}, torch is built for {_dotted(built)}: everything runs on the CPU"
+        )
+        return [Finding("driver", "warn", text, f"update NVIDIA's driver{' in Windows' if facts.wsl2 else ''}")]
     return [Finding("driver", "ok", text)]
+
+
+def check_vllm(facts: Facts) -> list[Finding]:
+    """Whether the vLLM that is installed is built for this machine."""
+    if facts.vllm is None:
+        return [Finding("vllm", "ok", "not installed: transformers answers")]
+    if facts.vllm == "cuda" and not facts.gpus:
+        text = "built for a GPU, and there is none: transformers answers"
+        return [
+            Finding("vllm", "warn", text, "make install EXTRA=cpu, or leave it if you do not miss model.engine vllm")
+        ]
+    if facts.vllm == "cpu" and facts.gpus:
+        return [Finding("vllm", "warn", "built for the CPU, beside a GPU", "make install EXTRA=gpu")]
+    return [Finding("vllm", "ok", f"built for {'a GPU' if facts.vllm == 'cuda' else 'the CPU'}")]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _size(memory_mb: float | None) -> str:
@@ -219,6 +246,7 @@ def is_windows_drive(path: Path) -> bool:
 
 CHECKS: tuple[Callable[[Facts], list[Finding]], ...] = (
     check_driver,
+    check_vllm,
     check_versions,
     check_memory,
     check_disk,

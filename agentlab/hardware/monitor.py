@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import importlib.util
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 _MB = 2**20
@@ -109,6 +112,34 @@ def driver_version(nvml: Any = None) -> str | None:
     return version.decode(errors="replace") if isinstance(version, bytes) else version
 
 
+def driver_cuda(nvml: Any = None) -> tuple[int, int] | None:
+    """The newest CUDA, (major, minor), that the driver runs; None without a driver that says so."""
+    nvml = nvml or _nvml()
+    number = None if nvml is None else _value(nvml.nvmlSystemGetCudaDriverVersion_v2)
+    return None if number is None else (number // 1000, number % 1000 // 10)
+
+
+@functools.cache
+def torch_cuda() -> tuple[int, int] | None:
+    """The CUDA, (major, minor), that the installed torch is built for, read from its files; None: built for the CPU."""
+    spec = importlib.util.find_spec("torch")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        with contextlib.suppress(OSError):
+            text = (Path(folder) / "version.py").read_text(encoding="utf-8")
+            if found := re.search(r"^cuda\b[^=\n]*= *'(\d+)\.(\d+)", text, re.MULTILINE):
+                return int(found[1]), int(found[2])
+    return None
+
+
+def driver_is_too_old() -> bool:
+    """Whether torch is built for a CUDA that the driver cannot run: it then computes on the CPU, GPU or not.
+
+    A driver runs every CUDA of its own major version.
+    """
+    built, known = torch_cuda(), driver_cuda()
+    return built is not None and known is not None and known[0] < built[0]
+
+
 def process_vram_mb(index: int, nvml: Any = None) -> float | None:
     """Memory of this process and those that it started on a GPU, in MB; None where the driver does not report it, as
     under WSL2.
@@ -149,18 +180,15 @@ def _own_pids() -> set[int]:
 def accelerator() -> Literal["cuda", "cpu"]:
     """Where torch will run: what it says itself where it is imported; to import it for that would take seconds.
 
-    Else on a GPU that the driver shows, with a torch built for one.
+    Else on a GPU that the driver shows, with a torch built for one that the driver can run.
     """
-    from importlib import metadata
-
     torch = sys.modules.get("torch")
     if torch is not None:
         with contextlib.suppress(Exception):  # another thread may be importing it just now
             return "cuda" if torch.cuda.is_available() else "cpu"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        hidden |= "+cpu" in metadata.version("torch")
-    return "cuda" if not hidden and gpus() else "cpu"
+    usable = torch_cuda() is not None and not driver_is_too_old()
+    return "cuda" if usable and not hidden and gpus() else "cpu"
 
 
 def _read(nvml: Any) -> Iterator[Gpu]:

@@ -1,7 +1,5 @@
 """Which engine answers, and opening it."""
 
-import functools
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +12,7 @@ from agentlab.hardware.recovery import Footprint
 from agentlab.hardware.rungs import FP32, LADDER, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
 from agentlab.hardware.sizing import LEAST_TOKENS, Device
-from agentlab.inference import stored
+from agentlab.inference import stored, vllm_build
 from agentlab.inference.contract import Engine, NoRoomElsewhereError, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
 
@@ -50,14 +48,14 @@ def engine_of_run(settings: Settings, model: ModelFiles, bound: EngineName | Non
 def only_on_vllm(model: ModelFiles) -> bool:
     """Whether the model is quantized in its files so that vLLM, which is here, loads it and transformers does not."""
     method = stored.stored_quantization(model.folder)
-    if method is None or not has_vllm() or not stored.by_vllm(method, "cuda" if _has_cuda() else "cpu"):
+    if method is None or (device := vllm_build.device()) is None or not stored.by_vllm(method, device):
         return False
     return bool(stored.not_by_transformers(model.folder))
 
 
 def runs_vllm() -> bool:
     """Whether `auto` may be vLLM on this machine."""
-    return has_vllm() and _has_cuda()
+    return vllm_build.device() == "cuda"
 
 
 def vllm_loads(rung: str, device: Device) -> bool:
@@ -77,12 +75,6 @@ def check_rung(rung: str, device: Device) -> None:
 
 def _vllm_rung(device: Device) -> RungName:
     return "bf16" if device == "cuda" else "fp32"
-
-
-@functools.cache
-def has_vllm() -> bool:
-    """Whether vLLM is installed; it is not imported."""
-    return importlib.util.find_spec("vllm") is not None
 
 
 def _has_cuda() -> bool:
@@ -138,9 +130,7 @@ def open_engine(
         return open_server(settings.model, model.name, None if tokenizer is None else resolve(tokenizer).folder)
     stored.check_rung(model, settings.model.rung)
     if name == "vllm":
-        if not has_vllm():
-            raise ModelError("model.engine vllm: vLLM is not installed; install it, or set model.engine: transformers")
-        check_rung(settings.model.rung, "cuda" if _has_cuda() else "cpu")
+        check_rung(settings.model.rung, vllm_build.required())
         from agentlab.inference.vllm_engine import VllmEngine
 
         budget = settings.budget

@@ -16,6 +16,7 @@ from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.oom import says_out_of_memory
+from agentlab.inference import vllm_build
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
 from agentlab.inference.stored import check_vllm, stored_quantization
@@ -81,7 +82,7 @@ class VllmEngine(TokenStreamEngine):
         self._asleep = False
         self._threads = threads
         self.model_files = model
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = vllm_build.required()
         check_vllm(model)
         packed = stored_quantization(model.folder) is not None
         self._dtype = "bfloat16" if packed else "float32"  # its kernels for packed weights know 16 bits alone

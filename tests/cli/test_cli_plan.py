@@ -65,7 +65,7 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
     shutil.copy(EXPERIMENTS / "demo.yaml", demo)
     monkeypatch.setattr("agentlab.models.resolve", lambda *_: pytest.fail("a model was opened"))
     assert "on vLLM" not in run("plan", demo).output
-    monkeypatch.setattr("agentlab.planning.has_vllm", lambda: True)
+    monkeypatch.setattr("agentlab.inference.vllm_build.build", lambda: "cuda")
     monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
     assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run("plan", demo).output
     scarce = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "budget.vram_gib=3.3").output
@@ -75,7 +75,7 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
 
 
 def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeypatch):
-    monkeypatch.setattr("agentlab.planning.has_vllm", lambda: True)
+    monkeypatch.setattr("agentlab.inference.vllm_build.build", lambda: "cuda")
     monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
     lab = Lab.open(tiny_experiment)
     assert lab.plan().models[0].answers_on == "vllm"

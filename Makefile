@@ -5,9 +5,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do command 
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# cpu and gpu exclude each other: both bring vLLM
-EXTRA ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || /usr/lib/wsl/lib/nvidia-smi -L >/dev/null 2>&1; \
+DETECTED = $(shell if nvidia-smi -L >/dev/null 2>&1 || /usr/lib/wsl/lib/nvidia-smi -L >/dev/null 2>&1; \
 	then echo gpu; else echo cpu; fi)
+# cpu and gpu exclude each other: both bring vLLM. What was installed stays until EXTRA= says otherwise.
+EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),$(DETECTED))
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_FLAGS := --disable-pip-version-check --quiet --progress-bar off
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -25,7 +26,8 @@ install: $(INSTALLED)  ## make .venv with pinned dependencies (cpu or gpu, by lo
 $(INSTALLED): pyproject.toml requirements/constraints.txt requirements/no-deps-$(EXTRA).txt
 	@test -n "$(PYTHON)" || { echo "agentlab needs Python 3.11, 3.12 or 3.13; set it with: make PYTHON=/path/to/python"; exit 1; }
 	@echo "installing into $(VENV) ($(EXTRA); 6 to 10 GB of disk, some minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@# anew for the other extra: pip would leave its vLLM and its build of torch
+	@$(PYTHON) -m venv $(if $(filter-out $@,$(wildcard $(VENV)/.installed-*)),--clear) $(VENV)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<27'
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c requirements/constraints.txt -e '.[$(EXTRA),dev]'
 	@$(MAKE) --no-print-directory nodeps PYTHON=$(BIN)/python

@@ -1,6 +1,7 @@
 """agentlab: a workbench where a small local language model becomes a better agent, one generation at a time."""
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["Lab", "Memory"]
 __version__ = "0.1.0"
 
+# CUDA counts the fastest GPU first unless it is told to count along the bus, as the driver does for the monitor
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 # bitsandbytes warns at import about an optional CPU kernel that it would download
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

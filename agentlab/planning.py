@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentlab import models
+from agentlab.config import Settings
 from agentlab.errors import ConfigError, ModelError
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
@@ -19,6 +20,7 @@ from agentlab.hardware.speed import estimate, speed_of
 from agentlab.inference import stored, vllm_build
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.inference.opening import (
+    beside_learner,
     beside_sleeping,
     check_rung,
     only_on_vllm,
@@ -107,7 +109,8 @@ def _answering_on_vllm_in_ram(plan: ModelPlan, run: Run) -> ModelPlan:
     element = 4 if stored_bytes is None else 2
     sizes = ModelSizes(shape, stored_bytes or element * shape.parameters, element)
     found = settings_for_cpu(sizes, served_rank(run.settings))
-    lines = (*planned_lines(found, sizes)[:-1], ("process", 2 * PROCESS_BYTES))
+    here = ("weights", "adapters", "kv_cache", "working")  # the rest is a GPU's
+    lines = (*(line for line in planned_lines(found, sizes) if line[0] in here), ("process", 2 * PROCESS_BYTES))
     serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
     phases = tuple(
         phase
@@ -152,29 +155,35 @@ def _check_own_rung(model: Model, run: Run) -> None:
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
     settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
-    found = _vllm_settings(plan, where, run, sizes)
-    if found is None:
+    found, scoring = (
+        _vllm_settings(plan, where, run, sizes, limited) for limited in (settings, beside_learner(settings))
+    )
+    if found is None or scoring is None:
         return plan
     lines = planned_lines(found, sizes)
+    learner = ("learner_context", int(settings.budget.context_gib * GIB))
     serving = {"context_tokens": found.max_model_len, "adapters": found.max_loras}
     phases = []
     extra: list[str] = []
     for phase in plan.phases:
         if phase.name == "train":
-            phases.append(_trained_beside(plan, where, run, work, found.outside_bytes))
+            phases.append(_trained_beside(plan, where, run, work, scoring.outside_bytes))
             continue
         tokens = phase.chosen.get("tokens", 0)
-        here = serving if phase.name == "serve" else {"batch_size": found.max_num_seqs, "tokens": tokens}
-        on_vllm = dataclasses.replace(phase, lines=lines, chosen=here, wanted={})
-        phases.append(on_vllm)
-        if phase.name == "evaluate" and tokens > found.max_model_len:
+        if phase.name == "serve":
+            phases.append(dataclasses.replace(phase, lines=lines, chosen=serving, wanted={}))
+            continue
+        chosen = {"batch_size": scoring.max_num_seqs, "tokens": tokens}
+        beside = (*planned_lines(scoring, sizes), learner)
+        phases.append(dataclasses.replace(phase, lines=beside, chosen=chosen, wanted={}))
+        if tokens > scoring.max_model_len:
             extra.append(
-                f"vLLM would be started with a context of {found.max_model_len:,} tokens, and the longest item takes "
+                f"vLLM would be started with a context of {scoring.max_model_len:,} tokens, and the longest item takes "
                 f"{tokens:,}: lower evaluation.max_new_tokens, or set model.engine: transformers"
             )
     figures = estimate(
         settings, shape, sizes.weight_bytes, speed_of("cuda", settings.budget.vram_gib), work, "cuda", len(phases) > 1,
-        min(settings.evaluation.batch_size, found.max_num_seqs),
+        min(settings.evaluation.batch_size, scoring.max_num_seqs),
     )  # fmt: skip
     remedies: tuple[str, ...] = ()
     if not all(phase.fits for phase in phases):
@@ -198,8 +207,13 @@ def _trained_beside(plan: ModelPlan, where: Machine, run: Run, work: Workload, a
     return dataclasses.replace(phase, lines=(*lines, ("vllm_asleep", asleep_bytes)))
 
 
-def _vllm_settings(plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes) -> VllmSettings | None:
-    """What vLLM would be started with for this model, the least where nothing fits; None where it does not answer."""
+def _vllm_settings(
+    plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes, limited: Settings
+) -> VllmSettings | None:
+    """What vLLM would be started with for this model within `limited`'s budget, the least where nothing fits.
+
+    None where it does not answer.
+    """
     engine = run.settings.model.engine
     if engine == "auto":
         # what `auto` chose first is kept for the whole run
@@ -214,7 +228,7 @@ def _vllm_settings(plan: ModelPlan, where: Machine, run: Run, sizes: ModelSizes)
         return None
     try:
         card_bytes = where.card_bytes or float("inf")
-        return vllm_settings(run.settings, sizes, min(run.settings.budget.vram_gib * GIB, card_bytes))
+        return vllm_settings(limited, sizes, min(limited.budget.vram_gib * GIB, card_bytes))
     except OutOfMemoryError:
         if engine == "auto":
             return None

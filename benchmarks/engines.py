@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="most tokens per answer (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="requests at once (default: %(default)s)")
     parser.add_argument("--slots", type=int, default=4, help="adapters on the device at once (default: %(default)s)")
+    parser.add_argument("--vram-gib", type=float, default=5.0, help="vLLM's budget on a GPU (default: %(default)s)")
     result = measure(parser.parse_args())
     print(f"{'engine':<14} {'opened in s':>12} {'adapters in s':>14} {'answered in s':>14} {'tokens/s':>9}")
     for name, row in result["engines"].items():
@@ -85,7 +86,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             run("transformers", engine, open_s, folders)
             device = engine.device
         started = time.perf_counter()
-        with VllmEngine(model, rank=options.rank, adapters=options.slots) as vllm:
+        with VllmEngine(model, options.vram_gib, rank=options.rank, adapters=options.slots) as vllm:
             run("vllm", vllm, time.perf_counter() - started, folders)
     same = sum(one == two for one, two in zip(answers["transformers"], answers["vllm"], strict=True))
     size = len(chats)

@@ -190,8 +190,8 @@ def make_model(folder: Path, config: dict[str, Any]) -> None:
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     settings = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "architectures"} | ends)
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
+    # on the CPU: what this process held on the GPU would be missing to the phases, which run in others
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -297,6 +297,10 @@ def evaluate(engine: Any, options: argparse.Namespace) -> tuple[int, int]:
     """(rows, tokens) of a batch of prompts that share nothing, answered with one adapter."""
     from agentlab.inference import Request
 
+    def refuse(step: Any) -> None:
+        raise RuntimeError(f"it did not fit: {step.action} from {step.source} to {step.target}")
+
+    engine.tell = refuse  # a smaller batch is not what was planned
     name = load_random(engine, 0)
     chats = [[{"role": "user", "content": chr(97 + number % 26) * 120}] for number in range(options.batch)]
     done = engine.generate([Request(chat, adapter=name, max_new_tokens=32) for chat in chats], options.batch)
@@ -319,7 +323,9 @@ def train(engine: Any, tokens: int) -> tuple[int, int]:
         Example([3 + (7 * row + at) % 250 for at in range(tokens)], [0] + [1] * (tokens - 1))
         for row in range(rows * steps)
     ]
-    fine_tune(engine, genome, None, examples, max_length=tokens)
+    _, training = fine_tune(engine, genome, None, examples, max_length=tokens)
+    if training.remedies:
+        raise RuntimeError(f"it did not fit: {training.remedies[0]['action']}")
     return rows, tokens
 
 

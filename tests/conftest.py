@@ -14,12 +14,20 @@ def pytest_configure(config):
     # What is tested runs on a CPU everywhere, also beside a GPU; `make gpu` is for what only a GPU can show.
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not _sees_a_gpu():
+        raise pytest.UsageError("torch sees no NVIDIA GPU: there is nothing to test; agentlab doctor says why")
     # The person's own home, model cache and store stay untouched; the converted model is kept between test runs.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentlab-tests"
     os.environ["AGENTLAB_HOME"] = str(cache)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def _sees_a_gpu():
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(items):

@@ -44,7 +44,7 @@ def doctor(as_json: bool) -> None:
 def facts(root: Path) -> "Facts":
     """What is true of this machine and of the project at `root`. Changes nothing but may open the store."""
     from agentlab import config, files
-    from agentlab.hardware import monitor
+    from agentlab.hardware import compiler, monitor
     from agentlab.hardware.doctor import Facts
     from agentlab.hardware.lease import holder
     from agentlab.inference import vllm_build
@@ -58,6 +58,7 @@ def facts(root: Path) -> "Facts":
         driver_cuda=monitor.driver_cuda(),
         torch=_version("torch"),
         torch_cuda=monitor.torch_cuda(),
+        compiler_missing=compiler.missing(),
         vllm=vllm_build.build(),
         packages=dict(_packages()),
         ram_total_mb=stats.cpu_total,

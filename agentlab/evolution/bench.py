@@ -10,14 +10,14 @@ import transformers
 
 from agentlab import files, models
 from agentlab.adapters import Card, Pool
-from agentlab.errors import RunError
-from agentlab.events import Event
+from agentlab.errors import ModelError, RunError, first_line
+from agentlab.events import Event, Warned
 from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
 from agentlab.evolution.run import Run
 from agentlab.hardware.rungs import RUNGS
-from agentlab.inference import Engine, choose_engine
-from agentlab.inference.opening import EngineName
+from agentlab.inference import Engine, EngineError, choose_engine
+from agentlab.inference.opening import EngineName, beside_learner
 from agentlab.learning import steps_of
 from agentlab.records import BASE, BaseModelRecord, Genome, Score
 from agentlab.tasks import Suite
@@ -120,7 +120,7 @@ def open_bench(
     """
     check_learns(run.settings)
     model = models.resolve(run.settings.model.primary, run.root)
-    engines = Engines(run.settings, model, _engine_of(run, model), emit, run.rung())
+    engines = _engines(run, model, emit)
     try:
         pool = Pool(run.folder / "adapters", run.settings.population.pool, model.sha256)
         pool.sweep()
@@ -132,17 +132,38 @@ def open_bench(
         engines.close()
 
 
+def _engines(run: Run, model: models.ModelFiles, emit: Callable[[Event], None]) -> Engines:
+    """The run's engines. A vLLM that `auto` chose and that does not start is no choice while nothing was scored."""
+    name = _engine_of(run, model)
+    engines = Engines(run.settings, model, name, emit, run.rung())
+    if name != "vllm" or run.settings.model.engine != "auto" or stored_rates(run) is not None:
+        return engines
+    try:
+        engines.answering()
+    except (EngineError, ModelError) as error:
+        engines.close()
+        emit(Warned(message=f"transformers scores this run, because vLLM could not be started: {first_line(error)}"))
+        _save_model(run, model, "transformers")
+        return Engines(run.settings, model, "transformers", emit, run.rung())
+    except BaseException:
+        engines.close()
+        raise
+    return engines
+
+
+def _save_model(run: Run, model: models.ModelFiles, engine: EngineName) -> None:
+    versions = {"transformers": transformers.__version__}
+    run.save_model(
+        BaseModelRecord(name=model.name, sha256=model.sha256, engine=engine, rung=_planned_rung(run), versions=versions)
+    )
+
+
 def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
     """The run's engine, written down with its model; what `auto` chose first is kept for the whole run."""
     wanted, known = run.settings.model.engine, run.model()
     if known is None:
-        chosen = choose_engine(run.settings, model)
-        versions = {"transformers": transformers.__version__}
-        run.save_model(
-            BaseModelRecord(
-                name=model.name, sha256=model.sha256, engine=chosen, rung=_planned_rung(run), versions=versions
-            )
-        )
+        chosen = choose_engine(beside_learner(run.settings), model)
+        _save_model(run, model, chosen)
         return chosen
     if known.sha256 != model.sha256:
         raise RunError(

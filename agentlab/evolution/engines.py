@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, cast
 
 from agentlab import inference
 from agentlab.config import RungName, Settings
-from agentlab.errors import RunError
+from agentlab.errors import AgentlabError, RunError
 from agentlab.events import Event, ModelLoaded, Warned
+from agentlab.hardware import compiler, monitor
 from agentlab.inference import Engine
-from agentlab.inference.opening import EngineName, beside_sleeping
+from agentlab.inference.opening import EngineName, beside_learner, beside_sleeping
 from agentlab.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class Engines:
     def _open(self, name: EngineName) -> Engine:
         started = time.monotonic()
         settings = self._settings
-        if self._vllm is not None:
+        if name == "vllm":
+            settings = beside_learner(settings)
+        elif self._vllm is not None:
             settings = beside_sleeping(settings, self._vllm.asleep_bytes())
         engine = inference.open_engine(settings, self.model_files, name, self._rung)
         engine.tell = self._emit
@@ -90,9 +93,14 @@ class Engines:
 
 
 def check_learns(settings: Settings) -> None:
-    """Raise RunError for an engine whose model is not on this machine: nothing can be learned on it."""
+    """Raise RunError for an engine whose model is not on this machine, AgentlabError where a GPU could not train."""
     if settings.model.engine == "openai":
         raise RunError(
             "model.engine: 'openai' only answers, nothing is learned on a server; allowed for an evolution: auto, "
             "transformers, vllm"
+        )
+    if monitor.accelerator() == "cuda" and (missing := compiler.missing()):
+        raise AgentlabError(
+            f"training on a GPU compiles kernels, for which {missing} is missing; install it (on Debian and Ubuntu: "
+            "apt install gcc python3-dev)"
         )

@@ -39,6 +39,7 @@ class Facts:
     driver_cuda: tuple[int, int] | None  # the newest CUDA that the driver runs
     torch: str | None  # version as installed
     torch_cuda: tuple[int, int] | None  # what it is built for; None: the CPU
+    compiler_missing: str  # what is missing to compile kernels for a GPU; "": nothing
     vllm: Literal["cpu", "cuda"] | None  # what the installed vLLM is built for; None: it is not installed
     packages: Mapping[str, tuple[str | None, str, bool]]
     ram_total_mb: float
@@ -86,6 +87,14 @@ def check_driver(facts: Facts) -> list[Finding]:
         )
         return [Finding("driver", "warn", text, f"update NVIDIA's driver{' in Windows' if facts.wsl2 else ''}")]
     return [Finding("driver", "ok", text)]
+
+
+def check_compiler(facts: Facts) -> list[Finding]:
+    """What libraries compile their kernels for the GPU with, at run time."""
+    if not facts.gpus or not facts.compiler_missing:
+        return []
+    text = f"{facts.compiler_missing} is missing: without it no kernel can be compiled for the GPU"
+    return [Finding("compiler", "fail", text, "install it (on Debian and Ubuntu: apt install gcc python3-dev)")]
 
 
 def check_vllm(facts: Facts) -> list[Finding]:
@@ -246,6 +255,7 @@ def is_windows_drive(path: Path) -> bool:
 
 CHECKS: tuple[Callable[[Facts], list[Finding]], ...] = (
     check_driver,
+    check_compiler,
     check_vllm,
     check_versions,
     check_memory,

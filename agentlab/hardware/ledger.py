@@ -6,6 +6,7 @@ GPU, block by block, and `benchmarks/vram.py` measures how far it is off. Everyt
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -200,6 +201,18 @@ def blas_bytes(threads: int, capability: tuple[int, int] | None = None) -> int:
     """
     large = capability is not None and capability[0] in (9, 10)
     return threads * ((32 if large else 8) * MIB + (0 if large else MIB // 8) + MIB)
+
+
+def held_bytes(size: float) -> float:
+    """What torch's allocator reserves on a GPU for one of many equal tensors that stay, which share whole segments.
+
+    A segment is 2 MiB for tensors of up to 1 MiB, 20 MiB for those below 10, and the tensor's own, rounded up to 2 MiB,
+    above (c10/cuda/CUDACachingAllocator.cpp).
+    """
+    for largest, segment in ((MIB, 2 * MIB), (10 * MIB, 20 * MIB)):
+        if 0 < size <= largest:
+            return segment / (segment // size)
+    return math.ceil(size / (2 * MIB)) * 2 * MIB
 
 
 @dataclass(frozen=True)

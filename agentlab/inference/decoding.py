@@ -69,6 +69,7 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
         self.cancelled = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        last = input_ids[:, -1].tolist()  # waits for a GPU, whose work is only queued until then
         self.times.append(time.monotonic())
         length = input_ids.shape[1] - self.prompt_length
         self.cancelled = self.cancelled or self.should_stop()
@@ -77,7 +78,6 @@ class Watcher(StoppingCriteria):  # type: ignore[misc]
             if stop and not done[row]:
                 tail = self.decode(input_ids[row, max(self.prompt_length, input_ids.shape[1] - _TAIL) :].tolist())
                 done[row] = any(text in tail for text in stop)
-        last = input_ids[:, -1].tolist()
         for row, token in enumerate(last):
             done[row] = done[row] or token in self.ends  # the tokenizer's own end, which `generate` may not know
             if done[row] and self.ended[row] is None:

@@ -28,9 +28,14 @@ def element_type(rung: RungName | None, device: str) -> torch.dtype:
     """
     if rungs.element_bytes(rung, "cuda" if device == "cuda" else "cpu") == 4:
         return torch.float32
-    if device == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
+    return torch.bfloat16 if device == "cpu" or has_bf16() else torch.float16
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16. torch itself calls it supported where it is emulated, on any card: slowly, and
+    vLLM refuses it. No context is made on the GPU for this.
+    """
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:

@@ -100,6 +100,13 @@ def vllm_settings(settings: Settings, sizes: "ModelSizes", limit_bytes: float) -
     return settings_for_gpu(limit_bytes / GIB, sizes, served_rank(settings), context_gib=settings.budget.context_gib)
 
 
+def beside_learner(settings: Settings) -> Settings:
+    """The settings for a vLLM that scores a run: who trains in between keeps CUDA's context when its model is gone."""
+    budget = settings.budget
+    left = budget.vram_gib - budget.context_gib
+    return settings.model_copy(update={"budget": budget.model_copy(update={"vram_gib": left})})
+
+
 def beside_sleeping(settings: Settings, asleep_bytes: int) -> Settings:
     """The settings for a model that is loaded while vLLM sleeps and keeps so much of the GPU."""
     budget = settings.budget

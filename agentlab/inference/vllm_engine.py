@@ -15,6 +15,7 @@ from typing import Any
 from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
+from agentlab.hardware import compiler, monitor
 from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference import vllm_build
 from agentlab.inference.accounting import account_for_child
@@ -75,8 +76,9 @@ class VllmEngine(TokenStreamEngine):
 
         Raises ModelError, OutOfMemoryError where the budget or the device is too small, EngineError otherwise.
         """
-        import torch
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        from agentlab.inference.loading import has_bf16
 
         self._child: ChildProcess | None = None
         self._asleep = False
@@ -87,7 +89,7 @@ class VllmEngine(TokenStreamEngine):
         packed = stored_quantization(model.folder) is not None
         self._dtype = "bfloat16" if packed else "float32"  # its kernels for packed weights know 16 bits alone
         if self.device == "cuda":
-            self._dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            self._dtype = "bfloat16" if has_bf16() else "float16"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model.folder)
             self._config: Any = AutoConfig.from_pretrained(model.folder).get_text_config()
@@ -99,10 +101,10 @@ class VllmEngine(TokenStreamEngine):
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
         self.sizes = model_sizes(model.folder, 4 if self._dtype == "float32" else 2)
         if self.device == "cuda":
-            total_gib = self._total_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-            budget_gib = min(vram_gib or total_gib, total_gib)
+            if missing := compiler.missing():
+                raise ModelError(f"vLLM compiles its kernels for a GPU, for which {missing} is missing; install it")
+            budget_gib = self._on_gpu(vram_gib, context_gib)
             settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters, context_gib=context_gib)
-            self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
         self._modules = Modules(model, self.sizes.shape)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
@@ -126,6 +128,16 @@ class VllmEngine(TokenStreamEngine):
             self.close()
             raise
 
+    def _on_gpu(self, vram_gib: float | None, context_gib: float) -> float:
+        """How much of the GPU may be planned with, in GiB, after setting what the process's allocator is allowed."""
+        import torch
+
+        total_gib: float = torch.cuda.get_device_properties(0).total_memory / 2**30
+        self._total_gib = total_gib
+        budget_gib = min(vram_gib or total_gib, total_gib)
+        self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
+        return min(budget_gib, _free_gib())  # it would not start where another program has what it was to take
+
     def _save(self, lora: Lora) -> _Loaded:
         """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
         self._numbers += 1
@@ -138,10 +150,10 @@ class VllmEngine(TokenStreamEngine):
     def _arguments(self) -> dict[str, Any]:
         """What vLLM's EngineArgs takes."""
         mine = dataclasses.asdict(self.settings)
-        if self.device == "cuda":  # vLLM starts only where so much is free; by default it asks for nearly all
-            mine["gpu_memory_utilization"] = min(
-                0.95, planned_bytes(self.settings, self.sizes) / 2**30 / self._total_gib
-            )
+        if self.device == "cuda":
+            # vLLM starts only where so much is free beside its context; by default it asks for nearly all
+            wanted = planned_bytes(self.settings, self.sizes) - self.settings.outside_bytes
+            mine["gpu_memory_utilization"] = min(0.95, wanted / 2**30 / self._total_gib)
         if self._nothing is not None:  # it takes a slot
             mine |= {"max_loras": self._slots, "max_cpu_loras": self.settings.max_cpu_loras + 1}
         return {
@@ -194,6 +206,8 @@ class VllmEngine(TokenStreamEngine):
             env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             if self._threads is not None and self._threads < len(os.sched_getaffinity(0)):
                 env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._threads)}
+        elif "PYTORCH_CUDA_ALLOC_CONF" not in env:  # weights that sleep in pinned RAM take no more than they are
+            env.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_round_threshold_mb:1")
         return env
 
     def _kill(self) -> None:
@@ -369,14 +383,17 @@ class VllmEngine(TokenStreamEngine):
             return
         self._canary = self._answer_canary()
         if self._device_sleeps:
-            self._call("sleep")
+            try:
+                self._call("sleep")
+            except EngineError:  # some of its weights may be gone already: `wake` starts it anew
+                self._kill()
         else:
             self._kill()
         self._asleep = True
 
     def asleep_bytes(self) -> int:
         """What it keeps of a GPU while it sleeps."""
-        return self.settings.outside_bytes if self._device_sleeps else 0
+        return self.settings.outside_bytes if self._device_sleeps and self._child is not None else 0
 
     def wake(self) -> bool:
         """Take the device again. Whether the process had to be started anew because it answered differently.
@@ -411,7 +428,8 @@ class VllmEngine(TokenStreamEngine):
             self._call("pin", adapter=self._lora(adapter))
 
     def _is_as_before(self) -> bool:
-        return self._answer_canary() == self._canary
+        # once more where not: on a GPU the sums of adapters depend on which thread was first
+        return any(self._answer_canary() == self._canary for _ in range(2))
 
     def _answer_canary(self) -> dict[str | None, list[int]]:
         """The tokens of fixed greedy requests: the base model's and those of every adapter.
@@ -452,6 +470,13 @@ class VllmEngine(TokenStreamEngine):
         self._kill()
         self._loaded.clear()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _free_gib() -> float:
+    """Memory of the GPU that nobody has; infinite where the driver does not say."""
+    card = monitor.gpus()[:1]
+    free_mb = card[0].memory_free_mb if card else None
+    return float("inf") if free_mb is None else free_mb / 1024
 
 
 def _error(text: str) -> EngineError:

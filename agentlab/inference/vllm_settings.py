@@ -8,13 +8,19 @@ from agentlab import files
 from agentlab.errors import ModelError
 from agentlab.hardware import ledger
 from agentlab.hardware.shape import ModelShape
+from agentlab.hardware.sizing import Device
 from agentlab.inference.contract import OutOfMemoryError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks for which vLLM has slots."""
 _GIB = 2**30
 CONTEXT_GIB = 0.35  # CUDA's own context, where nobody says otherwise
-_SLACK_GIB = 0.15  # what the allocator rounds up and the libraries keep beside it
+_SLACK_GIB = 0.15  # what nobody counted, and what the libraries keep outside the allocator
+_FRAGMENTS_BYTES = 20 * ledger.MIB  # of freed tensors between those that stay
+_BLOCK_TOKENS = {"cuda": 16, "cpu": 128}  # that vLLM's cache hands out at once
+SCORED_TOKENS = 128
+"""Tokens of a prompt whose logits vLLM is told to compute at once where it scores one; by itself it takes 1,024, which
+are 300 MiB of a vocabulary of 150,000 that its own measurement at the start does not see."""
 _CPU_KV_BYTES = _GIB
 _SEQUENCES = 32
 _BATCHED_TOKENS = 2048
@@ -33,7 +39,7 @@ class VllmSettings:
 
     max_loras: adapters on the device at once. max_cpu_loras: adapters in RAM; others are read from disk when needed.
     sleep_mode: weights may go to RAM and the cache away while something else needs the device. outside_bytes: what the
-    process takes of a GPU beside all that, and keeps while it sleeps: CUDA's context and the allocator's slack.
+    process takes of a GPU beside all that, and keeps while it sleeps: CUDA's context and a little slack.
     """
 
     kv_cache_memory_bytes: int
@@ -63,9 +69,47 @@ class ModelSizes:
     def slot_bytes(self, rank: int) -> int:
         return ledger.slot_bytes(self.shape, rank, self.element_bytes)
 
-    def step_bytes(self, batched_tokens: int, sequences: int) -> int:
-        """What one step of so many tokens of so many requests holds besides weights and cache."""
-        return ledger.prefill_bytes(self.shape, sequences, -(-batched_tokens // sequences), self.element_bytes)
+    def step_bytes(self, batched_tokens: int, sequences: int, rank: int) -> int:
+        """What one step of so many tokens of so many requests holds besides weights and cache.
+
+        Largest in a layer, beside what its adapters' first factors give in fp32, or where a prompt is scored.
+        """
+        shape, element = self.shape, self.element_bytes
+        step = ledger.prefill_bytes(shape, sequences, -(-batched_tokens // sequences), element)
+        step += 3 * 4 * batched_tokens * rank
+        scored = element * (3 * batched_tokens * shape.hidden + min(SCORED_TOKENS, batched_tokens) * shape.vocab)
+        return max(step, scored)
+
+    def rounding_bytes(self, rank: int, slots: int) -> int:
+        """What the allocator of a GPU reserves for weights and slots beyond their bytes, tensor by tensor.
+
+        vLLM keeps query, key and value as one matrix, and so the MLP's two; slots are a pair of tensors per module.
+        """
+        shape, element = self.shape, self.element_bytes
+        heads = 1 if shape.tied else 2
+        head = element * shape.embedding_parameters
+        packed = (self.weight_bytes - heads * head) / (element * (shape.linear_parameters + shape.small_parameters))
+        one = {name: n_in * n_out for name, (n_in, n_out) in shape.linears.items()}
+        fused = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+        weights = [max(0.0, packed) * element * sum(one[name] for name in names) for names in fused]
+        pairs = [element * rank * slots * size for sizes in shape.linears.values() for size in sizes]
+        extra = shape.layers * sum(ledger.held_bytes(size) - size for size in weights + pairs)
+        return int(extra + heads * (ledger.held_bytes(head) - head))
+
+    def workspace_bytes(self, sequences: int) -> int:
+        """What vLLM's process holds on a GPU from its start on: angles of positions, masks and counts of sampling,
+        cuBLAS' workspace, fragments."""
+        angles = self.shape.context_length * self.shape.head_dim
+        sampling = sequences * self.shape.vocab * 4 * (1 + 2 / 32)
+        held = (
+            ledger.held_bytes(self.element_bytes * angles) + ledger.held_bytes(4 * angles) + ledger.held_bytes(sampling)
+        )
+        return int(held) + ledger.blas_bytes(1) + _FRAGMENTS_BYTES
+
+    def least_cache_bytes(self, tokens: int, device: Device) -> int:
+        """The smallest cache with which vLLM starts for a context of `tokens`: whole blocks, and one that it keeps."""
+        block = _BLOCK_TOKENS[device]
+        return (math.ceil(tokens / block) + 1) * block * self.kv_bytes_per_token
 
 
 def planned_lines(settings: VllmSettings, sizes: ModelSizes) -> tuple[tuple[str, int], ...]:
@@ -74,7 +118,9 @@ def planned_lines(settings: VllmSettings, sizes: ModelSizes) -> tuple[tuple[str,
         ("weights", sizes.weight_bytes),
         ("adapters", settings.max_loras * sizes.slot_bytes(settings.max_lora_rank)),
         ("kv_cache", settings.kv_cache_memory_bytes),
-        ("working", sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs)),
+        ("working", sizes.step_bytes(settings.max_num_batched_tokens, settings.max_num_seqs, settings.max_lora_rank)),
+        ("workspace", sizes.workspace_bytes(settings.max_num_seqs)),
+        ("rounded_up", sizes.rounding_bytes(settings.max_lora_rank, settings.max_loras)),
         ("driver_context", settings.outside_bytes),
     )
 
@@ -107,12 +153,9 @@ def settings_for_gpu(
     tried += [(1, 1024, 16, context), (1, 512, 8, context), (1, 512, 4, min(context, 2048)), (1, *_LEAST)]
     for slots, batched, sequences, wanted in tried:
         length = min(wanted, context)
-        fixed = sizes.weight_bytes + slots * sizes.slot_bytes(slot_rank) + outside_bytes(context_gib)
-        left = int(budget_gib * _GIB) - fixed - sizes.step_bytes(batched, sequences)
-        if left < length * sizes.kv_bytes_per_token:
-            continue
-        return VllmSettings(
-            kv_cache_memory_bytes=min(left, sequences * length * sizes.kv_bytes_per_token),
+        wanted_bytes, least_bytes = (sizes.least_cache_bytes(tokens, "cuda") for tokens in (sequences * length, length))
+        found = VllmSettings(
+            kv_cache_memory_bytes=0,
             max_model_len=length,
             max_num_seqs=sequences,
             max_num_batched_tokens=batched,
@@ -122,6 +165,9 @@ def settings_for_gpu(
             sleep_mode=True,
             outside_bytes=outside_bytes(context_gib),
         )
+        left = int(budget_gib * _GIB) - planned_bytes(found, sizes)
+        if left >= least_bytes:
+            return dataclasses.replace(found, kv_cache_memory_bytes=min(left, wanted_bytes))
     raise OutOfMemoryError(
         f"weights of {sizes.weight_bytes / _GIB:.2f} GiB, one adapter slot of rank {slot_rank} and a cache for "
         f"{_LEAST[2]} "
@@ -134,7 +180,7 @@ def least_for_gpu(sizes: ModelSizes, rank: int, context_gib: float = CONTEXT_GIB
     batched, sequences, wanted = _LEAST
     length = min(wanted, sizes.shape.context_length)
     return VllmSettings(
-        kv_cache_memory_bytes=length * sizes.kv_bytes_per_token,
+        kv_cache_memory_bytes=sizes.least_cache_bytes(length, "cuda"),
         max_model_len=length,
         max_num_seqs=sequences,
         max_num_batched_tokens=batched,
@@ -150,7 +196,7 @@ def settings_for_cpu(sizes: ModelSizes, rank: int, adapters: int = 4, cpu_adapte
     context = min(_LONGEST, sizes.shape.context_length)
     wanted = _SEQUENCES * context * sizes.kv_bytes_per_token
     return VllmSettings(
-        kv_cache_memory_bytes=max(min(wanted, _CPU_KV_BYTES), context * sizes.kv_bytes_per_token),
+        kv_cache_memory_bytes=max(min(wanted, _CPU_KV_BYTES), sizes.least_cache_bytes(context, "cpu")),
         max_model_len=context,
         max_loras=min(adapters, cpu_adapters),
         max_cpu_loras=cpu_adapters,

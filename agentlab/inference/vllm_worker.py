@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from agentlab.inference.vllm_settings import SCORED_TOKENS
 from agentlab.inference.worker_process import Channel, Message, die_with_parent, end_group, parents_channel
 
 LONG_STEP_S = 1.0
@@ -56,7 +57,9 @@ class Worker:
     def __init__(self, channel: Channel, arguments: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.worker.gpu.sample import prompt_logprob
 
+        prompt_logprob.CHUNK_SIZE = SCORED_TOKENS
         self.channel = channel
         self.inbox: queue.Queue[Message] = queue.Queue()
         self.scoring: dict[str, Message] = {}

@@ -219,8 +219,7 @@ def sft_config(
     steady: the learning rate stays where it is after the warm-up, for weights that are averaged.
     """
     on_gpu = engine.device == "cuda"
-    bf16 = on_gpu and engine.base.dtype == torch.bfloat16
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=attempt.batch_size,
@@ -236,8 +235,8 @@ def sft_config(
         max_length=None,  # examples were checked already; truncating would cut answers off
         gradient_checkpointing=attempt.checkpointing,
         use_cpu=not on_gpu,
-        bf16=bf16,
-        fp16=on_gpu and not bf16,
+        bf16=on_gpu and engine.base.dtype == torch.bfloat16,
+        fp16=on_gpu and engine.base.dtype == torch.float16,
         logging_steps=1,
         logging_nan_inf_filter=False,  # by default a NaN loss is hidden
         save_strategy="no",
@@ -245,6 +244,9 @@ def sft_config(
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
+    if on_gpu:  # with more than one in sight the trainer would spread each batch over all, which TRL refuses
+        config._n_gpu = 1
+    return config
 
 
 @contextlib.contextmanager

@@ -8,9 +8,13 @@ import pytest
 from evolution_helpers import evolve
 from support import write_suite, write_tiny_model
 
-from agentlab.errors import RunError
+from agentlab import inference
+from agentlab.errors import AgentlabError, RunError
+from agentlab.events import Warned
+from agentlab.evolution.bench import open_bench
 from agentlab.evolution.engines import Engines
 from agentlab.evolution.generation import run_generation
+from agentlab.inference import OutOfMemoryError
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.lab import Lab
 from agentlab.models import ModelFiles
@@ -47,6 +51,56 @@ def test_nothing_is_learned_on_a_server(tiny_experiment):
     for begin in (lambda: evolve(lab, generations=[0]), lambda: next(lab.evolve())):
         with pytest.raises(RunError, match="'openai' only answers"):
             begin()
+
+
+def test_what_a_gpu_needs_to_compile_kernels_is_asked_for_before_anything_is_loaded(tiny_experiment, monkeypatch):
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    monkeypatch.setattr("agentlab.hardware.compiler.missing", lambda: "Python's C headers")
+    lab = Lab.open(tiny_experiment)
+    with pytest.raises(AgentlabError, match="Python's C headers is missing; install it"):
+        next(lab.evolve())
+    assert not (lab.run.folder / "model.json").exists()
+
+
+def vllm_that_does_not_start(monkeypatch):
+    opened = []
+
+    def open_engine(settings, model, name, rung):
+        opened.append((name, settings.budget.vram_gib))
+        if name == "vllm":
+            raise OutOfMemoryError("vLLM cannot load tiny: Free memory is less than desired")
+        return real(settings, model, name, rung)
+
+    real = inference.open_engine
+    monkeypatch.setattr(inference, "open_engine", open_engine)
+    monkeypatch.setattr("agentlab.evolution.bench.choose_engine", lambda settings, model: "vllm")
+    return opened
+
+
+def test_where_the_vllm_that_auto_chose_does_not_start_transformers_scores_the_run(tiny_experiment, monkeypatch):
+    opened = vllm_that_does_not_start(monkeypatch)
+    lab = Lab.open(tiny_experiment, ["budget.vram_gib=5.0", "budget.context_gib=0.5"])
+    events = []
+    evolve(lab, events.append, generations=[0])
+    assert opened[0] == ("vllm", 4.5)  # who trains in between keeps a context
+    (warned,) = [event for event in events if isinstance(event, Warned) and "vLLM" in event.message]
+    assert "transformers scores this run, because vLLM could not be started: vLLM cannot load tiny" in warned.message
+    assert lab.run.model().engine == "transformers"
+    assert {candidate.score.engine for candidate in lab.run.candidates()} == {"transformers"}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_vllm_that_was_asked_for_or_has_scored_is_not_replaced(tiny_experiment, monkeypatch, asked):
+    vllm_that_does_not_start(monkeypatch)
+    if not asked:
+        monkeypatch.setattr("agentlab.evolution.bench.stored_rates", lambda run: object())
+    lab = Lab.open(tiny_experiment, ["model.engine=vllm"] if asked else [])
+    with (
+        pytest.raises(OutOfMemoryError, match="Free memory is less"),
+        open_bench(lab.run, lab.suite, print, bool) as bench,
+    ):
+        bench.engines.answering()
+    assert lab.run.model().engine == "vllm"
 
 
 def test_who_trains_beside_a_sleeping_vllm_leaves_it_its_context(tiny_experiment, monkeypatch):

@@ -14,14 +14,14 @@ from nvml_standin import Nvml
 
 from agentlab.cli import main
 from agentlab.cli.doctor import facts as facts_of
-from agentlab.hardware import doctor
+from agentlab.hardware import compiler, doctor
 from agentlab.hardware.monitor import Gpu, driver_cuda, driver_version, torch_cuda
 
 CARD = Gpu("Card", 6144.0, 300.0, 5800.0)
 WINDOWS = Path("/", "mnt", "c", "project")
 GOOD = doctor.Facts(
     gpus=[CARD], driver="580.95", driver_cuda=(13, 2), torch="2.13.0", torch_cuda=(13, 0), vllm="cuda",
-    packages={"torch": ("2.13.0", "==2.13.0", True)},
+    compiler_missing="", packages={"torch": ("2.13.0", "==2.13.0", True)},
     ram_total_mb=32 * 1024, ram_free_mb=20 * 1024, swap_total_mb=8 * 1024, disk_free_gib={Path("/home"): 100.0},
     models=["smollm2-135m-instruct"], embedded_model=None, store=Path("/project/mlruns/mlflow.db"), store_problem=None,
     kernel="/venv/bin/python", kernel_exists=True, python="/venv/bin/python", wsl2=False,
@@ -50,6 +50,7 @@ def test_a_good_machine_is_all_ok():
         (doctor.check_driver, {"driver_cuda": (12, 8)}, "warn", "up to 12.8, torch is built for 13.0"),
         (doctor.check_driver, {"driver_cuda": (12, 8), "wsl2": True}, "warn", "update NVIDIA's driver in Windows"),
         (doctor.check_driver, {"driver_cuda": None}, "ok", "580.95"),
+        (doctor.check_compiler, {"compiler_missing": "Python.h"}, "fail", "Python.h is missing"),
         (doctor.check_vllm, {"vllm": None}, "ok", "transformers answers"),
         (doctor.check_vllm, {"vllm": "cpu"}, "warn", "make install EXTRA=gpu"),
         (doctor.check_vllm, {"vllm": "cpu", "gpus": []}, "ok", "built for the CPU"),
@@ -139,6 +140,24 @@ def test_the_drivers_version():
     nvml = Nvml()
     nvml.nvmlSystemGetDriverVersion = lambda: b"470.1"
     assert driver_version(nvml) == "470.1"
+
+
+def test_nobody_without_a_gpu_needs_a_compiler():
+    assert doctor.check_compiler(GOOD) == []
+    assert doctor.check_compiler(dataclasses.replace(GOOD, compiler_missing="Python.h", gpus=[])) == []
+
+
+def test_a_compiler_and_pythons_headers_are_looked_for_where_triton_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiler.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.delenv("CC", raising=False)
+    assert compiler.missing() == f"Python's C headers ({tmp_path / 'Python.h'})"
+    (tmp_path / "Python.h").touch()
+    assert compiler.missing() == ""
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    assert "a C compiler" in compiler.missing()
+    monkeypatch.setenv("CC", "tcc")
+    assert compiler.missing() == ""
 
 
 def test_the_cuda_of_driver_and_torch():

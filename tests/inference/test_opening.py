@@ -101,7 +101,8 @@ def test_auto_is_transformers_where_vllm_would_load_another_rung(tiny_model, mon
     assert choose_engine(settings, models.resolve(str(tiny_model))) == engine
 
 
-def test_vllm_is_not_opened_at_a_rung_that_it_does_not_load(tiny_model):
+def test_vllm_is_not_opened_at_a_rung_that_it_does_not_load(tiny_model, monkeypatch):
+    monkeypatch.setattr(vllm_build, "build", lambda: "cpu")
     settings = from_mapping({"name": "test", "model": {"rung": "bf16", "engine": "vllm"}}, "test")
     with pytest.raises(ConfigError, match=r"model\.rung: 'bf16'; allowed where vLLM answers on a CPU: auto, fp32"):
         open_engine(settings, models.resolve(str(tiny_model)))

@@ -220,7 +220,8 @@ def test_asleep_it_keeps_what_its_process_takes_outside_of_weights_and_cache():
     ("answers", "restarted", "did"),
     [
         ([[1, 2], [1, 2]], False, ["sleep", "wake"]),
-        ([[1, 2], [1, 3], [1, 2]], True, ["sleep", "wake", "kill", "start"]),
+        ([[1, 2], [1, 3], [1, 2]], False, ["sleep", "wake"]),  # a tie that fell the other way
+        ([[1, 2], [1, 3], [1, 3], [1, 2]], True, ["sleep", "wake", "kill", "start"]),
     ],
 )
 def test_a_canary_that_answers_differently_has_the_process_started_anew(answers, restarted, did):
@@ -228,6 +229,20 @@ def test_a_canary_that_answers_differently_has_the_process_started_anew(answers,
     engine.sleep()
     assert engine.wake() is restarted
     assert engine.did == did
+
+
+def test_one_that_cannot_go_to_sleep_whole_is_started_anew_when_it_wakes():
+    engine = Sleeper([[1, 2], [1, 2]])
+
+    def call(what, **values):
+        engine.did.append(what)
+        raise EngineError("CUDA error: out of memory")
+
+    engine._call = call
+    engine.sleep()
+    assert engine.did == ["sleep", "kill"]
+    assert engine.wake() is False
+    assert engine.did == ["sleep", "kill", "kill", "start"]
 
 
 class Holder(Sleeper):
@@ -304,7 +319,7 @@ def test_a_process_that_the_kernel_kills_while_it_starts_lacked_memory(monkeypat
 
 
 def test_an_engine_that_never_answers_as_before_is_broken():
-    engine = Sleeper([[1, 2], [1, 3], [1, 3]])
+    engine = Sleeper([[1, 2], [1, 3], [1, 3], [1, 3], [1, 3]])
     engine.sleep()
     with pytest.raises(EngineBroken, match="answers differently"):
         engine.wake()

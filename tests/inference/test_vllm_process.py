@@ -17,7 +17,7 @@ from engine_adapters import random_lora
 from agentlab import adapters as adapter_room
 from agentlab import models
 from agentlab.errors import AdapterError
-from agentlab.inference import EngineError, OutOfMemoryError, Request, vllm_engine, vllm_worker
+from agentlab.inference import EngineError, OutOfMemoryError, Request, vllm_build, vllm_engine, vllm_worker
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.vllm_engine import VllmEngine
 from agentlab.inference.worker_process import ChildProcess
@@ -59,6 +59,7 @@ while True:
 @pytest.fixture
 def engine(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "speaker.py").write_text(SPEAKER)
+    monkeypatch.setattr(vllm_build, "build", lambda: "cpu")  # whatever is installed: its process is not started
     path = os.pathsep.join([str(tmp_path), *sys.path])
     monkeypatch.setattr(
         vllm_engine, "ChildProcess", lambda module, env: ChildProcess("speaker", env | {"PYTHONPATH": path})

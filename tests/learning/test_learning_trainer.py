@@ -1,6 +1,7 @@
 """The compact loss is TRL's loss."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,3 +184,11 @@ def test_b_is_trained_so_many_times_faster_than_a(engine, examples, tmp_path, ra
     assert {"lora_A" in name for name in moved} == {True, False}
     for name, step in moved.items():
         assert step == pytest.approx(rate_of_a if "lora_A" in name else rate_of_b, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_one_gpu_of_several_trains_in_the_models_own_type(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    engine = SimpleNamespace(device="cuda", base=SimpleNamespace(dtype=dtype))
+    config = sft_config(engine, str(tmp_path), 3, Attempt(1e-3, 4), 2, 0)
+    assert (config.n_gpu, config.bf16, config.fp16) == (1, False, dtype == torch.float16)

@@ -31,7 +31,7 @@ def limit_to(more_mib):
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    limit = torch.cuda.memory_allocated() + more_mib * MIB
+    limit = min(total, torch.cuda.memory_allocated() + more_mib * MIB)
     torch.cuda.set_per_process_memory_fraction(limit / total)
     torch.cuda.reset_peak_memory_stats()
     return limit
@@ -40,12 +40,14 @@ def limit_to(more_mib):
 @pytest.mark.parametrize("rung", [rung.name for rung in LADDER])
 def test_something_is_learned_at_every_rung(tiny_model, rung):
     with TransformersEngine(models.resolve(str(tiny_model)), rung=rung) as engine:
-        before = torch.cuda.memory_allocated()
         lora, training = train(engine, genome_of(steps=8, dropout=0.05), None, items(4, 48) * 8)
         assert training.losses[-1] < training.losses[0]
         assert training.remedies == []
         assert all(value.dtype == torch.float32 for pair in lora.modules.values() for value in pair)
-        assert torch.cuda.memory_allocated() < before + 80 * MIB  # the workspaces of the libraries stay
+        held = torch.cuda.memory_allocated()  # with the workspaces of the libraries, which stay
+        train(engine, genome_of(steps=8, dropout=0.05), None, items(4, 48) * 8)
+        gc.collect()
+        assert torch.cuda.memory_allocated() == pytest.approx(held, abs=64 * 1024)
 
 
 @pytest.mark.parametrize("rung", ["bf16", "int8", "nf4"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from population import random_lora
+from vram import device_name
 
 SAME_BAR = 0.95
 
@@ -95,6 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "engines",
         "model": options.model,
         "device": device,
+        "card": device_name(),
         "adapters": options.adapters,
         "rank": options.rank,
         "items": size,

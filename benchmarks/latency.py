@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from population import random_lora
+from vram import device_name
 
 TASKS = (
     "What is 17 % of 2340?",
@@ -146,6 +147,7 @@ def measure(options: argparse.Namespace, reuse_prompts: bool = True, drafts: boo
         "engine": options.engine,
         "rung": rung if options.engine == "transformers" else None,
         "device": device,
+        "card": device_name(),
         "adapters": options.adapters,
         "answers": len(whole),
         "states": {state: ways.count(state) for state in sorted(set(ways))},

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vram import device_name
+
 SPEED_BAR = 0.9
 COST_BAR = 4.0
 
@@ -122,6 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "benchmark": "population",
             "model": options.model,
             "device": engine.device,
+            "card": device_name(),
             "threads": torch.get_num_threads(),
             "adapters": options.adapters,
             "rank": options.rank,

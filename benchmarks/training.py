@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vram import device_name
+
 BAR = 1.10
 AVERAGE = 0.5  # of the weights, as evolution trains; the learning rate is the same steady one in all ways
 
@@ -92,6 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "benchmark": "training",
             "model": options.model,
             "device": engine.device,
+            "card": device_name(),
             "threads": torch.get_num_threads(),
             "steps": options.steps,
             "batch_size": options.batch_size,

@@ -17,7 +17,7 @@ from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, open_engine
 from agentlab.inference.chain import Chain
 from agentlab.inference.links import Link, Role
-from agentlab.inference.opening import EngineName, engine_of_run, planned_footprint, served_model
+from agentlab.inference.opening import EngineName, engine_of_run, only_on_vllm, planned_footprint, served_model
 from agentlab.records import BASE
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _links(run: Run, adapter: str) -> tuple[list[Link], dict[str, dict[str, Any]
                 )
             links.append(link)
             continue
-        link = Link(role, name, opener.open, reopen=opener.reopen, planned=opener.planned)
+        link = Link(role, name, opener.open, reopen=opener.reopen, planned=opener.planned, otherwise=opener.otherwise)
         if role == "primary":
             scored = run.model()
             link = link if scored is None else dataclasses.replace(link, engine=scored.engine)
@@ -132,6 +132,18 @@ class _Opener:
     def reopen(self, rung: RungName | None, on_cpu: bool) -> Engine:
         """On transformers, at this rung, and on the CPU if need be."""
         return open_engine(self.run.settings, self._files(), "transformers", rung, on_cpu)
+
+    def otherwise(self) -> Callable[[], Engine] | None:
+        """What opens it on transformers where `auto` is vLLM for a model that both can load."""
+        if self.run.settings.model.engine != "auto":
+            return None
+        try:
+            files = self._files()
+        except ModelError:
+            return None
+        if self._engine(files) != "vllm" or only_on_vllm(files):
+            return None
+        return lambda: open_engine(self.run.settings, files, "transformers", self._rung())
 
     def planned(self) -> Footprint | None:
         try:

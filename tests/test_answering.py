@@ -4,7 +4,8 @@ import pytest
 from chat_server import ChatServer
 
 from agentlab import inference, models
-from agentlab.errors import AdapterError
+from agentlab.errors import AdapterError, ModelError
+from agentlab.inference import EngineError
 from agentlab.lab import Lab
 from agentlab.records import BaseModelRecord
 
@@ -95,6 +96,26 @@ def test_where_the_engine_of_the_run_is_not_here_another_one_answers_and_says_so
     opened, (told,), _ = begun("vllm", here="transformers")
     assert opened == [("transformers", "fp32")]
     assert told.endswith("its scores are vllm's, and transformers answers")
+
+
+@pytest.mark.parametrize("asked", ["auto", "vllm"])
+def test_where_the_vllm_that_auto_chose_does_not_start_transformers_answers(tiny_experiment, monkeypatch, asked):
+    def open_engine(settings, files, name, rung):
+        if name == "vllm":
+            raise EngineError("vLLM cannot load tiny: no kernel image")
+        return inference.open_engine(settings, files, name, rung)
+
+    monkeypatch.setattr("agentlab.answering.open_engine", open_engine)
+    monkeypatch.setattr("agentlab.inference.opening.choose_engine", lambda settings, files: "vllm")
+    lab = Lab.open(tiny_experiment, [f"model.engine={asked}"])
+    if asked == "vllm":
+        with pytest.raises(ModelError, match="no kernel image"):
+            lab.agent(remember=False, builtin_tools=False, lease=False)
+        return
+    with lab.agent(remember=False, builtin_tools=False, lease=False) as agent:
+        (told,) = agent.ask("Who?").fallbacks
+        assert agent.chain.current()[1].name == "transformers"
+    assert told.endswith("no kernel image; it is opened on another engine")
 
 
 def test_what_vllm_holds_is_not_what_its_run_is_trained_at(begun):

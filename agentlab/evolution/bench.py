@@ -10,7 +10,7 @@ import transformers
 
 from agentlab import files, models
 from agentlab.adapters import Card, Pool
-from agentlab.errors import ModelError, RunError, first_line
+from agentlab.errors import AdapterError, ModelError, RunError, first_line
 from agentlab.events import Event, Warned
 from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
@@ -133,16 +133,16 @@ def open_bench(
 
 
 def _engines(run: Run, model: models.ModelFiles, emit: Callable[[Event], None]) -> Engines:
-    """The run's engines. A vLLM that `auto` chose and that does not start is no choice while nothing was scored."""
+    """The run's engines. Where `auto` chose vLLM it has to show that it works before it scores anything."""
     name = _engine_of(run, model)
     engines = Engines(run.settings, model, name, emit, run.rung())
     if name != "vllm" or run.settings.model.engine != "auto" or stored_rates(run) is not None:
         return engines
     try:
-        engines.answering()
-    except (EngineError, ModelError) as error:
+        engines.rehearse()
+    except (AdapterError, EngineError, ModelError) as error:
         engines.close()
-        emit(Warned(message=f"transformers scores this run, because vLLM could not be started: {first_line(error)}"))
+        emit(Warned(message=f"transformers scores this run, because vLLM cannot: {first_line(error)}"))
         _save_model(run, model, "transformers")
         return Engines(run.settings, model, "transformers", emit, run.rung())
     except BaseException:

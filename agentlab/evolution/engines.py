@@ -52,6 +52,12 @@ class Engines:
             self._emit(Warned(message="vLLM answered differently after it slept, so it was started anew"))
         return self._vllm
 
+    def rehearse(self) -> None:
+        """Have vLLM do once what this run will ask of it. Raises EngineError or ModelError where it cannot."""
+        self.answering()
+        assert self._vllm is not None
+        self._vllm.rehearse()
+
     def learning(self) -> "TransformersEngine":
         """The resident model, which trains."""
         if self._vllm is not None:

@@ -117,10 +117,12 @@ class Chain:
     # -- falling ------------------------------------------------------------------------------------------------------
 
     def fall(self, reason: str, *, broken: bool) -> None:
-        """Go on to the next model; a broken one is freed first. Raises ChainExhausted when there is none."""
-        if broken:
-            self._models.breaks(self._position, reason)
-        self._next(reason)
+        """Go on to the next model; a broken one is freed first. Raises ChainExhausted when there is none.
+
+        One that broke on the engine that was chosen for it is the next itself, on another.
+        """
+        if not (broken and self._models.breaks(self._position, reason)):
+            self._next(reason)
 
     def _next(self, reason: str) -> None:
         """Go on to the next model that may be tried; in the end to the CPU, if memory did not suffice for one."""

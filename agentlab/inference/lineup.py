@@ -17,9 +17,10 @@ REST_S = 30.0  # a server that cannot be reached is left alone for so long: find
 class Lineup:
     """The models of a chain by their position. What they gave up for lack of memory is `given_up`'s account.
 
-    A model is not tried for good where it broke; with another adapter where its adapter cannot be loaded; after REST_S
-    by `clock` where its server could not be reached; when memory has returned where it was given up. tell: gets what an
-    engine gives up by itself, and where another engine answers than the one that a model's scores come from.
+    A model is not tried for good where it broke, on each of its engines; with another adapter where its adapter cannot
+    be loaded; after REST_S by `clock` where its server could not be reached; when memory has returned where it was
+    given up. tell: gets what an engine gives up by itself, and where another engine answers than the one that a model's
+    scores come from, or that was chosen for it.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Lineup:
         self._tell = tell
         self._clock = clock
         self._broken: dict[int, str] = {}
+        self._otherwise: dict[int, Callable[[], Engine]] = {}  # what opens a model whose usual engine broke
         self._unfit: dict[int, str] = {}  # models whose adapter, as it is now, cannot be loaded
         self._resting: dict[int, tuple[float, str]] = {}  # until when, and why
         self._not_on_cpu: set[int] = set()  # what does not run there
@@ -56,15 +58,24 @@ class Lineup:
         found = [at for at, link in enumerate(self.links) if at not in barred and link.reopen is not None]
         return found[-1] if found and self._given_up.on_cpu is None else None
 
-    def breaks(self, position: int, reason: str) -> None:
-        """Free a model and leave it alone from now on; one on the CPU only there, which says nothing of the card."""
+    def breaks(self, position: int, reason: str) -> bool:
+        """Free a model and leave it alone from now on; one on the CPU only there, which says nothing of the card.
+
+        True where it can be opened on another engine instead, which is told.
+        """
         self.close(position)
+        link = self.links[position]
         if position == self._given_up.on_cpu:
             self._not_on_cpu.add(position)
             self._given_up.leave_cpu()
+        elif position not in self._otherwise and (otherwise := link.otherwise()) is not None:
+            self._otherwise[position] = otherwise
+            self._tell(Fall(link.model, link.model, f"{reason}; it is opened on another engine"))
+            return True
         else:
             self._broken[position] = reason
             self._given_up.forget(position)
+        return False
 
     def rests(self, position: int, reason: str) -> None:
         """Leave a model alone for a while: its server may still be starting, or be started later."""
@@ -94,7 +105,8 @@ class Lineup:
         """Load a model with its adapter, as it was when it was closed. Raises what the libraries under it raise."""
         link, rung = self.links[position], self._given_up.rung(position)
         on_cpu = self._given_up.on_cpu == position
-        engine = link.reopen(rung, on_cpu) if link.reopen is not None and (rung or on_cpu) else link.open()
+        usual = self._otherwise.get(position, link.open)
+        engine = link.reopen(rung, on_cpu) if link.reopen is not None and (rung or on_cpu) else usual()
         engine.tell = self._tell
         try:
             if link.adapter is not None and link.adapter_folder is not None:

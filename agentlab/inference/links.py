@@ -20,7 +20,8 @@ class Link:
     pinned: keep the adapter on the device beside whatever else is loaded, where the engine has room for that.
     reopen: loads it at a rung, None for the usual one, and on the CPU if the second argument says so; a link without it
     is only opened as it is. planned: what it will hold when it is opened, known without loading it. engine: the name of
-    the one that its scores come from, None where there are none; where another one answers that is told.
+    the one that its scores come from, None where there are none; where another one answers that is told. otherwise:
+    what opens it on another engine after its own broke; None where there is none, or the person named the engine.
     """
 
     role: Role
@@ -33,6 +34,7 @@ class Link:
     reopen: Callable[[RungName | None, bool], Engine] | None = None
     planned: Callable[[], Footprint | None] = lambda: None
     engine: str | None = None
+    otherwise: Callable[[], Callable[[], Engine] | None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)

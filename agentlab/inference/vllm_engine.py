@@ -40,6 +40,7 @@ SILENCE_S = 300.0  # without a sign of life while requests are out; far longer t
 _CALL_S = 120.0
 _WAIT_S = 0.05
 _CANARY_TOKENS = 16
+_REHEARSAL = "rehearsal"
 _CANARY = [{"role": "user", "content": "Name the months of the year."}]
 
 
@@ -371,6 +372,18 @@ class VllmEngine(TokenStreamEngine):
             )
         self._call("pin", adapter=self._lora(adapter))
         self._pinned.add(adapter)
+
+    def rehearse(self) -> None:
+        """Do once what an evolution will ask: load an adapter, answer with it, sleep, wake. Raises EngineError."""
+        nothing = self._modules.without_effect()
+        if nothing is not None:
+            folder = self._scratch / _REHEARSAL
+            adapter_room.save(nothing, folder)
+            self.load_adapter(_REHEARSAL, folder)
+            self.generate([Request(_CANARY, adapter=_REHEARSAL, max_new_tokens=_CANARY_TOKENS)])
+        self.sleep()
+        self.wake()
+        self.unload_adapter(_REHEARSAL)
 
     # -- sleeping -----------------------------------------------------------------------------------------------------
 

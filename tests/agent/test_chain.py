@@ -46,6 +46,51 @@ def test_models_that_cannot_be_loaded_are_passed_over():
     assert ["no such model" in result.fallbacks[0], "cannot be loaded" in result.fallbacks[1]] == [True, True]
 
 
+def on_two_engines(first, second):
+    """(the chain of one model whose usual engine gives `first`, what was opened)."""
+    opened = []
+
+    def opener(engine):
+        def opened_now():
+            opened.append(engine)
+            if isinstance(engine, BaseException):
+                raise engine
+            return engine
+
+        return opened_now
+
+    return Chain([Link("primary", "m", opener(first), otherwise=lambda: opener(second))]), opened
+
+
+def test_a_model_whose_chosen_engine_does_not_start_is_opened_on_the_other_for_good():
+    refused, other = EngineError("vLLM cannot load m: no kernel image"), Scripted("Yes.", "Still.")
+    chain, opened = on_two_engines(refused, other)
+    agent = agent_of(chain=chain)
+    result = agent.ask("Are you there?")
+    assert result.final_answer == "Yes."
+    (told,) = result.fallbacks
+    assert told == "m → m: m cannot be loaded: vLLM cannot load m: no kernel image; it is opened on another engine"
+    assert (agent.ask("And now?").final_answer, opened) == ("Still.", [refused, other])
+
+
+def test_a_model_that_breaks_on_both_of_its_engines_is_given_up():
+    chain, opened = on_two_engines(Scripted(OSError("one")), Scripted(OSError("two")))
+    result = agent_of(chain=chain).ask("Are you there?")
+    assert (result.state, result.error, len(opened)) == ("failed", "m broke: two", 2)
+    assert not chain.usable
+
+
+def test_a_process_that_dies_too_often_hands_over_to_the_other_engine():
+    died = [Scripted(EngineBroken("the vLLM process died")) for _ in range(4)]
+    left = iter(died)
+    link = Link("primary", "m", lambda: next(left), otherwise=lambda: lambda: Scripted("Yes."))
+    result = agent_of(chain=Chain([link])).ask("Are you there?")
+    assert result.final_answer == "Yes."
+    assert [engine.closed for engine in died] == [True, True, True, False]  # the last one was never opened
+    assert ["opened anew" in told for told in result.fallbacks] == [True, True, False]
+    assert "another engine" in result.fallbacks[-1]
+
+
 class Down:
     """A server that cannot be reached until it is `up`; counts who asks, as of a clock that stands still."""
 

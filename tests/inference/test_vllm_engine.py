@@ -116,6 +116,12 @@ class OnVllm(EngineConformance):
         assert engine.wake() is False
         assert [c.token_ids for c in engine.generate(requests)] == before
 
+    def test_a_rehearsal_leaves_nothing_behind(self, engine):
+        before = engine.generate([Request(CHAT, max_new_tokens=6)])[0].token_ids
+        engine.rehearse()
+        assert (engine.adapters(), engine.is_running) == ([], True)
+        assert engine.generate([Request(CHAT, max_new_tokens=6)])[0].token_ids == before
+
     def test_zz_a_killed_process_is_said_to_be_gone(self, engine):
         stream = engine.stream(Request(CHAT, max_new_tokens=200))
         next(stream)

@@ -65,6 +65,10 @@ class TestOnAGpu(Subset):
         assert engine.wake() is False
         assert [engine.generate([request])[0].token_ids for request in requests] == before
 
+    def test_what_an_evolution_asks_of_it_works(self, engine):
+        engine.rehearse()
+        assert engine.adapters() == []
+
     def test_its_allocator_stays_below_the_budget_also_when_a_long_prompt_is_scored(self, engine):
         empty = engine.count_tokens([{"role": "user", "content": ""}])
         chat = [{"role": "user", "content": "x" * (engine.context_length() - 128 - empty)}]

@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 DETECTED = $(shell if nvidia-smi -L >/dev/null 2>&1 || /usr/lib/wsl/lib/nvidia-smi -L >/dev/null 2>&1; \
 	then echo gpu; else echo cpu; fi)
 # cpu and gpu exclude each other: both bring vLLM. What was installed stays until EXTRA= says otherwise.
-EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),$(DETECTED))
+ifndef EXTRA
+EXTRA := $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),$(DETECTED))
+endif
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_FLAGS := --disable-pip-version-check --quiet --progress-bar off
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -26,12 +28,13 @@ install: $(INSTALLED)  ## make .venv with pinned dependencies (cpu or gpu, by lo
 $(INSTALLED): pyproject.toml requirements/constraints.txt requirements/no-deps-$(EXTRA).txt
 	@test -n "$(PYTHON)" || { echo "agentlab needs Python 3.11, 3.12 or 3.13; set it with: make PYTHON=/path/to/python"; exit 1; }
 	@echo "installing into $(VENV) ($(EXTRA); 6 to 10 GB of disk, some minutes) ..."
-	@# anew for the other extra: pip would leave its vLLM and its build of torch
-	@$(PYTHON) -m venv $(if $(filter-out $@,$(wildcard $(VENV)/.installed-*)),--clear) $(VENV)
+	@# anew for the other extra, or what one that was interrupted left: pip would keep its vLLM and its build of torch
+	@$(PYTHON) -m venv $(if $(filter-out $@,$(wildcard $(VENV)/.install*)),--clear) $(VENV)
+	@touch $(VENV)/.installing
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=25,<27'
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c requirements/constraints.txt -e '.[$(EXTRA),dev]'
-	@$(MAKE) --no-print-directory nodeps PYTHON=$(BIN)/python
-	@rm -f $(VENV)/.installed-* && touch $@
+	@$(MAKE) --no-print-directory nodeps EXTRA=$(EXTRA) PYTHON=$(BIN)/python
+	@rm -f $(VENV)/.install* && touch $@
 
 nodeps:  ## install what must come without its declared dependencies
 	@$(PYTHON) -m pip install $(PIP_FLAGS) --no-deps -r requirements/no-deps-$(EXTRA).txt

@@ -155,9 +155,8 @@ def _check_own_rung(model: Model, run: Run) -> None:
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
     settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
-    found, scoring = (
-        _vllm_settings(plan, where, run, sizes, limited) for limited in (settings, beside_learner(settings))
-    )
+    scores = beside_learner(settings, where.card_bytes or float("inf")) if len(plan.phases) > 1 else settings
+    found, scoring = (_vllm_settings(plan, where, run, sizes, limited) for limited in (settings, scores))
     if found is None or scoring is None:
         return plan
     lines = planned_lines(found, sizes)

@@ -16,7 +16,7 @@ from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
 from agentlab.evolution.run import Run
 from agentlab.hardware.rungs import RUNGS
-from agentlab.inference import Engine, EngineError, choose_engine
+from agentlab.inference import Engine, EngineError, OutOfMemoryError, choose_engine
 from agentlab.inference.opening import EngineName, beside_learner
 from agentlab.learning import steps_of
 from agentlab.records import BASE, BaseModelRecord, Genome, Score
@@ -24,6 +24,9 @@ from agentlab.tasks import Suite
 
 if TYPE_CHECKING:
     from agentlab.inference.transformers_engine import TransformersEngine
+
+
+_PREDECESSOR_S = 5.0  # until a killed process's vLLM is gone
 
 
 @dataclasses.dataclass
@@ -139,10 +142,16 @@ def _engines(run: Run, model: models.ModelFiles, emit: Callable[[Event], None]) 
     if name != "vllm" or run.settings.model.engine != "auto" or stored_rates(run) is not None:
         return engines
     try:
-        engines.rehearse()
+        try:
+            engines.rehearse()
+        except OutOfMemoryError:  # what a killed predecessor held may only be going
+            engines.close()
+            time.sleep(_PREDECESSOR_S)
+            engines.rehearse()
     except (AdapterError, EngineError, ModelError) as error:
         engines.close()
-        emit(Warned(message=f"transformers scores this run, because vLLM cannot: {first_line(error)}"))
+        why = f"vLLM cannot: {first_line(error)}"
+        emit(Warned(message=f"transformers scores this run, because {why}; a run of another name tries vLLM again"))
         _save_model(run, model, "transformers")
         return Engines(run.settings, model, "transformers", emit, run.rung())
     except BaseException:

@@ -49,7 +49,9 @@ class Engines:
         if self._vllm is None:
             self._vllm = cast("VllmEngine", self._open("vllm"))
         elif self._vllm.wake():
-            self._emit(Warned(message="vLLM answered differently after it slept, so it was started anew"))
+            self._emit(
+                Warned(message="vLLM was started anew: it could not sleep, or answered differently after it had slept")
+            )
         return self._vllm
 
     def rehearse(self) -> None:

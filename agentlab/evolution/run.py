@@ -221,13 +221,15 @@ class Run:
     def planned_mib(self) -> dict[str, float] | None:
         """The planned memory of the primary model by phase; None before anything was planned.
 
-        On a GPU without the driver's own, which no allocator sees: so it compares with the peaks that were measured.
+        On a GPU without what the driver keeps for any process, which no allocator sees: so it compares with the peaks
+        that were measured.
         """
+        unseen = ("driver_context", "learner_context", "vllm_asleep")
         plan = self.plan()
         if plan is None:
             return None
         return {
-            phase["name"]: (phase["total_bytes"] - phase["lines_bytes"].get("driver_context", 0)) / 2**20
+            phase["name"]: (phase["total_bytes"] - sum(phase["lines_bytes"].get(line, 0) for line in unseen)) / 2**20
             for phase in plan["models"][0]["phases"]
         }
 

@@ -91,7 +91,7 @@ def check_driver(facts: Facts) -> list[Finding]:
 
 def check_compiler(facts: Facts) -> list[Finding]:
     """What libraries compile their kernels for the GPU with, at run time."""
-    if not facts.gpus or not facts.compiler_missing:
+    if not _has_usable_gpu(facts) or not facts.compiler_missing:
         return []
     text = f"{facts.compiler_missing} is missing: without it no kernel can be compiled for the GPU"
     return [Finding("compiler", "fail", text, "install it (on Debian and Ubuntu: apt install gcc python3-dev)")]
@@ -101,14 +101,20 @@ def check_vllm(facts: Facts) -> list[Finding]:
     """Whether the vLLM that is installed is built for this machine."""
     if facts.vllm is None:
         return [Finding("vllm", "ok", "not installed: transformers answers")]
-    if facts.vllm == "cuda" and not facts.gpus:
-        text = "built for a GPU, and there is none: transformers answers"
+    if facts.vllm == "cuda" and not _has_usable_gpu(facts):
+        text = "built for a GPU, and torch sees none: transformers answers"
         return [
             Finding("vllm", "warn", text, "make install EXTRA=cpu, or leave it if you do not miss model.engine vllm")
         ]
-    if facts.vllm == "cpu" and facts.gpus:
+    if facts.vllm == "cpu" and _has_usable_gpu(facts):
         return [Finding("vllm", "warn", "built for the CPU, beside a GPU", "make install EXTRA=gpu")]
     return [Finding("vllm", "ok", f"built for {'a GPU' if facts.vllm == 'cuda' else 'the CPU'}")]
+
+
+def _has_usable_gpu(facts: Facts) -> bool:
+    """Whether there is a GPU that the installed torch can compute on."""
+    built, known = facts.torch_cuda, facts.driver_cuda
+    return bool(facts.gpus) and built is not None and (known is None or known[0] >= built[0])
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -100,10 +100,14 @@ def vllm_settings(settings: Settings, sizes: "ModelSizes", limit_bytes: float) -
     return settings_for_gpu(limit_bytes / GIB, sizes, served_rank(settings), context_gib=settings.budget.context_gib)
 
 
-def beside_learner(settings: Settings) -> Settings:
-    """The settings for a vLLM that scores a run: who trains in between keeps CUDA's context when its model is gone."""
+def beside_learner(settings: Settings, card_bytes: float | None = None) -> Settings:
+    """The settings for a vLLM that scores a run: who trains in between keeps CUDA's context when its model is gone.
+
+    card_bytes: the memory of a card; None: of this machine's.
+    """
     budget = settings.budget
-    left = budget.vram_gib - budget.context_gib
+    limit = _card_limit(settings) if card_bytes is None else min(budget.vram_gib * GIB, card_bytes)
+    left = limit / GIB - budget.context_gib
     return settings.model_copy(update={"budget": budget.model_copy(update={"vram_gib": left})})
 
 

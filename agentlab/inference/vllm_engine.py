@@ -104,8 +104,7 @@ class VllmEngine(TokenStreamEngine):
         if self.device == "cuda":
             if missing := compiler.missing():
                 raise ModelError(f"vLLM compiles its kernels for a GPU, for which {missing} is missing; install it")
-            budget_gib = self._on_gpu(vram_gib, context_gib)
-            settings = settings or settings_for_gpu(budget_gib, self.sizes, rank, adapters, context_gib=context_gib)
+            settings = self._on_gpu(settings, vram_gib, rank, adapters, context_gib)
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
         self._modules = Modules(model, self.sizes.shape)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
@@ -129,15 +128,25 @@ class VllmEngine(TokenStreamEngine):
             self.close()
             raise
 
-    def _on_gpu(self, vram_gib: float | None, context_gib: float) -> float:
-        """How much of the GPU may be planned with, in GiB, after setting what the process's allocator is allowed."""
+    def _on_gpu(
+        self, settings: VllmSettings | None, vram_gib: float | None, rank: int, adapters: int, context_gib: float
+    ) -> VllmSettings:
+        """The settings for a GPU, within the budget and within what is free; sets what the allocator is allowed."""
         import torch
 
         total_gib: float = torch.cuda.get_device_properties(0).total_memory / 2**30
         self._total_gib = total_gib
         budget_gib = min(vram_gib or total_gib, total_gib)
         self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
-        return min(budget_gib, _free_gib())  # it would not start where another program has what it was to take
+        if settings is not None:
+            return settings
+        free_gib = _free_gib()  # vLLM does not start where another program has what it was to take
+        try:
+            return settings_for_gpu(min(budget_gib, free_gib), self.sizes, rank, adapters, context_gib=context_gib)
+        except OutOfMemoryError as error:
+            if free_gib >= budget_gib:
+                raise
+            raise OutOfMemoryError(f"only {free_gib:.2f} GiB of the GPU are free: {error}") from None
 
     def _save(self, lora: Lora) -> _Loaded:
         """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
@@ -203,6 +212,7 @@ class VllmEngine(TokenStreamEngine):
             "TOKENIZERS_PARALLELISM": "false",
         }
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would overrule kv_cache_memory_bytes
+        env.pop("VLLM_USE_V2_MODEL_RUNNER", None)  # the old one computes all logits of a scored prompt at once
         if self.device == "cpu":  # vLLM pins threads to cores, where spinning ones keep everybody else waiting
             env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             if self._threads is not None and self._threads < len(os.sched_getaffinity(0)):
@@ -409,7 +419,7 @@ class VllmEngine(TokenStreamEngine):
         return self.settings.outside_bytes if self._device_sleeps and self._child is not None else 0
 
     def wake(self) -> bool:
-        """Take the device again. Whether the process had to be started anew because it answered differently.
+        """Take the device again. Whether the process had to be started anew: it answered differently, or did not sleep.
 
         Waking has been seen to damage adapters silently, so fixed requests must answer as they did before. Raises
         EngineBroken where they do not even in a new process.
@@ -417,7 +427,8 @@ class VllmEngine(TokenStreamEngine):
         if not self._asleep:
             return False
         self._asleep = False
-        if self._device_sleeps and self._child is not None:
+        lost = self._device_sleeps and self._child is None  # it could not go to sleep whole
+        if self._device_sleeps and not lost:
             with contextlib.suppress(EngineError):  # what does not wake is started anew below
                 self._call("wake")
                 if self._is_as_before():
@@ -426,7 +437,7 @@ class VllmEngine(TokenStreamEngine):
             restarted = True
         else:
             self._restart()
-            restarted = False
+            restarted = lost
         if not self._is_as_before():
             self._kill()
             raise EngineBroken(f"{self.model_files.name} answers differently after it slept, also in a new process")

@@ -171,7 +171,7 @@ def settings_for_gpu(
     raise OutOfMemoryError(
         f"weights of {sizes.weight_bytes / _GIB:.2f} GiB, one adapter slot of rank {slot_rank} and a cache for "
         f"{_LEAST[2]} "
-        f"tokens do not fit a budget of {budget_gib:g} GiB; allowed: a smaller model, or a larger budget.vram_gib"
+        f"tokens do not fit a budget of {budget_gib:.4g} GiB; allowed: a smaller model, or a larger budget.vram_gib"
     )
 
 

@@ -43,6 +43,13 @@ def _limit_memory(share: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
 
 
+def _limit_logits() -> None:
+    """Have vLLM compute the logits of a scored prompt in smaller parts than its own, which are planned for."""
+    from vllm.v1.worker.gpu.sample import prompt_logprob
+
+    prompt_logprob.CHUNK_SIZE = SCORED_TOKENS
+
+
 def _read(channel: Channel, inbox: "queue.Queue[Message]") -> None:
     try:
         while (message := channel.receive()) is not None:
@@ -57,9 +64,8 @@ class Worker:
     def __init__(self, channel: Channel, arguments: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
-        from vllm.v1.worker.gpu.sample import prompt_logprob
 
-        prompt_logprob.CHUNK_SIZE = SCORED_TOKENS
+        _limit_logits()
         self.channel = channel
         self.inbox: queue.Queue[Message] = queue.Queue()
         self.scoring: dict[str, Message] = {}

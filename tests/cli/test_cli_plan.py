@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from agentlab import Lab
 from agentlab.cli import main
+from agentlab.hardware.monitor import Gpu
 from agentlab.records import BaseModelRecord
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -72,6 +73,28 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
     assert "weights at int8" in scarce  # where vLLM does not fit `auto` is transformers
     quantized = run("plan", demo, "--set", "model.rung=nf4").output
     assert "0.13 billion weights at nf4" in quantized  # nor where it would load something else than was asked for
+
+
+@pytest.mark.parametrize("card_gib", [4, 6])
+def test_vllm_is_planned_within_a_card_that_is_smaller_than_the_budget(monkeypatch, card_gib):
+    monkeypatch.setattr("agentlab.hardware.monitor.gpus", lambda: [Gpu("Card", card_gib * 1024.0)])
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    options = ("--set", "model.engine=vllm", "--set", "budget.vram_gib=24", "--json")
+    small = ("--set", "model.primary=Qwen/Qwen2.5-0.5B-Instruct") if card_gib == 4 else ()
+    model = json.loads(run("plan", EXPERIMENTS / "laptop-6gb.yaml", *options, *small).output)["models"][0]
+    assert (model["answers_on"], model["fits"]) == ("vllm", True)
+    by_name = {phase["name"]: phase for phase in model["phases"]}
+    assert by_name["evaluate"]["lines_bytes"]["learner_context"] > 0
+
+
+def test_what_was_planned_compares_with_what_an_allocator_shows(tiny_experiment, monkeypatch):
+    run_ = Lab.open(tiny_experiment).run
+    lines = {"weights": 3 * 2**20, "driver_context": 2**20, "learner_context": 2**20, "vllm_asleep": 2**20}
+    phase = {"name": "train", "fits": True, "total_bytes": 6 * 2**20, "limit_bytes": 2**30, "lines_bytes": lines}
+    plan = Lab.open(tiny_experiment).plan().as_dict()
+    plan["models"][0]["phases"] = [plan["models"][0]["phases"][0] | phase]
+    run_.save_plan(plan)
+    assert run_.planned_mib() == {"train": 3.0}
 
 
 def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeypatch):

@@ -144,7 +144,10 @@ def test_the_drivers_version():
 
 def test_nobody_without_a_gpu_needs_a_compiler():
     assert doctor.check_compiler(GOOD) == []
-    assert doctor.check_compiler(dataclasses.replace(GOOD, compiler_missing="Python.h", gpus=[])) == []
+    for useless in ({"gpus": []}, {"driver_cuda": (12, 8)}, {"torch_cuda": None}):
+        assert doctor.check_compiler(dataclasses.replace(GOOD, compiler_missing="Python.h", **useless)) == []
+        assert doctor.check_vllm(dataclasses.replace(GOOD, vllm="cpu", **useless))[0].status == "ok"
+        assert doctor.check_vllm(dataclasses.replace(GOOD, vllm="cuda", **useless))[0].status == "warn"
 
 
 def test_a_compiler_and_pythons_headers_are_looked_for_where_triton_does(monkeypatch, tmp_path):

@@ -91,6 +91,14 @@ def test_auto_is_vllm_where_the_model_fits_there_on_this_card(tmp_path, monkeypa
     assert choose_engine(Settings(name="test"), model) == engine
 
 
+@pytest.mark.parametrize(("card_gib", "left"), [(4, 3.65), (6, 4.65), (24, 4.65)])
+def test_who_learns_beside_vllm_keeps_its_context_of_the_budget_or_of_a_smaller_card(monkeypatch, card_gib, left):
+    monkeypatch.setattr(opening, "gpus", lambda: [Gpu("a card", memory_total_mb=card_gib * 1024)])
+    settings = from_mapping({"name": "test", "budget": {"vram_gib": 5.0, "context_gib": 0.35}}, "test")
+    for given in (None, card_gib * 2**30):
+        assert opening.beside_learner(settings, given).budget.vram_gib == pytest.approx(left)
+
+
 @pytest.mark.parametrize(
     ("rung", "engine"),
     [("auto", "vllm"), ("bf16", "vllm")] + [(rung, "transformers") for rung in ("fp32", "int8", "nf4", "hqq3")],

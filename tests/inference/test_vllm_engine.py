@@ -247,7 +247,7 @@ def test_one_that_cannot_go_to_sleep_whole_is_started_anew_when_it_wakes():
     engine._call = call
     engine.sleep()
     assert engine.did == ["sleep", "kill"]
-    assert engine.wake() is False
+    assert engine.wake() is True
     assert engine.did == ["sleep", "kill", "kill", "start"]
 
 

@@ -3,13 +3,15 @@
 import dataclasses
 
 import pytest
+import torch
 
 from agentlab.hardware.ledger import held_bytes
 from agentlab.hardware.shape import PUBLISHED, published
-from agentlab.inference import OutOfMemoryError
+from agentlab.inference import OutOfMemoryError, vllm_worker
 from agentlab.inference.vllm_settings import (
     CONTEXT_GIB,
     RANKS,
+    SCORED_TOKENS,
     ModelSizes,
     least_for_gpu,
     lora_rank,
@@ -177,7 +179,18 @@ def test_a_cache_of_the_least_context_has_the_block_that_vllm_keeps():
     assert least.kv_cache_memory_bytes == SMALL.least_cache_bytes(least.max_model_len, "cuda")
 
 
-def test_the_logits_of_a_scored_prompt_are_vllms_to_split():
+def test_the_logits_of_a_scored_prompt_are_computed_in_the_parts_that_are_planned(monkeypatch):
     from vllm.v1.worker.gpu.sample import prompt_logprob
 
-    assert prompt_logprob.CHUNK_SIZE == 1024  # what the worker sets to SCORED_TOKENS
+    monkeypatch.setattr(prompt_logprob, "CHUNK_SIZE", prompt_logprob.CHUNK_SIZE)  # it is given back
+    assert prompt_logprob.CHUNK_SIZE > SCORED_TOKENS
+    vllm_worker._limit_logits()
+    scored, hidden = [], torch.zeros(300, 4)
+
+    def logits(states):
+        scored.append(len(states))
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        prompt_logprob.compute_prompt_logprobs_with_chunking(torch.zeros(300, dtype=torch.int64), hidden, logits, 0)
+    assert scored == [SCORED_TOKENS]

@@ -23,6 +23,7 @@ from agentlab.inference.opening import (
     beside_learner,
     beside_sleeping,
     check_rung,
+    is_worth_vllm,
     only_on_vllm,
     served_rank,
     vllm_loads,
@@ -236,6 +237,8 @@ def _vllm_settings(
 
 def _auto_may_be_vllm(plan: ModelPlan, run: Run) -> bool:
     if not (vllm_build.device() == "cuda" and vllm_loads(run.settings.model.rung, "cuda")):
+        return False
+    if not is_worth_vllm(plan.model.weight_bytes or _VLLM_BYTES * plan.model.shape.parameters):
         return False
     return stored.by_vllm(plan.model.shape.prequantized, "cuda")
 

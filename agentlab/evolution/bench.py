@@ -15,6 +15,7 @@ from agentlab.events import Event, Warned
 from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
 from agentlab.evolution.run import Run
+from agentlab.hardware import monitor
 from agentlab.hardware.rungs import RUNGS
 from agentlab.inference import Engine, EngineError, OutOfMemoryError, choose_engine
 from agentlab.inference.opening import EngineName, beside_learner
@@ -122,6 +123,10 @@ def open_bench(
     Raises RunError when model or engine is not the one that the run began with: its scores would not compare.
     """
     check_learns(run.settings)
+    if monitor.gpus() and monitor.driver_is_too_old():
+        emit(
+            Warned(message="NVIDIA's driver is too old for torch's CUDA, so this runs on the CPU; see agentlab doctor")
+        )
     model = models.resolve(run.settings.model.primary, run.root)
     engines = _engines(run, model, emit)
     try:

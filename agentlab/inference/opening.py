@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from agentlab.inference.vllm_settings import ModelSizes, VllmSettings
 
 EngineName = Literal["transformers", "vllm", "openai"]
+# A start takes some half a minute on a GPU, in each generation's process anew: an estimate, never measured on a card.
+_WORTH_BYTES = GIB
 
 
 def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
     """The engine that the settings ask for. `auto`: vLLM on an accelerator where it is installed, loads the rung that
-    is asked for, and the model fits; anywhere for a model that is quantized in its files so that it alone loads it.
+    is asked for, and a model that is worth its start fits; anywhere for one that is quantized in its files so that it
+    alone loads it.
 
     On a CPU vLLM decodes with adapters several times slower than transformers, so `auto` is transformers there.
     """
@@ -34,8 +37,8 @@ def choose_engine(settings: Settings, model: ModelFiles) -> EngineName:
     if only_on_vllm(model):
         return "vllm"
     known = stored.by_vllm(stored.stored_quantization(model.folder), "cuda")
-    fits = runs_vllm() and known and vllm_loads(wanted.rung, "cuda") and _fits_on_vllm(settings, model)
-    return "vllm" if fits else "transformers"
+    suits = runs_vllm() and known and vllm_loads(wanted.rung, "cuda") and _suits_vllm(settings, model)
+    return "vllm" if suits else "transformers"
 
 
 def engine_of_run(settings: Settings, model: ModelFiles, bound: EngineName | None) -> EngineName:
@@ -83,11 +86,19 @@ def _has_cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _fits_on_vllm(settings: Settings, model: ModelFiles) -> bool:
+def is_worth_vllm(weight_bytes: float) -> bool:
+    """Whether a model is so large that its answers may win back what a start of vLLM's process takes."""
+    return weight_bytes >= _WORTH_BYTES
+
+
+def _suits_vllm(settings: Settings, model: ModelFiles) -> bool:
     from agentlab.inference.vllm_settings import model_sizes
 
     try:
-        vllm_settings(settings, model_sizes(model.folder, 2), _card_limit(settings))
+        sizes = model_sizes(model.folder, 2)
+        if not is_worth_vllm(sizes.weight_bytes):
+            return False
+        vllm_settings(settings, sizes, _card_limit(settings))
     except (OutOfMemoryError, ModelError, AttributeError, ValueError):
         return False  # also a model whose config names its sizes otherwise: transformers can load more kinds
     return True

@@ -68,7 +68,8 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
     assert "on vLLM" not in run("plan", demo).output
     monkeypatch.setattr("agentlab.inference.vllm_build.build", lambda: "cuda")
     monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
-    assert "smollm2-135m-instruct, 0.13 billion weights on vLLM in 16 bits" in run("plan", demo).output
+    assert "on vLLM" not in run("plan", demo).output  # so small a model is not worth its start
+    assert "1.54 billion weights on vLLM in 16 bits" in run("plan", EXPERIMENTS / "laptop-6gb.yaml").output
     scarce = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", "budget.vram_gib=3.3").output
     assert "weights at int8" in scarce  # where vLLM does not fit `auto` is transformers
     quantized = run("plan", demo, "--set", "model.rung=nf4").output
@@ -100,6 +101,7 @@ def test_what_was_planned_compares_with_what_an_allocator_shows(tiny_experiment,
 def test_a_run_that_began_on_transformers_is_planned_so(tiny_experiment, monkeypatch):
     monkeypatch.setattr("agentlab.inference.vllm_build.build", lambda: "cuda")
     monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    monkeypatch.setattr("agentlab.inference.opening._WORTH_BYTES", 0)
     lab = Lab.open(tiny_experiment)
     assert lab.plan().models[0].answers_on == "vllm"
     lab.run.save_model(BaseModelRecord(name="tiny", sha256="0"))

@@ -106,7 +106,10 @@ def test_who_learns_beside_vllm_keeps_its_context_of_the_budget_or_of_a_smaller_
 def test_auto_is_transformers_where_vllm_would_load_another_rung(tiny_model, monkeypatch, rung, engine):
     monkeypatch.setattr(vllm_build, "device", lambda: "cuda")
     settings = from_mapping({"name": "test", "model": {"rung": rung}}, "test")
-    assert choose_engine(settings, models.resolve(str(tiny_model))) == engine
+    model = models.resolve(str(tiny_model))
+    assert choose_engine(settings, model) == "transformers"  # it is not worth the start
+    monkeypatch.setattr(opening, "_WORTH_BYTES", 0)
+    assert choose_engine(settings, model) == engine
 
 
 def test_vllm_is_not_opened_at_a_rung_that_it_does_not_load(tiny_model, monkeypatch):

@@ -58,6 +58,8 @@ def _opened(
     options = Options(thinking=thinking, max_new_tokens=max_tokens, format=call_format)
     try:
         with lab.agent(adapter, remember=not no_memory, python=python, options=options, load=False) as agent:
+            if sys.stderr.isatty():  # it takes seconds, and with vLLM on a GPU half a minute
+                click.echo(f"loading {agent.chain.link.model} ...", err=True)
             info = agent.load()
             click.echo(f"{info} on {info.device}, loaded in {time.monotonic() - started:.1f} s", err=True)
             yield lab, agent

@@ -108,7 +108,4 @@ def check_learns(settings: Settings) -> None:
             "transformers, vllm"
         )
     if monitor.accelerator() == "cuda" and (missing := compiler.missing()):
-        raise AgentlabError(
-            f"training on a GPU compiles kernels, for which {missing} is missing; install it (on Debian and Ubuntu: "
-            "apt install gcc python3-dev)"
-        )
+        raise AgentlabError(f"training on a GPU compiles kernels, for which {missing} is missing; {compiler.REMEDY}")

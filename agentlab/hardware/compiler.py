@@ -5,6 +5,8 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+REMEDY = "install it (on Debian and Ubuntu: apt install gcc python3-dev)"
+
 
 def missing() -> str:
     """What is missing to compile kernels for a GPU, as Triton 3.7 looks for it; "" where nothing is."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlab.config import BudgetSettings
-from agentlab.hardware.monitor import Gpu
+from agentlab.hardware import compiler
+from agentlab.hardware.monitor import Gpu, runs_cuda
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -81,7 +82,8 @@ def check_driver(facts: Facts) -> list[Finding]:
     built, known = facts.torch_cuda, facts.driver_cuda
     if facts.torch is None or built is None:
         return [Finding("driver", "warn", f"{text}; but torch is built for the CPU", "make install EXTRA=gpu")]
-    if known is not None and known[0] < built[0]:
+    if runs_cuda(known, built) is False:
+        assert known is not None
         text += (
             f"; it runs CUDA up to {_dotted(known)}, torch is built for {_dotted(built)}: everything runs on the CPU"
         )
@@ -94,7 +96,7 @@ def check_compiler(facts: Facts) -> list[Finding]:
     if not _has_usable_gpu(facts) or not facts.compiler_missing:
         return []
     text = f"{facts.compiler_missing} is missing: without it no kernel can be compiled for the GPU"
-    return [Finding("compiler", "fail", text, "install it (on Debian and Ubuntu: apt install gcc python3-dev)")]
+    return [Finding("compiler", "fail", text, compiler.REMEDY)]
 
 
 def check_vllm(facts: Facts) -> list[Finding]:
@@ -113,8 +115,8 @@ def check_vllm(facts: Facts) -> list[Finding]:
 
 def _has_usable_gpu(facts: Facts) -> bool:
     """Whether there is a GPU that the installed torch can compute on."""
-    built, known = facts.torch_cuda, facts.driver_cuda
-    return bool(facts.gpus) and built is not None and (known is None or known[0] >= built[0])
+    too_old = runs_cuda(facts.driver_cuda, facts.torch_cuda) is False
+    return bool(facts.gpus) and facts.torch_cuda is not None and not too_old
 
 
 def _dotted(version: tuple[int, int]) -> str:

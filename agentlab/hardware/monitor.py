@@ -105,6 +105,20 @@ def gpus(nvml: Any = None) -> list[Gpu]:
     return [] if nvml is None else list(_read(nvml))
 
 
+def free_gib(nvml: Any = None) -> float:
+    """Memory of the GPU that torch runs on that nobody has, in GiB; infinite where the driver does not say."""
+    card = gpus(nvml)[:1]
+    free_mb = card[0].memory_free_mb if card else None
+    return float("inf") if free_mb is None else free_mb / 1024
+
+
+def torch_total_gib() -> float:
+    """All memory of the GPU that torch runs on, in GiB, of which torch's limit is a share. Makes no context on it."""
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
+
+
 def driver_version(nvml: Any = None) -> str | None:
     """The NVIDIA driver's version; None without a driver."""
     nvml = nvml or _nvml()
@@ -132,12 +146,13 @@ def torch_cuda() -> tuple[int, int] | None:
 
 
 def driver_is_too_old() -> bool:
-    """Whether torch is built for a CUDA that the driver cannot run: it then computes on the CPU, GPU or not.
+    """Whether torch is built for a CUDA that the driver cannot run: it then computes on the CPU, GPU or not."""
+    return runs_cuda(driver_cuda(), torch_cuda()) is False
 
-    A driver runs every CUDA of its own major version.
-    """
-    built, known = torch_cuda(), driver_cuda()
-    return built is not None and known is not None and known[0] < built[0]
+
+def runs_cuda(driver: tuple[int, int] | None, built: tuple[int, int] | None) -> bool | None:
+    """Whether a driver runs what is built for a CUDA: every one of its own major version; None where nobody knows."""
+    return None if driver is None or built is None else driver[0] >= built[0]
 
 
 def process_vram_mb(index: int, nvml: Any = None) -> float | None:

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import signal
 import tempfile
 import time
 from collections import deque
@@ -16,7 +14,6 @@ from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware import compiler, monitor
-from agentlab.hardware.oom import says_out_of_memory
 from agentlab.inference import vllm_build
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
@@ -24,13 +21,14 @@ from agentlab.inference.stored import check_vllm, stored_quantization
 from agentlab.inference.templates import as_list
 from agentlab.inference.token_stream import News, TokenStreamEngine
 from agentlab.inference.vllm_modules import Modules
+from agentlab.inference.vllm_process import broken, environment, error_of, not_started
 from agentlab.inference.vllm_settings import (
     CONTEXT_GIB,
     VllmSettings,
     model_sizes,
     planned_bytes,
     settings_for_cpu,
-    settings_for_gpu,
+    settings_for_free,
 )
 from agentlab.inference.worker_process import ChildDied, ChildProcess, Message
 from agentlab.models import ModelFiles
@@ -103,8 +101,15 @@ class VllmEngine(TokenStreamEngine):
         self.sizes = model_sizes(model.folder, 4 if self._dtype == "float32" else 2)
         if self.device == "cuda":
             if missing := compiler.missing():
-                raise ModelError(f"vLLM compiles its kernels for a GPU, for which {missing} is missing; install it")
-            settings = self._on_gpu(settings, vram_gib, rank, adapters, context_gib)
+                raise ModelError(
+                    f"vLLM compiles its kernels for a GPU, for which {missing} is missing; {compiler.REMEDY}"
+                )
+            total_gib = self._total_gib = monitor.torch_total_gib()
+            budget_gib = min(vram_gib or total_gib, total_gib)
+            self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
+            settings = settings or settings_for_free(
+                budget_gib, monitor.free_gib(), self.sizes, rank, adapters, context_gib=context_gib
+            )
         self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
         self._modules = Modules(model, self.sizes.shape)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
@@ -127,26 +132,6 @@ class VllmEngine(TokenStreamEngine):
         except BaseException:
             self.close()
             raise
-
-    def _on_gpu(
-        self, settings: VllmSettings | None, vram_gib: float | None, rank: int, adapters: int, context_gib: float
-    ) -> VllmSettings:
-        """The settings for a GPU, within the budget and within what is free; sets what the allocator is allowed."""
-        import torch
-
-        total_gib: float = torch.cuda.get_device_properties(0).total_memory / 2**30
-        self._total_gib = total_gib
-        budget_gib = min(vram_gib or total_gib, total_gib)
-        self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
-        if settings is not None:
-            return settings
-        free_gib = _free_gib()  # vLLM does not start where another program has what it was to take
-        try:
-            return settings_for_gpu(min(budget_gib, free_gib), self.sizes, rank, adapters, context_gib=context_gib)
-        except OutOfMemoryError as error:
-            if free_gib >= budget_gib:
-                raise
-            raise OutOfMemoryError(f"only {free_gib:.2f} GiB of the GPU are free: {error}") from None
 
     def _save(self, lora: Lora) -> _Loaded:
         """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
@@ -189,37 +174,20 @@ class VllmEngine(TokenStreamEngine):
         return self.device == "cuda" and self.settings.sleep_mode
 
     def _start(self) -> None:
-        self._child = ChildProcess("agentlab.inference.vllm_worker", self._environment())
+        self._child = ChildProcess("agentlab.inference.vllm_worker", environment(self.device, self._threads))
         try:
             self._child.send({"start": self._arguments(), "allowed": self._allowed})
             answer = self._child.receive(START_S)
         except ChildDied as died:
             self._kill()
             text = f"vLLM cannot load {self.model_files.name}: the process {died}"
-            raise (OutOfMemoryError(text) if _lacked_memory(died) else EngineError(text)) from None
+            raise not_started(text, died) from None
         if answer is None:
             self._kill()
             raise EngineError(f"vLLM has not loaded {self.model_files.name} within {START_S:g} s")
         if "failed" in answer:
             self._kill()
-            raise _error(f"vLLM cannot load {self.model_files.name}: {answer['failed']}")
-
-    def _environment(self) -> dict[str, str]:
-        env = {
-            **os.environ,
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the child is process enough
-            "VLLM_NO_USAGE_STATS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would overrule kv_cache_memory_bytes
-        env.pop("VLLM_USE_V2_MODEL_RUNNER", None)  # the old one computes all logits of a scored prompt at once
-        if self.device == "cpu":  # vLLM pins threads to cores, where spinning ones keep everybody else waiting
-            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            if self._threads is not None and self._threads < len(os.sched_getaffinity(0)):
-                env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self._threads)}
-        elif "PYTORCH_CUDA_ALLOC_CONF" not in env:  # weights that sleep in pinned RAM take no more than they are
-            env.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_round_threshold_mb:1")
-        return env
+            raise error_of(f"vLLM cannot load {self.model_files.name}: {answer['failed']}")
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -240,7 +208,7 @@ class VllmEngine(TokenStreamEngine):
             child.send(message)
         except ChildDied as died:
             self._kill()
-            raise _broken(died) from None
+            raise broken(died) from None
 
     def _take(self, wait_s: float) -> Message | None:
         """The child's next message that is not news, which is put aside for `_news`."""
@@ -249,7 +217,7 @@ class VllmEngine(TokenStreamEngine):
             message = child.receive(wait_s)
         except ChildDied as died:
             self._kill()
-            raise _broken(died) from None
+            raise broken(died) from None
         if message is not None:
             self._heard_s = time.monotonic()
         if message is not None and "step" in message:
@@ -258,7 +226,7 @@ class VllmEngine(TokenStreamEngine):
                 for key, tokens, logprobs, finish, cached in message["step"]
             ]
         elif message is not None and "refused" in message:
-            error = _error(f"vLLM refuses the request: {message['why']}")
+            error = error_of(f"vLLM refuses the request: {message['why']}")
             self._pending.append(News(message["refused"], [], None, None, self._heard_s, error=error))
         else:
             return message
@@ -275,7 +243,7 @@ class VllmEngine(TokenStreamEngine):
             if message is None or number not in (message.get("result"), message.get("error")):
                 continue
             if "error" in message:
-                raise _error(f"vLLM cannot {what}: {message['why']}")
+                raise error_of(f"vLLM cannot {what}: {message['why']}")
             return message["value"]
         self._kill()
         raise EngineBroken(f"vLLM did not answer to {what} within {_CALL_S:g} s")
@@ -392,7 +360,8 @@ class VllmEngine(TokenStreamEngine):
             self.load_adapter(_REHEARSAL, folder)
             self.generate([Request(_CANARY, adapter=_REHEARSAL, max_new_tokens=_CANARY_TOKENS)])
         self.sleep()
-        self.wake()
+        if self.wake():  # sleeping does not work here: from now on its process ends instead, which costs no try
+            self.settings = dataclasses.replace(self.settings, sleep_mode=False)
         self.unload_adapter(_REHEARSAL)
 
     # -- sleeping -----------------------------------------------------------------------------------------------------
@@ -494,27 +463,3 @@ class VllmEngine(TokenStreamEngine):
         self._kill()
         self._loaded.clear()
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-def _free_gib() -> float:
-    """Memory of the GPU that nobody has; infinite where the driver does not say."""
-    card = monitor.gpus()[:1]
-    free_mb = card[0].memory_free_mb if card else None
-    return float("inf") if free_mb is None else free_mb / 1024
-
-
-def _error(text: str) -> EngineError:
-    """OutOfMemoryError where vLLM or CUDA says that memory was lacking."""
-    return OutOfMemoryError(text) if says_out_of_memory(text) else EngineError(text)
-
-
-def _broken(died: ChildDied) -> EngineError:
-    """What a dead process means to whoever waits for its answer."""
-    text = f"the vLLM process {died}"
-    return OutOfMemoryError(text) if _lacked_memory(died) else EngineBroken(text)
-
-
-def _lacked_memory(died: ChildDied) -> bool:
-    """Whether the process, its log or the kernel says so: SIGKILL is the kernel's way where RAM is lacking, which no
-    log tells of. A person's is not told apart, and costs a step down that is undone."""
-    return died.code == -signal.SIGKILL or says_out_of_memory(f"{died}\n{died.log}")

@@ -175,6 +175,19 @@ def settings_for_gpu(
     )
 
 
+def settings_for_free(
+    budget_gib: float, free_gib: float, sizes: ModelSizes, rank: int, adapters: int = 4,
+    context_gib: float = CONTEXT_GIB,
+) -> VllmSettings:  # fmt: skip
+    """`settings_for_gpu` where no more than `free_gib` can be had now: vLLM does not start where that is less."""
+    try:
+        return settings_for_gpu(min(budget_gib, free_gib), sizes, rank, adapters, context_gib=context_gib)
+    except OutOfMemoryError as error:
+        if free_gib >= budget_gib:
+            raise
+        raise OutOfMemoryError(f"only {free_gib:.2f} GiB of the GPU are free: {error}") from None
+
+
 def least_for_gpu(sizes: ModelSizes, rank: int, context_gib: float = CONTEXT_GIB) -> VllmSettings:
     """The smallest that `settings_for_gpu` goes down to, whatever the budget."""
     batched, sequences, wanted = _LEAST

@@ -67,6 +67,7 @@ def serve(
                 Lease(config.home() / "accelerator.lock", f"serving {lab.run.id} on {address}").acquire(wait_s=1.0)
             )
         stack.callback(lab.close)
+        say(f"loading {lab.run.settings.model.primary} ...")
         agent = stack.enter_context(
             lab.agent(adapter, remember=remember, python=python, lease=False, options=options)
         )  # fmt: skip

@@ -154,3 +154,14 @@ def test_a_process_that_holds_nothing_beside_others_that_do_is_told_so():
     gone = subprocess.Popen(["true"])
     gone.wait()
     assert monitor.process_vram_mb(0, Nvml(processes={os.getppid(): 2**30, gone.pid: 2**30})) is None
+
+
+def test_what_is_free_of_the_first_card():
+    assert monitor.free_gib(Nvml(used=2 * 2**30)) == 4.0
+    assert monitor.free_gib(Nvml(["nvmlDeviceGetMemoryInfo"])) == float("inf")
+
+
+def test_a_driver_runs_every_cuda_of_its_own_major_version():
+    known = [monitor.runs_cuda(driver, (13, 0)) for driver in ((12, 8), (13, 0), (14, 1), None)]
+    assert known == [False, True, True, None]
+    assert monitor.runs_cuda((12, 8), None) is None

@@ -17,7 +17,8 @@ from agentlab.errors import AdapterError
 from agentlab.inference import EngineError, OutOfMemoryError, Request, vllm_worker
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
-from agentlab.inference.vllm_engine import VllmEngine, _error, _Loaded
+from agentlab.inference.vllm_engine import VllmEngine, _Loaded
+from agentlab.inference.vllm_process import environment, error_of
 from agentlab.inference.vllm_settings import VllmSettings
 from agentlab.inference.worker_process import ChildDied
 
@@ -166,8 +167,8 @@ def test_too_small_a_cache_is_a_lack_of_memory(embedded):
 
 
 def test_other_errors_are_no_lack_of_memory():
-    assert isinstance(_error("CUDA error: out of memory"), OutOfMemoryError)
-    assert not isinstance(_error("ValueError: rank 7 is not allowed"), OutOfMemoryError)
+    assert isinstance(error_of("CUDA error: out of memory"), OutOfMemoryError)
+    assert not isinstance(error_of("ValueError: rank 7 is not allowed"), OutOfMemoryError)
 
 
 class Sleeper(VllmEngine):
@@ -179,6 +180,7 @@ class Sleeper(VllmEngine):
         self.settings = VllmSettings(1, 1, sleep_mode=True)
         self._child = object()
         self._asleep = False
+        self._threads = None
         self._loaded, self._pinned, self._canary = {}, set(), {}
         self.answers = iter(answers)
         self.did = []
@@ -201,11 +203,8 @@ class Sleeper(VllmEngine):
 def test_vllms_process_is_told_how_many_threads_and_how_much_of_the_card(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    engine = Sleeper(())
-    engine.device = "cpu"
     for threads, told in ((None, None), (4, None), (16, None), (3, "3"), (1, "1")):
-        engine._threads = threads
-        env = engine._environment()
+        env = environment("cpu", threads)
         assert env.get("OMP_NUM_THREADS") == told
         assert (env.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind") is (told is not None)  # else it takes a core each
     shares = []
@@ -249,6 +248,25 @@ def test_one_that_cannot_go_to_sleep_whole_is_started_anew_when_it_wakes():
     assert engine.did == ["sleep", "kill"]
     assert engine.wake() is True
     assert engine.did == ["sleep", "kill", "kill", "start"]
+
+
+def test_where_a_rehearsal_shows_that_it_cannot_sleep_its_process_ends_instead():
+    engine = Sleeper([[1, 2], [1, 2]])
+    engine._call = lambda what, **values: (_ for _ in ()).throw(EngineError("CUDA error: out of memory"))
+    engine._modules = SimpleNamespace(without_effect=lambda: None)
+    engine.rehearse()
+    assert engine.settings.sleep_mode is False
+    assert (engine.is_running, engine.asleep_bytes()) == (True, 0)
+
+
+def test_what_the_processs_allocator_and_environment_are_told_on_a_card(monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    env = environment("cuda", None)
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in env
+    assert env["PYTORCH_ALLOC_CONF"] == "pinned_max_round_threshold_mb:1"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # the person's own stays alone
+    assert "PYTORCH_ALLOC_CONF" not in environment("cuda", None)
 
 
 class Holder(Sleeper):

@@ -19,6 +19,7 @@ from agentlab.inference.vllm_settings import (
     planned_bytes,
     planned_lines,
     settings_for_cpu,
+    settings_for_free,
     settings_for_gpu,
     tensor_shapes,
 )
@@ -74,6 +75,16 @@ def test_what_the_driver_takes_is_the_budgets_to_say():
     assert usual.kv_cache_memory_bytes - more.kv_cache_memory_bytes == GIB // 2  # the cache is what is left
     assert planned_bytes(more, SMALL) <= 5 * GIB
     assert least_for_gpu(SMALL, 16, 0.85).outside_bytes == more.outside_bytes
+
+
+def test_no_more_is_planned_than_is_free_and_the_reason_is_said():
+    assert settings_for_free(5.0, 24.0, SMALL, 16) == settings_for_gpu(5.0, SMALL, 16)
+    assert settings_for_free(5.0, float("inf"), SMALL, 16) == settings_for_gpu(5.0, SMALL, 16)
+    assert settings_for_free(5.0, 4.4, SMALL, 16) == settings_for_gpu(4.4, SMALL, 16)
+    with pytest.raises(OutOfMemoryError, match=r"^only 2\.93 GiB of the GPU are free: weights of 2\.88 GiB"):
+        settings_for_free(5.0, 2.93, SMALL, 16)
+    with pytest.raises(OutOfMemoryError, match=r"^weights of"):
+        settings_for_free(2.9, 24.0, SMALL, 16)
 
 
 def test_ranks_are_those_of_vllm():

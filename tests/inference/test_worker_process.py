@@ -10,7 +10,7 @@ import pytest
 
 from agentlab.inference import OutOfMemoryError, worker_process
 from agentlab.inference.contract import EngineBroken
-from agentlab.inference.vllm_engine import _broken
+from agentlab.inference.vllm_process import broken
 from agentlab.inference.worker_process import ChildDied, ChildProcess
 
 ECHO = """
@@ -73,9 +73,9 @@ def test_a_cause_that_is_printed_long_before_the_end_is_found(child):
     with pytest.raises(ChildDied) as caught:
         listen(child)
     assert "out of memory" not in str(caught.value)
-    assert isinstance(_broken(caught.value), OutOfMemoryError)
+    assert isinstance(broken(caught.value), OutOfMemoryError)
     for how, expected in ((signal.SIGSEGV, EngineBroken), (signal.SIGKILL, OutOfMemoryError)):  # the kernel's way
-        assert type(_broken(ChildDied(f"ended with {how.name}", "all was well", -how))) is expected
+        assert type(broken(ChildDied(f"ended with {how.name}", "all was well", -how))) is expected
 
 
 def test_messages_pass_whole_whatever_is_printed(child):

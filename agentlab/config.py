@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -274,12 +274,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Settings:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; the least is one line: name: {path.stem}")
-    for override in overrides:
-        _apply(values, override)
-    return from_mapping(values, str(path))
+    overridden = [_apply(values, override) for override in overrides]
+    return from_mapping(values, str(path), overridden)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Put `override` into `values`; the dotted key that it set."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write it as key=value, for example training.steps=12")
@@ -296,15 +296,27 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value; put a text in quotes") from None
     except ConfigError as error:
         raise ConfigError(f"--set {override}: {error}") from None
+    return ".".join((*sections, last))
 
 
-def from_mapping(values: Mapping[str, Any], source: str) -> Settings:
-    """Validate a mapping; `source` is named in errors."""
+def from_mapping(values: Mapping[str, Any], source: str, overridden: Collection[str] = ()) -> Settings:
+    """Validate a mapping; `source`, or --set for the dotted keys that are `overridden`, is named in errors."""
     try:
         return Settings.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        problems = [_sentence(problem) for problem in error.errors()]
-        raise ConfigError(f"in {source}: " + "; ".join(problems)) from None
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            problems.setdefault(_source(problem, source, overridden), []).append(_sentence(problem))
+        raise ConfigError("; ".join(f"in {where}: {'; '.join(found)}" for where, found in problems.items())) from None
+
+
+def _source(problem: Any, source: str, overridden: Collection[str]) -> str:
+    """Where the value of a problem was written."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if any(f"{where}.".startswith(f"{key}.") for key in overridden):
+        return "--set"
+    among = any(not where or key.startswith(f"{where}.") for key in overridden)  # of a section, or of all of it
+    return f"{source} with --set" if among else source
 
 
 _PATTERNS = {

@@ -55,6 +55,15 @@ class GenerationStarted(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelLoading(Event):
+    """An engine is being opened, which takes vLLM up to some minutes; `model_loaded` follows where it succeeds."""
+
+    durable = False
+    model: str
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelLoaded(Event):
     model: str
     engine: str
@@ -195,6 +204,13 @@ class Warned(Event):
     """Something the person should know that does not stop the run."""
 
     message: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waiting(Event):
+    """Work pauses until something outside of it has changed; the next event of the work says that it goes on."""
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,20 @@ def test_overrides_are_refused_in_one_sentence(tmp_path, override, sentence):
     assert "\n" not in message
 
 
+def test_a_wrong_value_is_found_where_it_was_written(tmp_path):
+    path = write(tmp_path, "name: x\nlora: {rank: no}\nmodel: {rung: nf4}\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, ["budget.vram_gib=five", "budget.vrm_gib=5", "gate={items: x}"])
+    of_set, of_file = str(caught.value).split(f"; in {path}: ")
+    assert of_set.startswith("in --set: ")
+    assert of_file == "key lora.rank: False; allowed: a valid integer"
+    for found in ("budget.vram_gib: 'five'", "budget.vrm_gib; did you mean vram_gib?", "gate.items"):
+        assert found in of_set
+    with pytest.raises(ConfigError) as caught:  # neither of the two is wrong by itself
+        config.load(write(tmp_path, "name: x\nmodel: {rung: nf4}\n"), ["model.engine=vllm"])
+    assert str(caught.value).startswith(f"in {path} with --set: key model: ")
+
+
 def test_every_setting_changes_the_runs_hash(tmp_path):
     path = write(tmp_path, "name: x\n")
     first = config.load(path)

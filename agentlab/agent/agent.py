@@ -311,8 +311,10 @@ class Agent:
     def _warm_up(self, link: Link, engine: Engine) -> None:
         speed = self.speeds.setdefault(link.model, Speed())
         if not speed.known:
-            budget = Budget(_WARM_UP_S)  # a server that stalls must not keep everybody waiting for a measurement
-            measure(engine, link.adapter, speed, budget.over)
+            # a server that stalls must not keep everybody waiting for a measurement
+            if engine.device != "cpu":  # a GPU compiles kernels for its first answer, a server loads its model
+                measure(engine, link.adapter, Speed(), Budget(_WARM_UP_S).over)
+            measure(engine, link.adapter, speed, Budget(_WARM_UP_S).over)
 
     def take_chain(self, other: "Agent") -> ModelInfo:
         """Answer with the models of `other`, an agent that was never loaded, from now on; who answers.

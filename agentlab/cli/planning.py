@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agentlab.cli.options import experiment, overrides
+from agentlab.report import words
 
 if TYPE_CHECKING:
     from agentlab.hardware.plan import ModelPlan, Plan
@@ -14,13 +15,12 @@ if TYPE_CHECKING:
 
 _MIB, _GIB = 2**20, 2**30
 _WORDS = {
-    "context_tokens": "{} tokens of context",
-    "adapters": "{} resident adapters",
-    "batch_size": "batches of {}",
-    "micro_batch": "micro-batches of {}",
-    "accumulation": "{} accumulated",
-    "tokens": "{} tokens an item",
-    "longest_context_tokens": "at most {} tokens of context",
+    "context_tokens": "{:,} tokens of context",
+    "batch_size": "batches of {:,}",
+    "micro_batch": "micro-batches of {:,}",
+    "accumulation": "{:,} accumulated",
+    "tokens": "{:,} tokens an item",
+    "longest_context_tokens": "at most {:,} tokens of context",
 }
 
 
@@ -95,7 +95,7 @@ def _model_lines(model: "ModelPlan") -> list[str]:
 
 def _phase_lines(phase: "Phase") -> list[str]:
     chosen = ", ".join(
-        _WORDS[name].format(f"{value:,}")
+        (words.counted(value, "resident adapter") if name == "adapters" else _WORDS[name].format(value))
         + (f" (wanted: {phase.wanted[name]:,})" if phase.wanted.get(name, value) != value else "")
         for name, value in phase.chosen.items()
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from agentlab import inference
 from agentlab.config import RungName, Settings
 from agentlab.errors import AgentlabError, RunError
-from agentlab.events import Event, ModelLoaded, Warned
+from agentlab.events import Event, ModelLoaded, ModelLoading, Warned
 from agentlab.hardware import compiler, monitor
 from agentlab.inference import Engine
 from agentlab.inference.opening import EngineName, beside_learner, beside_sleeping
@@ -73,6 +73,7 @@ class Engines:
         return self._learner or self._vllm or self.learning()
 
     def _open(self, name: EngineName) -> Engine:
+        self._emit(ModelLoading(model=self.model_files.name, engine=name))
         started = time.monotonic()
         settings = self._settings
         if name == "vllm":
@@ -81,6 +82,8 @@ class Engines:
             settings = beside_sleeping(settings, self._vllm.asleep_bytes())
         engine = inference.open_engine(settings, self.model_files, name, self._rung)
         engine.tell = self._emit
+        if engine.note:
+            self._emit(Warned(message=engine.note))
         self._emit(
             ModelLoaded(
                 model=self.model_files.name,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlab.config import BudgetSettings
-from agentlab.events import Event, Warned
-from agentlab.hardware.watch import OWNERS, Alert, Monitor
+from agentlab.events import Event, Waiting, Warned
+from agentlab.hardware.watch import HEAT_MARGIN_C, OWNERS, Alert, Monitor
 
 
 class Guard:
@@ -41,9 +41,14 @@ class Guard:
 
     def should_stop(self) -> bool:
         """Whether somebody asked to stop; waits while the card is too hot."""
+        waits = False
         while True:
             while self._alerts:
                 self._emit(Warned(message=self._alerts.popleft().message))
             if self._asked_to_stop() or not self.monitor.is_too_hot():
                 return self._asked_to_stop()
+            if not waits:
+                waits = True
+                cool_c = self.monitor.budget.temperature_c - HEAT_MARGIN_C
+                self._emit(Waiting(reason=f"the card is too hot; it goes on below {cool_c:.0f} °C"))
             time.sleep(self._interval_s)

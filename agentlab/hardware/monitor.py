@@ -105,6 +105,12 @@ def gpus(nvml: Any = None) -> list[Gpu]:
     return [] if nvml is None else list(_read(nvml))
 
 
+def has_ram(size_bytes: float) -> bool:
+    """Whether so much RAM is free; also where nobody can say what is."""
+    free = memory_stats().cpu_free * _MB
+    return not free or size_bytes <= free
+
+
 def free_gib(nvml: Any = None) -> float:
     """Memory of the GPU that torch runs on that nobody has, in GiB; infinite where the driver does not say."""
     card = gpus(nvml)[:1]

@@ -21,7 +21,7 @@ AlertKind = Literal["memory", "temperature", "swap"]
 _log = logging.getLogger(__name__)
 # An alert ends only this far below its limit, so that a value that swings about the limit warns once.
 _MEMORY_MARGIN = 0.05
-_HEAT_MARGIN_C = 5.0
+HEAT_MARGIN_C = 5.0
 _SWAP_MARGIN = 0.9
 SILENCE_S = 60.0  # a card that was too hot counts as such for so long after the driver last told its temperature
 
@@ -274,10 +274,10 @@ def judge(sample: Sample, budget: BudgetSettings, active: frozenset[AlertKind]) 
     if sample.pressure >= limit - (_MEMORY_MARGIN if "memory" in active else 0.0):
         kinds["memory"] = Alert("memory", sample.pressure, limit, _memory_message(sample, limit))
     heat, hot = sample.temperature_c, budget.temperature_c
-    if heat is not None and heat >= hot - (_HEAT_MARGIN_C if "temperature" in active else 0.0):
+    if heat is not None and heat >= hot - (HEAT_MARGIN_C if "temperature" in active else 0.0):
         text = (
-            f"{sample.name} is at {heat:.0f} °C, the limit is {hot:.0f} °C: pause training, free its air ways or lower "
-            "its power limit (nvidia-smi --power-limit)"
+            f"{sample.name} is at {heat:.0f} °C, the limit is {hot:.0f} °C, and a run waits until it is cooler: free "
+            "its air ways or lower its power limit (nvidia-smi --power-limit)"
         )
         kinds["temperature"] = Alert("temperature", heat, hot, text)
     swap_mib = budget.swap_gib * 1024

@@ -120,6 +120,8 @@ class Engine(abc.ABC):
     """Whether the model lies in the memory of a server that is not this program's."""
     tell: Callable[[RecoveryStep], None] = staticmethod(lambda step: None)
     """Called with what the engine gave up by itself for lack of memory; for whoever opened it to set."""
+    note = ""
+    """What a person should know of how it was opened, in one sentence; mostly nothing."""
 
     def capabilities(self) -> Capabilities:
         """What this engine, and the server behind it, can do."""

@@ -19,8 +19,8 @@ class Lineup:
 
     A model is not tried for good where it broke, on each of its engines; with another adapter where its adapter cannot
     be loaded; after REST_S by `clock` where its server could not be reached; when memory has returned where it was
-    given up. tell: gets what an engine gives up by itself, and where another engine answers than the one that a model's
-    scores come from, or that was chosen for it.
+    given up. tell: gets what an engine gives up by itself, its note, and where another engine answers than the one that
+    a model's scores come from, or that was chosen for it.
     """
 
     def __init__(
@@ -118,6 +118,8 @@ class Lineup:
             self._given_up.closed(engine, lasting=True)
             engine.close()
             raise
+        if engine.note:
+            self._tell(Fall(link.model, link.model, engine.note))
         if link.engine not in (None, engine.name):
             self._tell(Fall(link.model, link.model, f"its scores are {link.engine}'s, and {engine.name} answers"))
         self.engines[position] = engine

@@ -26,6 +26,7 @@ from agentlab.inference.vllm_settings import (
     CONTEXT_GIB,
     VllmSettings,
     model_sizes,
+    note_of_free,
     planned_bytes,
     settings_for_cpu,
     settings_for_free,
@@ -104,13 +105,10 @@ class VllmEngine(TokenStreamEngine):
                 raise ModelError(
                     f"vLLM compiles its kernels for a GPU, for which {missing} is missing; {compiler.REMEDY}"
                 )
-            total_gib = self._total_gib = monitor.torch_total_gib()
-            budget_gib = min(vram_gib or total_gib, total_gib)
-            self._allowed = None if vram_gib is None else (budget_gib - context_gib) / total_gib
-            settings = settings or settings_for_free(
-                budget_gib, monitor.free_gib(), self.sizes, rank, adapters, context_gib=context_gib
-            )
-        self.settings = settings or settings_for_cpu(self.sizes, rank, adapters)
+            self._total_gib = monitor.torch_total_gib()
+            if vram_gib is not None:
+                self._allowed = (min(vram_gib, self._total_gib) - context_gib) / self._total_gib
+        self.settings = settings or self._fitting(vram_gib, rank, adapters, context_gib)
         self._modules = Modules(model, self.sizes.shape)
         self._scratch = Path(tempfile.mkdtemp(prefix="agentlab-vllm-"))
         self._loaded: dict[str, _Loaded] = {}
@@ -132,6 +130,15 @@ class VllmEngine(TokenStreamEngine):
         except BaseException:
             self.close()
             raise
+
+    def _fitting(self, vram_gib: float | None, rank: int, adapters: int, context_gib: float) -> VllmSettings:
+        """Settings that fit the budget, and on a GPU what is free of it; then `note` says so."""
+        if self.device == "cpu":
+            return settings_for_cpu(self.sizes, rank, adapters)
+        budget_gib, free_gib = min(vram_gib or self._total_gib, self._total_gib), monitor.free_gib()
+        found = settings_for_free(budget_gib, free_gib, self.sizes, rank, adapters, context_gib=context_gib)
+        self.note = note_of_free(budget_gib, free_gib, found)
+        return found
 
     def _save(self, lora: Lora) -> _Loaded:
         """A private copy under a fresh number: vLLM reads what was checked, not what a folder may hold by then."""
@@ -367,14 +374,15 @@ class VllmEngine(TokenStreamEngine):
     # -- sleeping -----------------------------------------------------------------------------------------------------
 
     def sleep(self) -> None:
-        """Leave the device to somebody else: weights go to RAM where vLLM can do that, else the process ends.
+        """Leave the device to somebody else: weights go to RAM where vLLM and the RAM can take that, else the process
+        ends.
 
         What fixed requests answer is kept first, for `wake` to compare.
         """
         if self._asleep:
             return
         self._canary = self._answer_canary()
-        if self._device_sleeps:
+        if self._device_sleeps and monitor.has_ram(self.sizes.weight_bytes):
             try:
                 self._call("sleep")
             except EngineError:  # some of its weights may be gone already: `wake` starts it anew

@@ -188,6 +188,17 @@ def settings_for_free(
         raise OutOfMemoryError(f"only {free_gib:.2f} GiB of the GPU are free: {error}") from None
 
 
+def note_of_free(budget_gib: float, free_gib: float, settings: VllmSettings) -> str:
+    """What a person should know where vLLM gets less than the budget; "" where it does not."""
+    if free_gib >= budget_gib:
+        return ""
+    return (
+        f"only {free_gib:.2f} GiB of the GPU are free, of {budget_gib:.4g} that vLLM may take: it answers within "
+        f"{settings.max_model_len:,} tokens, {settings.max_num_seqs} requests and {settings.max_loras} adapters at "
+        "once; close other programs that use the GPU"
+    )
+
+
 def least_for_gpu(sizes: ModelSizes, rank: int, context_gib: float = CONTEXT_GIB) -> VllmSettings:
     """The smallest that `settings_for_gpu` goes down to, whatever the budget."""
     batched, sequences, wanted = _LEAST

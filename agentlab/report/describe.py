@@ -42,7 +42,8 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
             return f"generation {event.generation} {'continues' if event.continued else 'starts'} (pid {event.pid})"
         case events.ModelLoaded():
             size = f"{event.parameters / 1e6:,.0f} M parameters"
-            return f"loaded {event.model} ({size}) on {event.device} in {event.seconds:.1f} s"
+            where = f"{event.engine}, {event.device}," if event.engine == "vllm" else event.device
+            return f"loaded {event.model} ({size}) on {where} in {event.seconds:.1f} s"
         case events.Calibrated():
             return (f"this machine reads {event.prefill_tokens_per_s:,.0f} and writes "
                     f"{event.decode_tokens_per_s:,.0f} tokens/s")  # fmt: skip
@@ -78,6 +79,8 @@ def _line(event: Event) -> str | None:  # noqa: PLR0911, PLR0912 - one case per 
             return f"★ {event.adapter} is champion instead of {model_name(event.previous)}{low}"
         case events.Warned():
             return f"! {event.message}"
+        case events.Waiting():
+            return f"waiting: {event.reason}"
         case events.GenerationFinished():
             return (f"generation {event.generation} finished in {words.duration(event.seconds)}; champion: "
                     f"{model_name(event.champion)}")  # fmt: skip

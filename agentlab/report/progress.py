@@ -62,6 +62,7 @@ class Progress:
         self.ended = False  # finished, failed or stopped: nothing more will come from this process
         self._finished = False
         self._stage = "starting"
+        self._calibrated = False
         self._whole_run = False  # a launcher runs it: the sealed test follows
         self._first = 0
         self._begun: set[int] = set()
@@ -129,8 +130,8 @@ class Progress:
                 self._whole_run, self.ended, self._stage = True, False, "starting"
             case events.GenerationStarted():
                 self._begin(event.generation)
-            case events.ModelLoaded():
-                self._stage = "model loaded, measuring the base"
+            case events.ModelLoading() | events.ModelLoaded() | events.Calibrated():
+                self._loading(event)
             case events.Bred():
                 self._bred(event)
             case events.TrainingStarted():
@@ -162,6 +163,8 @@ class Progress:
                 self._done.add(event.generation)
                 self.champion, self._stage = event.champion, f"generation {event.generation} finished"
                 self._finished = self.ended = not self._whole_run
+            case events.Waiting():
+                self._stage = f"waiting: {event.reason}"
             case events.SealOpened():
                 self._stage = "answering the sealed test"
             case events.EvolutionFinished():
@@ -182,6 +185,15 @@ class Progress:
             if row.state == "training":  # killed in the middle: it is trained again from its first step
                 row.state, row.step = "bred", 0
         self._stage = f"generation {generation}: loading the model"
+
+    def _loading(self, event: events.ModelLoading | events.ModelLoaded | events.Calibrated) -> None:
+        match event:
+            case events.ModelLoading():
+                self._stage = f"loading {event.model}" if event.engine != "vllm" else f"starting vLLM for {event.model}"
+            case events.ModelLoaded():
+                self._stage = "model loaded" if self._calibrated else "model loaded, measuring its speed"
+            case events.Calibrated():
+                self._calibrated = True
 
     def _bred(self, event: events.Bred) -> None:
         row = self._row(event.candidate)

@@ -233,6 +233,16 @@ def test_a_deadline_that_leaves_no_room_for_a_demanded_call_is_a_deadline():
     assert (result.state, result.refused, result.error) == ("deadline", None, "")
 
 
+def test_what_a_first_answer_takes_on_a_gpu_is_not_taken_for_its_speed():
+    engine = Scripted(lambda request: time.sleep(0.5) or "compiled", *["word " * 8] * 2, token_s=0.001)
+    engine.device = "cuda"
+    agent = agent_of(engine=engine)
+    agent.load()
+    assert len(engine.requests) == 2
+    (speed,) = agent.speeds.values()
+    assert speed.prefill_tokens_per_s > 100  # of 0.5 s it would be 60
+
+
 def test_what_stalls_while_its_speed_is_measured_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("agentlab.agent.agent._WARM_UP_S", 0.2)
     agent = agent_of(engine=Scripted("word " * 400, "Yes.", token_s=1.0))

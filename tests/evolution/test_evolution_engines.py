@@ -112,15 +112,19 @@ def test_who_trains_beside_a_sleeping_vllm_leaves_it_its_context(tiny_experiment
         opened.append((name, settings.budget.context_gib))
         return SimpleNamespace(
             name=name, device="cuda", parameters=lambda: 1, sleep=lambda: None, wake=lambda: False,
-            close=lambda: None, asleep_bytes=lambda: 2**29,
+            close=lambda: None, asleep_bytes=lambda: 2**29, note="only 4.40 GiB are free" if name == "vllm" else "",
         )  # fmt: skip
 
     monkeypatch.setattr("agentlab.inference.open_engine", open_engine)
-    engines = Engines(lab.run.settings, ModelFiles("tiny", Path(), ""), "vllm", lambda event: None)
+    told = []
+    engines = Engines(lab.run.settings, ModelFiles("tiny", Path(), ""), "vllm", told.append)
     engines.learning()  # nothing sleeps yet
     engines.answering()
     engines.learning()
     assert opened == [("transformers", 0.25), ("vllm", 0.25), ("transformers", 0.75)]
+    loads = ["model_loading", "model_loaded"]
+    assert [event.kind for event in told] == [*loads, "model_loading", "warned", "model_loaded", *loads]
+    assert told[3].message == "only 4.40 GiB are free"
 
 
 def test_a_batch_that_shrinks_for_memory_is_an_event_of_the_run(tiny_experiment, monkeypatch):

@@ -7,6 +7,7 @@ from nvml_standin import Nvml
 
 from agentlab.config import BudgetSettings
 from agentlab.evolution.guard import Guard
+from agentlab.report.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,8 @@ def test_a_hot_card_pauses_the_work_until_it_has_cooled():
         polled.set()
         return False
 
-    with Guard(BudgetSettings(), lambda event: None, asked, nvml=nvml, interval_s=0.01) as guard:
+    events = []
+    with Guard(BudgetSettings(), events.append, asked, nvml=nvml, interval_s=0.01) as guard:
         guard.monitor.sample()
         worker = threading.Thread(target=lambda: (guard.should_stop(), going.set()))
         worker.start()
@@ -45,6 +47,13 @@ def test_a_hot_card_pauses_the_work_until_it_has_cooled():
         nvml.celsius = 60
         assert going.wait(60)
         worker.join()
+    warned, *waits = events
+    assert warned.kind == "warned"
+    assert "85 °C" in warned.message
+    assert [wait.reason for wait in waits] == ["the card is too hot; it goes on below 75 °C"]  # said once
+    progress = Progress()
+    progress.update(waits[0])
+    assert progress.stage() == "waiting: the card is too hot; it goes on below 75 °C"
 
 
 def test_a_pause_ends_when_somebody_asks_to_stop():

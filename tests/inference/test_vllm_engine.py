@@ -14,6 +14,7 @@ from support import has_vllm_for_cpus, write_tiny_model
 from agentlab import adapters as adapter_room
 from agentlab import models
 from agentlab.errors import AdapterError
+from agentlab.hardware import monitor
 from agentlab.inference import EngineError, OutOfMemoryError, Request, vllm_worker
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.transformers_engine import TransformersEngine
@@ -178,6 +179,7 @@ class Sleeper(VllmEngine):
         self.model_files = models.ModelFiles("fake", None, "")
         self.device = "cuda"
         self.settings = VllmSettings(1, 1, sleep_mode=True)
+        self.sizes = SimpleNamespace(weight_bytes=3 * 2**30)
         self._child = object()
         self._asleep = False
         self._threads = None
@@ -248,6 +250,14 @@ def test_one_that_cannot_go_to_sleep_whole_is_started_anew_when_it_wakes():
     assert engine.did == ["sleep", "kill"]
     assert engine.wake() is True
     assert engine.did == ["sleep", "kill", "kill", "start"]
+
+
+def test_weights_that_the_ram_cannot_take_do_not_go_to_sleep_there(monkeypatch):
+    for free_mib, did in ((4096, ["sleep"]), (2048, ["kill"]), (0, ["sleep"])):  # 0: nobody can read it
+        monkeypatch.setattr(monitor, "memory_stats", lambda free_mib=free_mib: SimpleNamespace(cpu_free=free_mib))
+        engine = Sleeper([[1, 2]])
+        engine.sleep()
+        assert engine.did == did
 
 
 def test_where_a_rehearsal_shows_that_it_cannot_sleep_its_process_ends_instead():

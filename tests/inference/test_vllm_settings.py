@@ -16,6 +16,7 @@ from agentlab.inference.vllm_settings import (
     least_for_gpu,
     lora_rank,
     model_sizes,
+    note_of_free,
     planned_bytes,
     planned_lines,
     settings_for_cpu,
@@ -81,6 +82,10 @@ def test_no_more_is_planned_than_is_free_and_the_reason_is_said():
     assert settings_for_free(5.0, 24.0, SMALL, 16) == settings_for_gpu(5.0, SMALL, 16)
     assert settings_for_free(5.0, float("inf"), SMALL, 16) == settings_for_gpu(5.0, SMALL, 16)
     assert settings_for_free(5.0, 4.4, SMALL, 16) == settings_for_gpu(4.4, SMALL, 16)
+    assert note_of_free(5.0, 24.0, settings_for_free(5.0, 24.0, SMALL, 16)) == ""
+    assert note_of_free(5.0, 4.4, settings_for_gpu(4.4, SMALL, 16)).startswith(
+        "only 4.40 GiB of the GPU are free, of 5 that vLLM may take: it answers within "
+    )
     with pytest.raises(OutOfMemoryError, match=r"^only 2\.93 GiB of the GPU are free: weights of 2\.88 GiB"):
         settings_for_free(5.0, 2.93, SMALL, 16)
     with pytest.raises(OutOfMemoryError, match=r"^weights of"):

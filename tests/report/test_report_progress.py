@@ -251,11 +251,26 @@ def test_a_step_for_lack_of_memory_and_its_undoing_in_words():
     assert describe(idle) == "qwen: memory is short; models kept for later smollm2 → none"
 
 
+def test_what_is_loaded_and_what_follows_is_said() -> None:
+    progress = Progress()
+    progress.update(events.ModelLoading(model="qwen", engine="vllm"))
+    assert progress.stage() == "starting vLLM for qwen"
+    loaded = events.ModelLoaded(model="qwen", engine="vllm", device="cuda", parameters=1_500_000_000, seconds=40)
+    assert describe(loaded) == "loaded qwen (1,500 M parameters) on vllm, cuda, in 40.0 s"
+    progress.update(loaded)
+    assert progress.stage() == "model loaded, measuring its speed"
+    progress.update(events.Calibrated(prefill_tokens_per_s=100, decode_tokens_per_s=10))
+    progress.update(events.ModelLoading(model="qwen", engine="transformers"))
+    assert progress.stage() == "loading qwen"
+    progress.update(dataclasses.replace(loaded, engine="transformers"))
+    assert progress.stage() == "model loaded"
+
+
 def test_every_kind_of_event_is_described_or_left_out_on_purpose() -> None:
-    silent = {"bred", "training_started", "training_step", "evaluation_progress"}
+    silent = {"bred", "model_loading", "training_started", "training_step", "evaluation_progress"}
     focused = events.Focused(candidate="g001-c00", items=561, doubted=36)
     assert describe(focused) == "g001-c00 learns first what it would get wrong: 36 of 561 items that it looked at"
-    others = [events.Warned(message="x"), events.Stopped(reason="x"), RECOVERY, focused]
+    others = [events.Warned(message="x"), events.Stopped(reason="x"), RECOVERY, focused, events.Waiting(reason="x")]
     described = {event.kind for event in [*EVENTS, *others]
                  if describe(event) is not None}  # fmt: skip
     known = {

@@ -72,12 +72,26 @@ def _load(folder: Path, rung: RungName | None, device: str) -> Any:
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
     if rung is None or rung in ("int8", "nf4"):
         options = {} if rung is None else {"quantization_config": _bitsandbytes(rung, dtype)}
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
+        return _as_quantized(base)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     if rung != "hqq3":
         return base.to(device)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each kind of module
         return _quantized_by_hqq(base, dtype, device)
+
+
+def _as_quantized(base: Any) -> Any:
+    """Have bitsandbytes keep 4-bit weights as it quantized them.
+
+    At the first answer on a CPU with AVX512-BF16 it would pack them anew for a kernel of its own, rounded to bf16:
+    another model than on the next machine, not the one that was trained on, and an error for widths that are no
+    multiple of 64.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return base
 
 
 def _is_no_cast(record: logging.LogRecord) -> bool:

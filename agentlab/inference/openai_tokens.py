@@ -122,7 +122,7 @@ class OpenAITokenEngine(ServedAdapters, TokenStreamEngine):
         return int(self._config.vocab_size)
 
     def context_length(self) -> int:
-        return self._context
+        return self._context - 1  # vLLM scores a whole answer only where one token more would fit
 
     def close(self) -> None:
         self._abort(list(self._running))

@@ -451,7 +451,7 @@ class VllmEngine(TokenStreamEngine):
         return int(self._config.vocab_size)
 
     def context_length(self) -> int:
-        return self.settings.max_model_len
+        return self.settings.max_model_len - 1  # vLLM scores a whole answer only where one token more would fit
 
     def parameters(self) -> int:
         """Number of weights of the base model."""

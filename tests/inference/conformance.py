@@ -4,6 +4,7 @@ The engine is loaded once per class. `adapters` maps two ids to PEFT folders tha
 What an engine says it cannot do, it has to refuse.
 """
 
+import contextlib
 import dataclasses
 import threading
 
@@ -43,6 +44,10 @@ TOOLS = [
 def is_one_call(text, style, tools=TOOLS):
     calls = parse_calls(text, style)
     return len(calls) == 1 and any(not validate(calls[0], tool) for tool in tools)
+
+
+def _long(words):
+    return [{"role": "user", "content": "word " * words}]
 
 
 def keeps_structure(engine):
@@ -161,6 +166,20 @@ class EngineConformance:
             engine.generate([Request(CHAT, max_new_tokens=room + 1)])
         stop = engine.generate([Request(CHAT, max_new_tokens=8)])[0].text[2:4]
         assert engine.generate([Request(CHAT, max_new_tokens=room, stop=(stop,))])[0].finish_reason == "stop"
+
+    def test_an_answer_that_fills_the_context_keeps_its_log_probabilities(self, engine):
+        if not keeps_structure(engine):
+            return
+        tag = structure(TOOLS, engine.call_style() or TAGS, "required")
+        words, answers = engine.context_length(), []
+        while not answers:  # down to a room in which the shortest call just fits, so that the answer ends at its limit
+            words -= 1
+            if (room := engine.context_length() - engine.count_tokens(_long(words))) > 0:
+                with contextlib.suppress(LimitTooSmallError):
+                    request = Request(_long(words), max_new_tokens=room, structure=tag, logprobs=True)
+                    answers = engine.generate([request])
+        assert answers[0].completion_tokens == room
+        assert len(answers[0].logprobs) == room
 
     def test_what_it_says_it_can_do_agrees_with_what_it_does(self, engine):
         can = engine.capabilities()

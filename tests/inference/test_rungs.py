@@ -207,6 +207,16 @@ def test_adapters_in_ram_take_no_memory_beside_the_base_and_come_back_when_asked
         assert [completion.token_ids for completion in engine.generate(asked)] == before
 
 
+def test_four_bit_weights_are_the_same_on_every_cpu(tiny_model, monkeypatch):
+    # bitsandbytes would pack them anew, rounded, and cannot for widths like the tiny model's
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    with TransformersEngine(models.resolve(str(tiny_model)), rung="nf4") as engine:
+        assert engine.generate([Request(CHAT, max_new_tokens=2)])[0].completion_tokens > 0
+        states = [m.weight.quant_state for m in engine.base.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+        assert states
+        assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
 def test_a_closed_engine_stays_closed(opened):
     with opened("nf4") as engine:
         assert engine.change_rung("nf4") == 0

@@ -14,9 +14,11 @@ from agentlab.errors import AdapterError, ModelError, RunError, first_line
 from agentlab.events import Event, Warned
 from agentlab.evolution.engines import Engines, check_learns
 from agentlab.evolution.fitness import Rates, answer_limit, calibrate, evaluate, stored_rates
+from agentlab.evolution.guard import Guard
 from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
 from agentlab.hardware.rungs import RUNGS
+from agentlab.hardware.threads import limit_threads
 from agentlab.inference import Engine, EngineError, OutOfMemoryError, choose_engine
 from agentlab.inference.opening import EngineName, beside_learner
 from agentlab.learning import steps_of
@@ -118,7 +120,7 @@ class Bench:
 def open_bench(
     run: Run, suite: Suite, emit: Callable[[Event], None], should_stop: Callable[[], bool]
 ) -> Iterator[Bench]:
-    """Wire everything; the run's model is loaded for what needs it first and freed at the end.
+    """Wire everything, under guard; the run's model is loaded for what needs it first and freed at the end.
 
     Raises RunError when model or engine is not the one that the run began with: its scores would not compare.
     """
@@ -127,17 +129,18 @@ def open_bench(
         emit(
             Warned(message="NVIDIA's driver is too old for torch's CUDA, so this runs on the CPU; see agentlab doctor")
         )
+    limit_threads(run.settings.budget.threads)
     model = models.resolve(run.settings.model.primary, run.root)
-    engines = _engines(run, model, emit)
-    try:
+    with (
+        Guard(run.settings.budget, emit, should_stop) as guard,
+        contextlib.closing(_engines(run, model, emit)) as engines,
+    ):
         pool = Pool(run.folder / "adapters", run.settings.population.pool, model.sha256)
         pool.sweep()
         rates = stored_rates(run) or calibrate(run, engines.answering(), suite, emit)
         limit = answer_limit(engines.templates(), suite, run.settings)
         steps = steps_of(engines.templates(), suite, run.settings.training)
-        yield Bench(run, suite, engines, pool, rates, limit, steps, emit, should_stop)
-    finally:
-        engines.close()
+        yield Bench(run, suite, engines, pool, rates, limit, steps, emit, guard.should_stop)
 
 
 def _engines(run: Run, model: models.ModelFiles, emit: Callable[[Event], None]) -> Engines:

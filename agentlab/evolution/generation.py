@@ -25,11 +25,9 @@ from agentlab.events import (
 )
 from agentlab.evolution import breeding, continuing, gate, lessons, seal
 from agentlab.evolution.bench import Bench, open_bench
-from agentlab.evolution.guard import Guard
 from agentlab.evolution.run import Run
 from agentlab.evolution.selection import Ranked, prune, ranked
 from agentlab.evolution.tidying import tidy
-from agentlab.hardware.threads import limit_threads
 from agentlab.learning import TrainingFailed
 from agentlab.records import BASE, Candidate, GenerationResult, Genome, Score, Training, Verdict
 from agentlab.tasks import Suite
@@ -52,15 +50,11 @@ def run_generation(
     emit(GenerationStarted(generation=generation, pid=os.getpid(), continued=run.population(generation) is not None))
     result = run.result(generation)
     last = generation == run.settings.population.generations - 1
-    limit_threads(run.settings.budget.threads)
     if result is not None and (not last or _is_sealed(run, result)):
         tidy(run, result)
         emit(GenerationFinished(generation=generation, champion=result.champion, seconds=result.seconds))
         return result
-    with (
-        Guard(run.settings.budget, emit, should_stop) as guard,
-        open_bench(run, suite, emit, guard.should_stop) as bench,
-    ):
+    with open_bench(run, suite, emit, should_stop) as bench:
         if result is None:
             result = _evolve(bench, generation, started)
         tidy(run, result)

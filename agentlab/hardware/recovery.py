@@ -18,7 +18,7 @@ _RUNGS = 4
 # All that three models, and the last again on the CPU, can give up: their context, rungs, adapters, and their place.
 MAX_STEPS = 4 * (_HALVINGS + _RUNGS + 2)
 CALM_ANSWERS = 2  # answers without a lack of memory before a step is undone; twice as many after each relapse
-MARGIN = 0.25  # so much more than a step has freed has to be free before it is undone
+MARGIN = 0.1  # so much more than a step has freed has to be free before it is undone
 _MOST_RELAPSES = 6
 
 ActionKind = Literal["shrink_context", "offload_adapters", "lower_rung", "smaller_model", "cpu"]
@@ -29,7 +29,8 @@ class Footprint:
     """What a loaded engine holds and could give up; sizes in bytes.
 
     context_tokens: most that it reads now. rung: None where it cannot be changed. rung_bytes: the base's weights at
-    each rung that this engine can load. idle_adapters: on the device and not needed for the answer.
+    each rung that this engine can load. idle_adapters: on the device and not needed for the answer. elastic_bytes: what
+    it has taken beside all that only because there was room, as vLLM its cache.
     """
 
     device: Device
@@ -39,6 +40,7 @@ class Footprint:
     rung_bytes: Mapping[RungName, int] = field(default_factory=dict)
     idle_adapters: int = 0
     idle_adapter_bytes: int = 0
+    elastic_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ class Situation:
 
 @dataclass(frozen=True)
 class Action:
-    """One step. bytes_expected: what it frees by the ledger's account; 0 where that is not known."""
+    """One step. bytes_expected: what it frees by the ledger's account; 0 where that is not known. elastic_bytes: how
+    much of that is taken again only as far as there is room, when it is undone.
+    """
 
     kind: ActionKind
     source: str
     target: str
     bytes_expected: int = 0
+    elastic_bytes: int = 0
 
 
 def next_action(situation: Situation, taken: int, limit: int = MAX_STEPS) -> Action | None:
@@ -77,20 +82,21 @@ def next_action(situation: Situation, taken: int, limit: int = MAX_STEPS) -> Act
 def _left(situation: Situation) -> Iterator[Action]:
     """Everything that could still be given up, in the order in which it is."""
     held = situation.footprint
-    own = 0
+    own = elastic = 0
     if held is not None and situation.problem == "serving":
         yield from _shorter(situation, held)
         if held.idle_adapters:
             yield Action("offload_adapters", str(held.idle_adapters), "0", held.idle_adapter_bytes)
     if held is not None and held.rung is not None:
-        own = held.rung_bytes.get(held.rung, 0)
+        elastic = held.elastic_bytes
+        own = held.rung_bytes.get(held.rung, 0) + elastic
         lower = next_rung(held.rung, held.rung_bytes)
         if lower is not None:
-            yield Action("lower_rung", held.rung, lower, own - held.rung_bytes[lower])
+            yield Action("lower_rung", held.rung, lower, own - held.rung_bytes[lower], elastic)
     if situation.smaller is not None:
-        yield Action("smaller_model", situation.model, situation.smaller, own)
+        yield Action("smaller_model", situation.model, situation.smaller, own, elastic)
     if situation.cpu is not None and (held is None or held.device != "cpu"):
-        yield Action("cpu", situation.model, f"{situation.cpu} on the CPU", own)
+        yield Action("cpu", situation.model, f"{situation.cpu} on the CPU", own, elastic)
 
 
 def _shorter(situation: Situation, held: Footprint) -> Iterator[Action]:
@@ -121,7 +127,8 @@ def may_undo(
     calm to wait for and nothing to lose.
     """
     needed = 0 if nothing_left else CALM_ANSWERS * 2 ** min(relapses, _MOST_RELAPSES)
-    return calm_answers >= needed and free_bytes >= max(1.0, (1 + MARGIN) * action.bytes_expected)
+    wanted = action.bytes_expected - action.elastic_bytes
+    return calm_answers >= needed and free_bytes >= max(1.0, (1 + MARGIN) * wanted)
 
 
 def free_bytes(sample: Sample, budget: BudgetSettings) -> int:

@@ -148,7 +148,7 @@ class Chain:
             return False
         self._count += 1
         target = f"{self.links[place].model} on the CPU"
-        action = Action("cpu", given.action.source, target, given.action.bytes_expected)
+        action = Action("cpu", given.action.source, target, given.action.bytes_expected, given.action.elastic_bytes)
         self._move_to_cpu(Step(action, place, origin=given.position, reason=given.reason))
         self._tell(action, reason)
         return True
@@ -272,7 +272,9 @@ class Chain:
             self._count += 1
             if action is None or action.kind == "smaller_model":
                 what = "ran out of memory" if problem == "serving" else f"cannot be loaded: {first_line(error)}"
-                given = action or Action("smaller_model", self.link.model, "", _weights(situation.footprint))
+                held = situation.footprint
+                elastic = 0 if held is None else held.elastic_bytes
+                given = action or Action("smaller_model", self.link.model, "", _held_bytes(held), elastic)
                 self._give_up(Step(given, position, reason=f"{self.link.model} {what}"))
                 return
             reason = first_line(error)
@@ -429,7 +431,7 @@ class Chain:
             step = RecoveryStep(
                 model=self.link.model, action="close_idle", target="none", reason=first_line(error),
                 source=", ".join(self.links[position].model for position in idle),
-                bytes_expected=sum(_weights(engines[position].footprint()) for position in idle),
+                bytes_expected=sum(_held_bytes(engines[position].footprint()) for position in idle),
             )  # fmt: skip
             self._news.append(step)
         for position in idle:
@@ -448,6 +450,6 @@ class Chain:
         self.close()
 
 
-def _weights(held: Footprint | None) -> int:
-    """Bytes of the weights of a model that is given up; 0 where nobody knows them."""
-    return 0 if held is None or held.rung is None else held.rung_bytes.get(held.rung, 0)
+def _held_bytes(held: Footprint | None) -> int:
+    """What a model that is given up holds, but for its adapters; 0 where nobody knows its weights."""
+    return 0 if held is None or held.rung is None else held.rung_bytes.get(held.rung, 0) + held.elastic_bytes

@@ -68,7 +68,7 @@ class Lineup:
         if position == self._given_up.on_cpu:
             self._not_on_cpu.add(position)
             self._given_up.leave_cpu()
-        elif position not in self._otherwise and (otherwise := link.otherwise()) is not None:
+        elif self._is_usual(position) and (otherwise := link.otherwise()) is not None:
             self._otherwise[position] = otherwise
             self._tell(Fall(link.model, link.model, f"{reason}; it is opened on another engine"))
             return True
@@ -76,6 +76,10 @@ class Lineup:
             self._broken[position] = reason
             self._given_up.forget(position)
         return False
+
+    def _is_usual(self, position: int) -> bool:
+        """Whether a model is on the engine that was chosen for it: neither broke that, nor was memory lacking there."""
+        return position not in self._otherwise and self._given_up.rung(position) is None
 
     def rests(self, position: int, reason: str) -> None:
         """Leave a model alone for a while: its server may still be starting, or be started later."""
@@ -152,6 +156,6 @@ class Lineup:
             device: Literal["cuda", "cpu"] = "cpu" if on_cpu else held.device
             held = dataclasses.replace(held, rung=rung or held.rung, device=device)
         if engine is not None and held is not None and held.rung is not None:
-            taken = max(int(engine.planned_vram_mib(1, 1) * 2**20), held.rung_bytes[held.rung])  # its cache as well
-            held = dataclasses.replace(held, rung_bytes={**held.rung_bytes, held.rung: taken})
+            taken = int(engine.planned_vram_mib(1, 1) * 2**20) - held.rung_bytes[held.rung]  # its cache
+            held = dataclasses.replace(held, elastic_bytes=max(0, taken))
         return held, False

@@ -63,6 +63,26 @@ def test_what_leaving_an_engine_frees_is_all_that_it_takes(monkeypatch):
     (step,) = [step for step in agent.run("Who?") if step.kind == "recovered"]
     assert (step.source, step.target, step.bytes_expected) == ("bf16", "int8", 10_000 - 4_200)
     assert step.reason.endswith("; fixed has no rungs, and the model is opened elsewhere")
+    card.limit = 10_000  # its weights fit beside what an answer needs, with less of a cache
+    undone = [done for _ in range(2 * CALM_ANSWERS) for done in ask(agent)[0]]
+    assert undone == ["undo lower_rung"]
+    (engine,) = agent.chain._models.engines.values()
+    assert (engine.name, engine.rung) == ("fixed", "bf16")
+
+
+def test_what_breaks_at_a_lower_rung_says_nothing_of_the_engine_that_lacked_memory():
+    card = Card(12_000)
+    chain = fixed_chain(card)
+    chain.links[0] = dataclasses.replace(chain.links[0], otherwise=lambda: pytest.fail)
+    agent = agent_of(chain=chain, max_new_tokens=600)
+    agent.load()
+    card.limit = 5_000
+    assert ask(agent)[0] == ["lower_rung"]
+    (engine,) = chain._models.engines.values()
+    engine.replies = [RuntimeError("the card fell off")]
+    _, result = ask(agent)
+    assert (result.state, result.error) == ("failed", "model-primary broke: the card fell off")
+    assert not any("another engine" in told for told in result.fallbacks)
 
 
 class Seats(CardEngine):

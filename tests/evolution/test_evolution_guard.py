@@ -3,10 +3,14 @@
 import threading
 
 import pytest
+import torch
 from nvml_standin import Nvml
 
 from agentlab.config import BudgetSettings
+from agentlab.evolution.bench import open_bench
 from agentlab.evolution.guard import Guard
+from agentlab.hardware.watch import Sample
+from agentlab.lab import Lab
 from agentlab.report.progress import Progress
 
 
@@ -60,3 +64,22 @@ def test_a_pause_ends_when_somebody_asks_to_stop():
     guard = Guard(BudgetSettings(), lambda event: None, lambda: True, nvml=Nvml(celsius=85))
     guard.monitor.sample()
     assert guard.should_stop()
+
+
+def test_whoever_works_at_a_bench_waits_for_a_hot_card(tiny_experiment, monkeypatch):
+    hot = Sample(0.0, "cuda", "card", 6141, 1000, 0, temperature_c=85)
+    monkeypatch.setattr("agentlab.hardware.watch.read", lambda *_: hot)
+    lab, events, polls = Lab.open(tiny_experiment, ["budget.threads=1"]), [], []
+
+    def asked():
+        polls.append(torch.get_num_threads())
+        return len(polls) > 1
+
+    before = torch.get_num_threads()
+    try:
+        with open_bench(lab.run, lab.suite, events.append, asked) as bench:
+            assert bench.should_stop()
+    finally:
+        torch.set_num_threads(before)
+    assert set(polls) == {1}
+    assert [event.kind for event in events if event.kind in ("warned", "waiting")] == ["warned", "waiting"]

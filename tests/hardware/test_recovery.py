@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlab.config import BudgetSettings
+from agentlab.hardware import ledger
 from agentlab.hardware.recovery import (
     CALM_ANSWERS,
     MAX_STEPS,
@@ -18,6 +19,8 @@ from agentlab.hardware.recovery import (
     next_action,
     next_rung,
 )
+from agentlab.hardware.rungs import LADDER
+from agentlab.hardware.shape import published, published_names
 from agentlab.hardware.sizing import LEAST_TOKENS
 from agentlab.hardware.watch import Sample
 
@@ -112,8 +115,8 @@ def test_the_cpu_is_reached_and_everything_tried_there_however_long_the_request(
 @pytest.mark.parametrize(
     ("free", "calm", "relapses", "expected"),
     [
-        (1250, CALM_ANSWERS, 0, True),
-        (1249, CALM_ANSWERS, 0, False),  # a quarter more has to be free
+        (1101, CALM_ANSWERS, 0, True),
+        (1099, CALM_ANSWERS, 0, False),  # a tenth more has to be free
         (9999, CALM_ANSWERS - 1, 0, False),
         (9999, CALM_ANSWERS, 1, False),
         (9999, 2 * CALM_ANSWERS, 1, True),
@@ -122,6 +125,29 @@ def test_the_cpu_is_reached_and_everything_tried_there_however_long_the_request(
 )
 def test_a_step_is_undone_when_memory_has_returned_for_good_enough(free, calm, relapses, expected):
     assert may_undo(Action("lower_rung", "bf16", "nf4", 1000), free, calm, relapses) is expected
+
+
+def test_what_is_taken_as_far_as_there_is_room_need_not_be_free_to_come_back():
+    on_vllm = change(WHOLE, elastic_bytes=4000, idle_adapters=0)
+    lower = next_action(dataclasses.replace(on_vllm, problem="loading"), 0)
+    assert (lower.kind, lower.bytes_expected) == ("lower_rung", 3800 + 4000)
+    assert may_undo(lower, 4200, CALM_ANSWERS, 0)
+    assert not may_undo(lower, 4100, CALM_ANSWERS, 0)
+
+
+@pytest.mark.parametrize(("card", "budget"), [(6141, 5.0), (8188, 7.0), (24564, 22.0)])
+@pytest.mark.parametrize("name", published_names())
+def test_a_model_alone_on_its_card_comes_back_to_the_rung_that_fits(card, budget, name):
+    shape, tokens = published(name), 2000
+    sizes = {rung.name: ledger.weights(shape, rung, 2).total for rung in LADDER}
+    cache, context = tokens * ledger.kv_bytes_per_token(shape, 2), int(0.35 * 2**30)
+    rung = next((rung for rung in sizes if sizes[rung] + cache + context <= budget * 2**30), None)
+    if rung is None or (lower := next_rung(rung, sizes)) is None:
+        return
+    held_mib = (sizes[lower] + context) / 2**20
+    sample = Sample(0, "cuda", "card", card, held_mib, 0, owners={"base": held_mib})
+    free = free_bytes(sample, BudgetSettings(vram_gib=budget)) - cache
+    assert may_undo(Action("lower_rung", rung, lower, sizes[rung] - sizes[lower]), free, CALM_ANSWERS, 0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +164,7 @@ def test_a_step_of_unknown_size_is_tried_after_as_many_calm_answers(free, calm, 
     assert may_undo(Action("smaller_model", "a", "b", 0), free, calm, relapses) is expected
 
 
-@pytest.mark.parametrize(("free", "expected"), [(1250, True), (1249, False)])
+@pytest.mark.parametrize(("free", "expected"), [(1101, True), (1099, False)])
 def test_where_no_model_is_left_only_the_room_counts(free, expected):
     step = Action("smaller_model", "a", "b", 1000)
     assert may_undo(step, free, calm_answers=0, relapses=9, nothing_left=True) is expected

@@ -312,6 +312,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             model.tie_weights()
             model.generation_config = loaded.generation_config
             model.save_pretrained(scratch)
+            tokenizer.init_kwargs.pop("local_files_only", None)  # whether one was offline is nothing of the model's
             tokenizer.save_pretrained(scratch)
             names = sorted(file.name for file in scratch.iterdir())
             digest = files.canonical_digest(

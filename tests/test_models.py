@@ -148,6 +148,16 @@ def test_a_gguf_file_converts_to_the_same_weights(embedded):
 
 
 @pytest.mark.model
+def test_a_conversion_is_the_same_with_and_without_a_network(tmp_path, monkeypatch):
+    shas = set()
+    for offline in (True, False):
+        monkeypatch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda offline=offline: offline)
+        monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path / str(offline)))
+        shas.add(models.prepare().sha256)
+    assert len(shas) == 1
+
+
+@pytest.mark.model
 def test_a_damaged_conversion_is_named(embedded, tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTLAB_HOME", str(tmp_path))
     target = tmp_path / "models" / models.EMBEDDED

@@ -173,7 +173,9 @@ class Loop:
                 call, original = mended, said.text
             if call is not None:
                 choice = yield from self._act(step, call, original, said.thought, written.confidence)
-            elif not asked_again and limit - step > (1 if self._others_left else 0):  # one is for who has not failed
+            elif not asked_again and limit - step > (
+                1 if self.chain.others_left else 0
+            ):  # one is for who has not failed
                 asked_again = True
                 yield Rejected(step_number=step, text=said.text, problems=problems, remedy="re-ask")
                 self._ask_again(said.text, problems, choice)
@@ -184,18 +186,13 @@ class Loop:
 
     def _passed_on(self, step: int, said: str, problems: list[str]) -> Iterator[Step]:
         """Another model takes over. Raises ModelError where none is left, or no step for it."""
-        possible = self._others_left and step < self.options.max_steps
+        possible = self.chain.others_left and step < self.options.max_steps
         yield Rejected(step_number=step, text=said, problems=problems, remedy="fallback" if possible else "give up")
         unusable = f"{self.chain.link.model} wrote nothing usable: {problems[0]}"
-        if self._others_left and not possible:
+        if self.chain.others_left and not possible:
             raise ModelError(f"{unusable}; all {step} steps of the answer are taken")
         self.chain.fall(unusable, broken=False)
         yield from self._fallen(step)
-
-    @property
-    def _others_left(self) -> bool:
-        """Whether another model of the chain could take over."""
-        return self.chain.link is not self.chain.links[-1]
 
     def _recalled(self) -> Recalled | None:
         """What the memory has to say; a memory that cannot be asked is no reason not to answer."""

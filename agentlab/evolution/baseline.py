@@ -39,6 +39,7 @@ def equal_cost_sft(bench: Bench) -> BaselineResult:
         warmup_steps=settings.training.warmup_steps,
         max_length=settings.training.max_length,
         max_remedies=settings.training.max_remedies,
+        micro_batch=bench.micro_batch,
         emit=bench.emit,
         should_stop=bench.should_stop,
     )

@@ -19,7 +19,7 @@ from agentlab.evolution.run import Run
 from agentlab.hardware import monitor
 from agentlab.hardware.rungs import RUNGS
 from agentlab.hardware.threads import limit_threads
-from agentlab.inference import Engine, EngineError, OutOfMemoryError, choose_engine
+from agentlab.inference import Engine, EngineError, OutOfMemoryError, choose_engine, vllm_build
 from agentlab.inference.opening import EngineName, beside_learner
 from agentlab.learning import steps_of
 from agentlab.records import BASE, BaseModelRecord, Genome, Score
@@ -56,6 +56,17 @@ class Bench:
         """The resident model that learns, loaded; where another engine answers, that one is off the device."""
         return self.engines.learning()
 
+    @property
+    def batch_size(self) -> int:
+        """Items that are answered at once: as many as the settings say, or as fit by the plan."""
+        wanted = self.run.settings.evaluation.batch_size
+        return min(wanted, self.run.planned_rows("evaluate") or wanted)
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Most items that fit into memory at once while training, by the plan; None where nothing was planned."""
+        return self.run.planned_rows("train")
+
     def score(self, adapter: str, split: str, latency_items: int = 0) -> Score:
         """Answer and score a split with an adapter of the pool (its weights are verified first) or with "base"."""
         with self.loaded(adapter):
@@ -68,6 +79,7 @@ class Bench:
                 self.run.settings,
                 self.rates,
                 self.limit,
+                batch_size=self.batch_size,
                 latency_items=latency_items,
                 emit=self.emit,
                 should_stop=self.should_stop,
@@ -192,6 +204,12 @@ def _engine_of(run: Run, model: models.ModelFiles) -> EngineName:
         raise RunError(
             f"the scores of run {run.id} are those of the engine {engine}, not of {wanted}, and do not compare; set "
             f"model.engine: {engine}, or start a new run under another name"
+        )
+    if engine == "vllm" and vllm_build.device() is None:
+        what = "is built for a GPU, and torch sees none" if vllm_build.build() else "is not installed"
+        raise RunError(
+            f"the scores of run {run.id} are vLLM's, which {what}, and compare with no other engine's; install it, or "
+            "start a new run under another name"
         )
     return engine
 

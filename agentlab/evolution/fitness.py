@@ -125,13 +125,15 @@ def evaluate(
     rates: Rates,
     limit: int,
     *,
+    batch_size: int,
     latency_items: int = 0,
     emit: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Score:
     """Answers and scores of one model (an id loaded in the engine, or "base") on `items`, greedily decoded.
 
-    latency_items: so many items are answered again, one at a time, to measure the latency a person would see.
+    batch_size: so many are answered at once. latency_items: so many items are answered again, one at a time, to
+    measure the latency a person would see.
     Raises EvolutionStopped when asked to stop; nothing of an unfinished evaluation is kept.
     """
     name = None if adapter == BASE else adapter
@@ -140,10 +142,10 @@ def evaluate(
     requests = [Request(suite.chat(item), adapter=name, max_new_tokens=limit) for item in items]
     answers: list[Completion | None] = [None] * len(items)
     emit(EvaluationProgress(candidate=adapter, split=split, done=0, total=len(items)))
-    ready = engine.answers(requests, settings.evaluation.batch_size, should_stop)
+    ready = engine.answers(requests, batch_size, should_stop)
     for done, (index, completion) in enumerate(ready, start=1):
         answers[index] = completion
-        if done % settings.evaluation.batch_size == 0 or done == len(items):
+        if done % batch_size == 0 or done == len(items):
             emit(EvaluationProgress(candidate=adapter, split=split, done=done, total=len(items)))
     completions = [answer for answer in answers if answer is not None and answer.finish_reason != "cancelled"]
     alone = [dataclasses.replace(request, reuse_prompt=False) for request in requests[:latency_items]]
@@ -155,7 +157,7 @@ def evaluate(
     accuracy, low, high = mean_interval(item_scores)
     latency = statistics.fmean(rates.latency_s(c.prompt_tokens, c.completion_tokens) for c in completions)
     longest = max(c.prompt_tokens for c in completions) + limit
-    planned = engine.planned_vram_mib(min(settings.evaluation.batch_size, len(items)), longest)
+    planned = engine.planned_vram_mib(min(batch_size, len(items)), longest)
     score = Score(
         adapter=adapter,
         split=split,
@@ -173,7 +175,7 @@ def evaluate(
         latency_p50_s=float(np.percentile(latencies, 50)) if latencies else None,
         latency_p95_s=float(np.percentile(latencies, 95)) if latencies else None,
         vram_peak_mib=max(meter.vram_peak_mib(), engine.vram_peak_mib()),
-        ram_peak_mib=meter.ram_peak_mib(),
+        ram_peak_mib=meter.ram_peak_mib() + engine.ram_peak_mib(),
         eval_seconds=time.monotonic() - started,
         fitness=fitness(accuracy, latency, planned, settings) if split == "fitness" else None,
     )

@@ -63,6 +63,7 @@ def teach(bench: Bench, genome: Genome, start: adapters.Lora | None) -> tuple[ad
             loraplus_ratio=settings.loraplus_ratio,
             max_length=settings.max_length,
             max_remedies=settings.max_remedies,
+            micro_batch=bench.micro_batch,
             resume=resume,
             keep=continuing.keeper(bench.run, genome, bench.emit) if number == len(divided) else ends.append,
             emit=_going_on(bench.emit, genome, whole),

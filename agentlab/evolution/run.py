@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
 
@@ -55,6 +55,7 @@ class _Phase(pydantic.BaseModel, extra="allow"):
     name: str
     total_bytes: int
     lines_bytes: dict[str, int]
+    chosen: dict[str, int] = {}
 
 
 class _PlannedModel(pydantic.BaseModel, extra="allow"):
@@ -232,6 +233,13 @@ class Run:
             phase["name"]: (phase["total_bytes"] - sum(phase["lines_bytes"].get(line, 0) for line in unseen)) / 2**20
             for phase in plan["models"][0]["phases"]
         }
+
+    def planned_rows(self, phase: Literal["evaluate", "train"]) -> int | None:
+        """The largest batch of a phase that was planned to fit; None before anything was planned."""
+        name = "batch_size" if phase == "evaluate" else "micro_batch"
+        plan = self.plan()
+        found = [one["chosen"].get(name) for one in plan["models"][0]["phases"] if one["name"] == phase] if plan else []
+        return found[0] if found else None
 
     def save_plan(self, plan: Mapping[str, Any]) -> None:
         files.write_json(self.folder / "plan.json", dict(plan))

@@ -38,6 +38,7 @@ def answer(bench: Bench, model: str) -> Score:
         bench.run.settings,
         bench.rates,
         bench.limit,
+        batch_size=bench.batch_size,
         latency_items=2 * bench.run.settings.evaluation.latency_items,
         emit=bench.emit,
         should_stop=bench.should_stop,

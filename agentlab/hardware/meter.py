@@ -24,16 +24,21 @@ class PeakMeter:
 
     def ram_peak_mib(self) -> float:
         """Peak resident memory."""
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return ram_peak_mib() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def vram_peak_mib(self) -> float:
         """Peak of the allocator's reserved memory, what the card has to provide beside the driver's context."""
         cuda = _cuda()
         return 0.0 if cuda is None else float(cuda.max_memory_reserved()) / 2**20
+
+
+def ram_peak_mib(process: int | str = "self") -> float:
+    """Peak resident memory of a process as Linux keeps it; 0 where nobody knows."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _cuda() -> Any:

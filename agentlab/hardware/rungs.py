@@ -30,10 +30,6 @@ class Rung:
     def is_quantized(self) -> bool:
         return self.bits < 16
 
-    def module_bytes(self, n_in: int, n_out: int, element_bytes: int = 2) -> int:
-        """Bytes of one linear module without its bias."""
-        return self.packed_bytes(n_in, n_out) + self.state_bytes(n_in, n_out, element_bytes)
-
 
 def _no_state(n_in: int, n_out: int, element_bytes: int) -> int:
     return 0

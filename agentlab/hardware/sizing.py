@@ -19,6 +19,11 @@ _TRAINING_THREADS = 2  # autograd goes back in one of its own
 PROCESS_BYTES = 1 * GIB  # resident memory of Python with torch and transformers before a model is loaded
 
 
+def halved(rows: int) -> int:
+    """The next smaller micro-batch of which a whole number still makes up a step."""
+    return rows // 2 if rows % 2 == 0 else 1
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where it runs. card_bytes, capability: the GPU's whole memory and compute capability; None where unknown."""
@@ -198,6 +203,6 @@ class _Sizing:
             lines = (*account.lines(), self.context)
             if rows == 1 or sum(size for _, size in lines) <= self.limit:
                 break
-            rows = rows // 2 if rows % 2 == 0 else 1
+            rows = halved(rows)
         chosen = {"micro_batch": rows, "accumulation": -(-batch // rows), "tokens": self.trained_tokens}
         return Phase("train", lines, self.limit, chosen, {"micro_batch": batch})

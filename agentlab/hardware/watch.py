@@ -276,8 +276,8 @@ def judge(sample: Sample, budget: BudgetSettings, active: frozenset[AlertKind]) 
     heat, hot = sample.temperature_c, budget.temperature_c
     if heat is not None and heat >= hot - (HEAT_MARGIN_C if "temperature" in active else 0.0):
         text = (
-            f"{sample.name} is at {heat:.0f} °C, the limit is {hot:.0f} °C, and a run waits until it is cooler: free "
-            "its air ways or lower its power limit (nvidia-smi --power-limit)"
+            f"{sample.name} is at {heat:.0f} °C, the limit is {hot:.0f} °C: free its air ways or "
+            "lower its power limit (nvidia-smi --power-limit)"
         )
         kinds["temperature"] = Alert("temperature", heat, hot, text)
     swap_mib = budget.swap_gib * 1024

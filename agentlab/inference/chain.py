@@ -248,6 +248,11 @@ class Chain:
                     engine.unload_adapter(adapter)
 
     @property
+    def others_left(self) -> bool:
+        """Whether another model could take over."""
+        return self._models.next(self._position) is not None
+
+    @property
     def usable(self) -> bool:
         """Whether a model is left that did not break, and whose server is not known to be down."""
         return self._models.next() is not None

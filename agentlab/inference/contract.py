@@ -191,6 +191,10 @@ class Engine(abc.ABC):
         """Peak of the accelerator memory reserved by processes of the engine's own; 0 where it works in this one."""
         return 0.0
 
+    def ram_peak_mib(self) -> float:
+        """Peak of the RAM of processes of the engine's own, since they were started; 0 where it works in this one."""
+        return 0.0
+
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         """The accelerator memory that a batch of `rows` requests of `tokens` tokens is planned to take; 0 on a CPU."""
         return 0.0

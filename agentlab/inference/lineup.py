@@ -54,7 +54,7 @@ class Lineup:
 
     def refuge(self) -> int | None:
         """The last model of the chain that may do on the CPU; None where one is there, or none is left."""
-        barred = {*self._broken, *self._unfit, *self._resting, *self._not_on_cpu, *self._cpu_full}
+        barred = {*self._broken, *self._unfit, *self._not_on_cpu, *self._cpu_full}
         found = [at for at, link in enumerate(self.links) if at not in barred and link.reopen is not None]
         return found[-1] if found and self._given_up.on_cpu is None else None
 

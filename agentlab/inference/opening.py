@@ -9,9 +9,9 @@ from agentlab.hardware import ledger
 from agentlab.hardware.ledger import GIB
 from agentlab.hardware.monitor import gpus, memory_stats
 from agentlab.hardware.recovery import Footprint
-from agentlab.hardware.rungs import FP32, LADDER, element_bytes
+from agentlab.hardware.rungs import FP32, LADDER, Rung, element_bytes
 from agentlab.hardware.shape import ModelShape, ShapeError
-from agentlab.hardware.sizing import LEAST_TOKENS, Device
+from agentlab.hardware.sizing import LEAST_TOKENS, Device, Machine, Model, Workload, phases_of
 from agentlab.inference import stored, vllm_build
 from agentlab.inference.contract import Engine, NoRoomElsewhereError, OutOfMemoryError
 from agentlab.models import ModelFiles, resolve
@@ -168,7 +168,8 @@ def open_engine(
     if rung is not None and on_cpu:
         _check_ram(settings, model, rung)
     wanted = rung or choose_rung(settings, model, device, moved=on_cpu)
-    allowed = settings.budget.vram_gib - settings.budget.context_gib  # the driver's context is not the allocator's
+    # of a card that has less than the budget, all; the driver's context is not the allocator's
+    allowed = _card_limit(settings) / GIB - settings.budget.context_gib
     return TransformersEngine(model, allowed, rung=wanted or "auto", device=device)
 
 
@@ -184,18 +185,24 @@ def choose_rung(settings: Settings, model: ModelFiles, device: Device, moved: bo
         return settings.model.rung
     if planned is None or (device == "cpu" and not moved):
         return None
-    budget = settings.budget
-    limit = _card_limit(settings) if device == "cuda" else _ram_limit(settings)
-    context = budget.context_gib * GIB if device == "cuda" else 0
-    for name in planned.rung_bytes:
-        if name == "fp32" and device == "cuda":
-            continue
-        if _least_bytes(planned, name) + context <= limit:
-            return name
+    if device == "cuda":
+        fitting = (rung.name for rung in LADDER if _serves(settings, model, rung))
+    else:
+        fitting = (name for name in planned.rung_bytes if _least_bytes(planned, name) <= _ram_limit(settings))
+    if (found := next(fitting, None)) is not None:
+        return found
     smallest = min(planned.rung_bytes, key=lambda name: planned.rung_bytes[name])
     if moved and device == "cpu":
         _check_ram(settings, model, smallest, NoRoomElsewhereError)
     return smallest
+
+
+def _serves(settings: Settings, model: ModelFiles, rung: Rung) -> bool:
+    """Whether a model fits on the GPU at a rung to answer, by the plan."""
+    shape, card = ModelShape.read(model.folder / "config.json", model.name), gpus()[:1]
+    here = Machine("cuda", 0, int(_card_limit(settings)), capability=card[0].compute_capability if card else None)
+    one = Model("primary", model.name, shape, origin="")
+    return phases_of(settings, one, here, Workload(0, 0, 0, 0, 0, 0), rung, trained=False)[0].fits
 
 
 def _card_limit(settings: Settings) -> float:

@@ -54,7 +54,7 @@ class ResidentModel(TemplatedEngine):
         if self.device == "cuda" and vram_gib is not None:
             # WSL2 spills into RAM instead of failing: the allocator has to refuse
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, vram_gib * 2**30 / total))
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, vram_gib * 2**30 / total)))
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
         except (OSError, ValueError, KeyError, RuntimeError) as error:

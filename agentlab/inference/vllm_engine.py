@@ -14,6 +14,7 @@ from agentlab import adapters as adapter_room
 from agentlab.adapters import Lora
 from agentlab.errors import AdapterError, ModelError
 from agentlab.hardware import compiler, monitor
+from agentlab.hardware.meter import ram_peak_mib
 from agentlab.inference import vllm_build
 from agentlab.inference.accounting import account_for_child
 from agentlab.inference.contract import EngineBroken, EngineError, OutOfMemoryError, Request
@@ -461,6 +462,9 @@ class VllmEngine(TokenStreamEngine):
         if self.device == "cpu" or self._child is None or self._asleep:
             return 0.0
         return float(self._call("measure"))
+
+    def ram_peak_mib(self) -> float:
+        return 0.0 if self._child is None else ram_peak_mib(self._child.pid)
 
     def planned_vram_mib(self, rows: int, tokens: int) -> float:
         if self.device == "cpu":

@@ -18,6 +18,7 @@ from agentlab.adapters import Lora
 from agentlab.errors import EvolutionStopped
 from agentlab.events import Event, RemedyApplied, TrainingStep, Warned
 from agentlab.hardware.oom import is_out_of_memory, let_go
+from agentlab.hardware.sizing import halved
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.learning.averaging import WeightAverage, trained_weights
 from agentlab.learning.dataset import Example
@@ -49,6 +50,7 @@ def train(
     loraplus_ratio: float = 1.0,
     max_length: int = 1024,
     max_remedies: int = 3,
+    micro_batch: int | None = None,
     resume: TrainingState | None = None,
     keep: Callable[[TrainingState], None] | None = None,
     emit: Callable[[Event], None] = lambda event: None,
@@ -66,6 +68,7 @@ def train(
     is TRL's default.
     loraplus_ratio: how many times A's learning rate B's is (LoRA+); 1: one rate for both, as in TRL.
     max_remedies: against NaN and divergence; those against a lack of memory end by themselves.
+    micro_batch: most items that fit into memory at once, where that is known; a step's others are accumulated.
     Raises TrainingFailed when no remedy is left, EvolutionStopped when `should_stop()` turns true.
     """
     fitting = [example for example in examples if len(example.input_ids) <= max_length]
@@ -79,7 +82,10 @@ def train(
     schedule = _Schedule(warmup_steps, average, loraplus_ratio)
     # on a GPU memory is scarce from the beginning; on a CPU checkpointing would only cost time
     rate = min(genome.learning_rate, resume.learning_rate) if resume else genome.learning_rate
-    attempt = Attempt(rate, genome.batch_size, checkpointing=engine.device == "cuda")
+    rows = genome.batch_size
+    while micro_batch is not None and rows > max(1, micro_batch):
+        rows = halved(rows)
+    attempt = Attempt(rate, rows, genome.batch_size // rows, checkpointing=engine.device == "cuda")
     remedies: list[dict[str, Any]] = []
     unstable = 0  # attempts that ended in NaN or divergence; lack of memory has a ladder that ends by itself
     started = time.monotonic()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from agentlab.errors import AgentlabError
+from agentlab.hardware.sizing import halved
 
 SHORTENINGS = 2  # twice the longest quarter: what is left would be another training set
 DIVERGED_NATS = 3.0  # loss this far above the first step's: perplexity 20 times worse than where training began
@@ -59,7 +60,7 @@ def remedy(attempt: Attempt, problem: str, lengths: Sequence[int] = ()) -> tuple
     if problem != "out_of_memory":
         return None
     if attempt.batch_size > 1:
-        halves = attempt.batch_size // 2 if attempt.batch_size % 2 == 0 else 1
+        halves = halved(attempt.batch_size)
         factor = attempt.batch_size // halves
         smaller = dataclasses.replace(attempt, batch_size=halves, accumulation=attempt.accumulation * factor)
         return smaller, f"batch of {smaller.batch_size} with {smaller.accumulation} accumulated"

@@ -143,6 +143,8 @@ class Line:
                     started = time.monotonic()
                     self._answer(job)
                     self._mean_s += _WEIGHT * (time.monotonic() - started - self._mean_s)
+                elif job is not None:  # its turn was cut off before it began; who has withdrawn does not listen
+                    job.push(shutting_down())
             except Exception as error:  # one job's failure is not the next one's
                 _LOG.exception("an answer broke")
                 if job is not None:

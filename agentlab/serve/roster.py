@@ -41,7 +41,7 @@ class Roster:
         self.served = agent.chain.links[0].adapter or BASE
         self.started_s = time.time()
         self._follow = adapter == CHAMPION
-        self._seen = self._signature()
+        self._seen: tuple[Any, ...] | None = None  # a champion may have been promoted while the agent was loaded
         self._refused: tuple[Any, ...] | None = None  # the state of the disk at which a champion could not be loaded
         self._again_s = math.inf  # when it is tried again all the same
         self._lock = threading.Lock()
@@ -115,12 +115,20 @@ class Roster:
             return
         before, self.served = self.served, champion
         self._seen, self._refused = signature, None
-        with self.agent.chain.lock:
-            self.agent.chain.drop_adapters(keep=(champion,))
-            self.agent.chain.use(self.agent.chain.links[0])  # pinned, now that the old one has left its place
         self.metrics.swaps.inc()
         self._tell_metrics()
         _LOG.warning("champion %s took over from %s", champion, before)
+        self._let_go_of_others(champion)
+
+    def _let_go_of_others(self, champion: str) -> None:
+        chain = self.agent.chain
+        with chain.lock:
+            chain.drop_adapters(keep=(champion,))
+            try:
+                chain.use(chain.links[0])  # pinned, now that the old one has left its place
+            except Exception as error:  # it answers all the same
+                _LOG.warning("champion %s is not kept on the device: %s", champion, error)
+                let_go(error)
 
     def _put(self, adapter: str, pinned: bool, pressing: bool = False) -> None:
         chain = self.agent.chain
@@ -144,7 +152,7 @@ class Roster:
             _LOG.warning("%s", message)
 
     def _signature(self) -> tuple[Any, ...]:
-        """Changes whenever a generation is finished, or the weights of who should be champion change."""
+        """Changes whenever a generation is finished."""
         results = sorted((self.run.folder / "generations").glob("*/result.json"))
         return tuple(_stamp(path) for path in results)
 

@@ -17,6 +17,7 @@ from agentlab.evolution.generation import run_generation
 from agentlab.inference import OutOfMemoryError
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.lab import Lab
+from agentlab.learning import sft
 from agentlab.models import ModelFiles
 
 
@@ -168,3 +169,27 @@ def test_a_whole_run_is_scored_by_vllm(tmp_path, tiny_experiment):
     assert {score.engine for score in scores} == {"vllm"}
     assert lab.run.score("base", "fitness").engine == "vllm"
     assert lab.run.champion() == "base" or lab.run.sealed().base.engine == "vllm"
+
+
+def test_what_was_planned_to_fit_is_answered_and_learned_at_once(tiny_experiment, monkeypatch):
+    lab = Lab.open(tiny_experiment, ["population.size=2", "population.generations=1", "training.batch_size=8"])
+    plan = lab.plan("cpu").as_dict()
+    _, evaluate, train = plan["models"][0]["phases"]
+    evaluate["chosen"]["batch_size"], train["chosen"]["micro_batch"] = 5, 2
+    lab.run.save_plan(plan)
+    answered, learned = set(), set()
+    answers, config = TransformersEngine.answers, sft.sft_config
+
+    def answering(self, requests, batch_size=32, should_stop=bool):
+        answered.add(batch_size)
+        return answers(self, requests, batch_size, should_stop)
+
+    def configured(engine, folder, seed, attempt, *rest, **more):
+        learned.add((attempt.batch_size, attempt.accumulation))
+        return config(engine, folder, seed, attempt, *rest, **more)
+
+    monkeypatch.setattr(TransformersEngine, "answers", answering)
+    monkeypatch.setattr(sft, "sft_config", configured)
+    run_generation(lab.run, lab.suite, 0, lambda event: None)
+    assert answered - {1} == {5}  # single ones measure the speed
+    assert learned == {(2, 4)}

@@ -216,7 +216,7 @@ def test_heat_alerts_and_ends_five_degrees_below():
         nvml.celsius = celsius
         watching.sample()
         assert watching.is_too_hot() is hot, celsius
-    assert "a run waits until it is cooler" in judge(sample(temperature_c=85), BUDGET, NONE)["temperature"].message
+    assert "lower its power limit" in judge(sample(temperature_c=85), BUDGET, NONE)["temperature"].message
 
 
 def test_limits_are_the_settings():

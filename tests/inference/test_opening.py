@@ -11,8 +11,9 @@ from agentlab import models
 from agentlab.config import Settings, from_mapping
 from agentlab.errors import ConfigError, ModelError
 from agentlab.hardware.monitor import Gpu, memory_stats
-from agentlab.hardware.shape import PUBLISHED
-from agentlab.hardware.sizing import LEAST_TOKENS
+from agentlab.hardware.plan import make_plan
+from agentlab.hardware.shape import PUBLISHED, published, published_names
+from agentlab.hardware.sizing import LEAST_TOKENS, Machine, Model, Workload
 from agentlab.inference import OutOfMemoryError, open_engine, opening, vllm_build
 from agentlab.inference.opening import choose_engine, choose_rung, planned_footprint
 
@@ -80,6 +81,19 @@ def test_auto_is_the_most_precise_rung_that_the_budget_and_the_card_allow(tmp_pa
     monkeypatch.setattr(opening, "gpus", lambda: cards)
     model = models.ModelFiles("Qwen2.5-1.5B", tmp_path, "")
     assert choose_rung(Settings(name="test"), model, "cuda") == rung
+
+
+@pytest.mark.parametrize("name", published_names())
+def test_what_is_loaded_to_answer_is_what_was_planned(tmp_path, monkeypatch, name):
+    shutil.copy(PUBLISHED / f"{name}.json", tmp_path / "config.json")
+    monkeypatch.setattr(opening, "gpus", lambda: [Gpu("a card", memory_total_mb=6141)])
+    files = models.ModelFiles(name, tmp_path, "")
+    here = Machine("cuda", 32 * 2**30, 6141 * 2**20)
+    found = Model("fallback", name, published(name), "")
+    for tenths in range(10, 62, 2):
+        settings = from_mapping({"name": "test", "budget": {"vram_gib": tenths / 10}}, "test")
+        (planned,) = make_plan(settings, [found], here, Workload(0, 0, 0, 0, 0, 0)).models
+        assert choose_rung(settings, files, "cuda") == planned.rung or not planned.fits
 
 
 @pytest.mark.parametrize(("card_gib", "engine"), [(6, "vllm"), (3, "transformers")])

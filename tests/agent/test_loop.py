@@ -9,7 +9,7 @@ import pytest
 from helpers import Scripted, agent_of, call, chain_of, kinds
 
 from agentlab.agent import tool
-from agentlab.errors import AgentError, StorageError
+from agentlab.errors import AgentError, ModelError, StorageError
 from agentlab.events import Journal
 from agentlab.inference.chain import Chain, Link
 from agentlab.inference.contract import EngineBroken
@@ -165,6 +165,17 @@ def test_after_unusable_output_the_fallback_model_answers_and_the_next_task_begi
     assert result.model_info.role == "fallback"
     assert "model-primary → model-fallback: model-primary wrote nothing usable" in result.fallbacks[0]
     assert agent.ask("And now?").final_answer == "I am back."
+
+
+def test_nobody_is_said_to_take_over_where_the_others_are_broken():
+    agent = agent_of(chain=chain_of(Scripted("", "", "", "Rain."), ModelError("it is gone")))
+    for told in (["re-ask", "fallback"], ["re-ask"]):  # the second time it is known
+        steps = list(agent.run("Weather?"))
+        assert [step.remedy for step in steps if step.kind == "rejected"] == told
+    assert steps[-1].result.final_answer == "Rain."
+    worse = agent_of(chain=chain_of(Scripted(*[""] * 4), ModelError("it is gone")))
+    worse.ask("Weather?")
+    assert [step.remedy for step in worse.run("And now?") if step.kind == "rejected"] == ["re-ask", "give up"]
 
 
 def test_the_same_call_is_not_executed_twice():

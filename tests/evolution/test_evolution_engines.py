@@ -14,7 +14,7 @@ from agentlab.events import Warned
 from agentlab.evolution.bench import open_bench
 from agentlab.evolution.engines import Engines
 from agentlab.evolution.generation import run_generation
-from agentlab.inference import OutOfMemoryError
+from agentlab.inference import OutOfMemoryError, vllm_build
 from agentlab.inference.transformers_engine import TransformersEngine
 from agentlab.lab import Lab
 from agentlab.learning import sft
@@ -193,3 +193,20 @@ def test_what_was_planned_to_fit_is_answered_and_learned_at_once(tiny_experiment
     run_generation(lab.run, lab.suite, 0, lambda event: None)
     assert answered - {1} == {5}  # single ones measure the speed
     assert learned == {(2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("build", "said"), [(None, "is not installed"), ("cuda", "is built for a GPU, and torch sees none")]
+)
+def test_a_run_of_vllms_is_refused_before_anything_is_trained_where_vllm_is_not(
+    tiny_experiment, monkeypatch, build, said
+):
+    lab = Lab.open(tiny_experiment, ["population.size=2", "population.generations=2"])
+    evolve(lab, generations=[0])
+    record = lab.run.folder / "model.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"engine": "vllm"}))
+    monkeypatch.setattr(vllm_build, "build", lambda: build)
+    events = []
+    with pytest.raises(RunError, match=f"are vLLM's, which {said}, and compare with no other engine's; install it"):
+        run_generation(lab.run, lab.suite, 1, events.append)
+    assert {event.kind for event in events} == {"generation_started"}

@@ -96,6 +96,20 @@ def test_what_is_loaded_to_answer_is_what_was_planned(tmp_path, monkeypatch, nam
         assert choose_rung(settings, files, "cuda") == planned.rung or not planned.fits
 
 
+@pytest.mark.parametrize(("card_gib", "budget_gib", "allowed"), [(4, 5.0, 3.65), (6, 5.0, 4.65), (None, 5.0, 4.65)])
+def test_torch_may_take_the_budget_or_a_smaller_card_without_the_context(
+    tiny_model, monkeypatch, card_gib, budget_gib, allowed
+):
+    opened = []
+    monkeypatch.setattr(
+        "agentlab.inference.transformers_engine.TransformersEngine", lambda model, gib, **_: opened.append(gib)
+    )
+    monkeypatch.setattr(opening, "gpus", lambda: [Gpu("a card", memory_total_mb=card_gib and card_gib * 1024)])
+    settings = from_mapping({"name": "test", "budget": {"vram_gib": budget_gib, "context_gib": 0.35}}, "test")
+    open_engine(settings, models.resolve(str(tiny_model)), "transformers")
+    assert opened == [pytest.approx(allowed)]
+
+
 @pytest.mark.parametrize(("card_gib", "engine"), [(6, "vllm"), (3, "transformers")])
 def test_auto_is_vllm_where_the_model_fits_there_on_this_card(tmp_path, monkeypatch, card_gib, engine):
     shutil.copy(PUBLISHED / "Qwen2.5-1.5B.json", tmp_path / "config.json")

@@ -173,6 +173,36 @@ def test_a_champion_that_never_finds_memory_is_tried_now_and_then(own, monkeypat
         assert (roster.served, pool.card(second).usage_count) == (second, used + 11)
 
 
+def test_who_is_promoted_while_the_agent_is_loaded_takes_over(own):
+    first, second, _ = own.run.results()[-1].pool
+    with own.agent(remember=False, lease=False) as agent:
+        promote(own.run, second)
+        roster = Roster(agent, own.run, "champion", Metrics())
+        assert roster.served == first
+        roster.refresh()
+        assert roster.served == second
+
+
+def test_a_champion_that_cannot_be_kept_on_the_device_has_taken_over_all_the_same(own, monkeypatch, caplog):
+    second = own.run.results()[-1].pool[1]
+    metrics = Metrics()
+    with own.agent(remember=False, lease=False) as agent:
+        roster, use = Roster(agent, own.run, "champion", metrics), agent.chain.use
+
+        def scarce(link, pressing=False):
+            if agent.chain.links[0].adapter == second:
+                raise MemoryError("no room to pin it")
+            use(link, pressing)
+
+        monkeypatch.setattr(agent.chain, "use", scarce)
+        promote(own.run, second)
+        roster.refresh()
+        assert roster.served == second
+    assert b"agentlab_champion_swaps_total 1.0" in metrics.text()
+    assert f'adapter="{second}"'.encode() in metrics.text()
+    assert f"champion {second} is not kept on the device: no room to pin it" in caplog.text
+
+
 def test_who_is_asked_for_by_name_and_finds_no_memory_gets_a_lower_rung(own, monkeypatch):
     first, second, third = own.run.results()[-1].pool
     load = TransformersEngine.load_adapter

@@ -1,6 +1,7 @@
 """The queue of requests: a job that breaks costs its own request alone, and the client learns what concerns it."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -52,3 +53,29 @@ def test_what_breaks_between_two_jobs_costs_none_of_them(caplog):
 
     assert asyncio.run(ask()) == "answered"
     assert "the folder of the run is gone" in caplog.text
+
+
+def test_a_job_whose_turn_is_cut_off_before_it_begins_is_told():
+    async def ask():
+        idling, over = threading.Event(), threading.Event()
+
+        def idle():  # a champion is loaded, which takes a while
+            if line.busy:
+                idling.set()
+                over.wait(10)
+
+        line = Line(lambda job: job.push("answered"), idle, places=2)
+        try:
+            job = Job(None)
+            line.submit(job)
+            await asyncio.to_thread(idling.wait, 10)
+            line.drain()
+            line.cancel_running()
+            over.set()
+            return await asyncio.wait_for(job.news.get(), 10)
+        finally:
+            over.set()
+            line.close()
+
+    told = asyncio.run(ask())
+    assert (told.status, told.code) == (503, "shutting_down")

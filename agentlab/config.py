@@ -87,10 +87,10 @@ class BudgetSettings(_Section):
     the last one no model is moved to the CPU. There at most `ram_fraction` of the RAM and `threads` threads are used.
     """
 
-    vram_gib: Number = Field(5.0, gt=0)
-    latency_s: Number = Field(2.0, gt=0)
+    vram_gib: Number = Field(5.0, gt=0, le=4096)
+    latency_s: Number = Field(2.0, gt=0, le=86_400)
     context_gib: Number = Field(0.35, ge=0)
-    reserve_gib: Number = Field(0.5, ge=0)
+    reserve_gib: Number = Field(0.5, ge=0, le=4096)
     memory_efficiency: Number = Field(0.8, ge=0, le=1)
     memory_alert: Number = Field(0.9, gt=0, le=1)
     temperature_c: Number = Field(80, gt=0)
@@ -319,7 +319,9 @@ def _source(problem: Any, source: str, overridden: Collection[str]) -> str:
     return f"{source} with --set" if among else source
 
 
+_SHOWN = 200  # characters of a wrong value in a message
 _PATTERNS = {
+    "name": "small letters, digits and hyphens, beginning with a letter or digit",
     "base_url": "an address like http://localhost:11434/v1, without a name and a password",
     "api_key_env": "the name of an environment variable, like OPENAI_API_KEY",
 }
@@ -347,7 +349,12 @@ def _sentence(problem: Any) -> str:
         allowed_text = f"a section with keys {', '.join(_keys(problem['loc']))}"
     elif isinstance(shown, dict):
         return f"key {where}: {message}"
-    return f"key {where}: {shown if isinstance(shown, date) else repr(shown)}; allowed: {allowed_text}"
+    return f"key {where}: {_short(shown if isinstance(shown, date) else repr(shown))}; allowed: {allowed_text}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} … ({len(text):,} characters)"
 
 
 def _keys(location: tuple[Any, ...]) -> list[str]:

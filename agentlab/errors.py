@@ -96,6 +96,10 @@ def of_exit_code(code: int) -> type[AgentlabError]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, for a sentence of ours; its kind where it says nothing."""
+    """What an error of a library says first, for a sentence of ours; its kind where it says nothing.
+
+    A first line that only announces what follows comes with the next one.
+    """
     said = "no memory is left" if isinstance(error, MemoryError) else type(error).__name__
-    return (str(error).strip() or said).splitlines()[0]
+    lines = [line.strip() for line in (str(error).strip() or said).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -8,9 +8,11 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +281,25 @@ def _converted(name: str, gguf: Path, key: str) -> ModelFiles:
     return ModelFiles(name, folder, card["sha256"])
 
 
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def check_whole(found: Mapping[str, Any], where: Path) -> None:
+    """Raise ModelError where a loaded model's files lack weights, or hold layers that its config does not know of.
+
+    found: `output_loading_info` of transformers, which answers from random or missing layers otherwise.
+    """
+    missing = sorted(map(str, found.get("missing_keys", ())))
+    layers = sorted(name for name in map(str, found.get("unexpected_keys", ())) if _LAYER.search(name))
+    for names, what in (
+        (missing, "lacks weights that its config asks for"),
+        (layers, "has layers that its config does not know"),
+    ):
+        if names:
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            raise ModelError(f"{where} {what}: {names[0]}{more}; restore its files, all of one model")
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF to fp32 safetensors with tokenizer and chat template, in a temporary folder, then rename."""
     import torch
@@ -296,8 +317,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         try:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            except MemoryError:
+                loaded, found = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+                )
+                check_whole(found, gguf)
+            except (MemoryError, ModelError):
                 raise
             except Exception as error:  # the reader of a damaged file raises many kinds
                 reason = first_line(error)

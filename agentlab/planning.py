@@ -62,6 +62,7 @@ def plan_run(run: Run, suite: Suite, device: Device | Literal["auto"] = "cuda") 
     found = [Model(role, name, *models.shape_of(name, run.root)) for role, name in chain if name is not None]
     for model in found:
         _check_own_rung(model, run)
+    _check_targets(found[0], run)
     work = workload(suite)
     return _what_only_answers(_on_vllm(make_plan(run.settings, found, here, work), run, work), run)
 
@@ -83,6 +84,7 @@ def refuse_what_does_not_fit(run: Run, suite: Suite) -> Plan:
             stored.check_learns(models.resolve(name, run.root))
         raise
     _check_own_rung(primary, run)
+    _check_targets(primary, run)
     if primary.weight_bytes is not None:
         stored.check_learns(models.resolve(name, run.root))
     known = run.rung()  # a run that has begun stays on its rung: its scores compare with nothing else
@@ -153,6 +155,16 @@ def _check_own_rung(model: Model, run: Run) -> None:
         )
 
 
+def _check_targets(model: Model, run: Run) -> None:
+    """Raise ConfigError for modules that the model that is trained does not have."""
+    unknown = [name for name in run.settings.lora.target_modules if name not in model.shape.linears]
+    if unknown and model.shape.exact:
+        raise ConfigError(
+            f"key lora.target_modules: {', '.join(map(repr, unknown))}; allowed for {model.name}: "
+            f"{', '.join(model.shape.linears)}"
+        )
+
+
 def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload) -> ModelPlan:
     settings, shape = run.settings, plan.model.shape
     sizes = ModelSizes(shape, plan.model.weight_bytes or _VLLM_BYTES * shape.parameters, _VLLM_BYTES)
@@ -173,9 +185,10 @@ def _answering_on_vllm(plan: ModelPlan, where: Machine, run: Run, work: Workload
         if phase.name == "serve":
             phases.append(dataclasses.replace(phase, lines=lines, chosen=serving, wanted={}))
             continue
-        chosen = {"batch_size": scoring.max_num_seqs, "tokens": tokens}
+        wanted = {"batch_size": settings.evaluation.batch_size}
+        chosen = {"batch_size": min(wanted["batch_size"], scoring.max_num_seqs), "tokens": tokens}
         beside = (*planned_lines(scoring, sizes), learner)
-        phases.append(dataclasses.replace(phase, lines=beside, chosen=chosen, wanted={}))
+        phases.append(dataclasses.replace(phase, lines=beside, chosen=chosen, wanted=wanted))
         if tokens > scoring.max_model_len:
             extra.append(
                 f"vLLM would be started with a context of {scoring.max_model_len:,} tokens, and the longest item takes "

@@ -120,6 +120,13 @@ def test_a_wrong_value_is_found_where_it_was_written(tmp_path):
     assert str(caught.value).startswith(f"in {path} with --set: key model: ")
 
 
+def test_a_long_value_is_not_shown_whole(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, f"name: {'x' * 100_000}\n"))
+    assert len(str(caught.value)) < 600
+    assert "… (100,002 characters); allowed: small letters, digits and hyphens" in str(caught.value)
+
+
 def test_every_setting_changes_the_runs_hash(tmp_path):
     path = write(tmp_path, "name: x\n")
     first = config.load(path)

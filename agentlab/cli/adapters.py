@@ -3,11 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from agentlab.cli.options import existing, experiment, overrides, table
 from agentlab.errors import AdapterError, RunError
+
+if TYPE_CHECKING:
+    from agentlab.adapters import Card
 
 
 def _pool(experiment: Path, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]
@@ -15,6 +19,11 @@ def _pool(experiment: Path, overrides: tuple[str, ...]):  # type: ignore[no-unty
 
     lab = existing(experiment, overrides)
     return lab, Pool(lab.run.folder / "adapters", lab.run.settings.population.pool)
+
+
+def _measured(card: "Card", name: str) -> str:
+    value = card.performance_metrics.get(name)
+    return "–" if value is None else f"{value:.3f}"
 
 
 @click.group()
@@ -38,8 +47,7 @@ def list_(experiment: Path, overrides: tuple[str, ...], everything: bool) -> Non
             {
                 "adapter": card.adapter_id + (" ★" if card.adapter_id == champion else ""),
                 "state": "culled" if card.weights is None else "kept",
-                "fitness": f"{card.performance_metrics.get('fitness', float('nan')):.3f}",
-                "accuracy": f"{card.performance_metrics.get('accuracy', float('nan')):.3f}",
+                **{name: _measured(card, name) for name in ("fitness", "accuracy")},
                 "operator": card.operator,
                 "parents": " ".join(card.parent_ids),
                 "rank": card.rank,

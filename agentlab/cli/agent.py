@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentlab.cli.options import existing, overrides
+from agentlab.cli.options import SECONDS, existing, overrides
 
 if TYPE_CHECKING:
     from agentlab.agent import Agent, ReasoningResult, Step
@@ -30,7 +30,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--adapter", default="champion", show_default=True, help="champion, base, or an id of the pool."
             ),
-            click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Seconds for one answer."),
+            click.option("--deadline", type=SECONDS, help="Seconds for one answer."),
             click.option("--thinking", is_flag=True, help="Let it reason in words first."),
             click.option("--python", is_flag=True, help="Let it run Python in a sandbox."),
             click.option("--no-memory", is_flag=True, help="Neither recall nor remember."),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from agentlab.errors import ConfigError
+
 if TYPE_CHECKING:
     from agentlab.hardware.doctor import Facts
 
@@ -29,7 +31,11 @@ def doctor(as_json: bool) -> None:
     """
     from agentlab.hardware.doctor import diagnose, exit_code
 
-    findings = diagnose(facts(Path.cwd()))
+    try:
+        root = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory is gone; go to a project's folder") from None
+    findings = diagnose(facts(root))
     if as_json:
         click.echo(json.dumps([vars(finding) for finding in findings]))
     else:

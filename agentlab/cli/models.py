@@ -23,6 +23,7 @@ def list_() -> None:
 @click.argument("name", default=model_files.EMBEDDED)
 def prepare(name: str) -> None:
     """Convert the embedded model (or a GGUF file) now instead of on first use."""
+    click.echo(f"preparing {name}; the first time it is converted, which takes about half a minute", err=True)
     found = model_files.resolve(name)
     click.echo(f"{found.name}: {found.folder} (sha256 {found.sha256[:12]})")
 

@@ -8,6 +8,21 @@ import click
 if TYPE_CHECKING:
     from agentlab.lab import Lab
 
+
+class _Seconds(click.ParamType):  # type: ignore[type-arg]
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            found = 0.0
+        if not 0 < found < 1e6:  # nan neither
+            self.fail(f"{value!r}; allowed: seconds above 0, below a million", param, context)
+        return found
+
+
+SECONDS = _Seconds()
 experiment = click.argument("experiment", type=click.Path(path_type=Path))
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set training.steps=12."

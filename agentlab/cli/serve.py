@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from agentlab.cli.agent import _chosen
-from agentlab.cli.options import overrides
+from agentlab.cli.options import SECONDS, overrides
 
 
 @click.command()
@@ -25,7 +25,7 @@ from agentlab.cli.options import overrides
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin ask; may be repeated.")
 @click.option("--adapter", default="champion", show_default=True, help="champion, base, or an id of the pool.")
 @click.option("--queue", type=click.IntRange(min=1), default=512, show_default=True, help="Requests that may wait.")
-@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Seconds for requests that name none.")
+@click.option("--deadline", type=SECONDS, help="Seconds for requests that name none.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),

@@ -207,10 +207,10 @@ def _window(config: Mapping[str, Any], family: str, layers: int, known: bool) ->
 def published(name: str) -> ModelShape | None:
     """The shape of a well-known model from the config that its makers published; None for others.
 
-    `name` is a hub id or its last part; a suffix that names a variant of the same architecture does not matter.
+    `name` is a hub id or its last part; a word that names a variant of the same architecture does not matter.
     """
-    wanted = name.rsplit("/", 1)[-1].lower()
-    for ending in ("-instruct", "-base", "-it", "-chat"):
+    wanted = name.rsplit("/", 1)[-1].lower().replace("-instruct", "")
+    for ending in ("-base", "-it", "-chat"):
         wanted = wanted.removesuffix(ending)
     for path in sorted(PUBLISHED.glob("*.json")):
         if path.stem.lower() == wanted:

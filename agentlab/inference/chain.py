@@ -23,7 +23,7 @@ from agentlab.inference.contract import (
 from agentlab.inference.given_up import GivenUp, Step
 from agentlab.inference.lineup import Lineup
 from agentlab.inference.links import ChainExhausted, Fall, Link, pin
-from agentlab.inference.openai_server import ServerError
+from agentlab.inference.openai_server import ServerError, Unreachable
 
 _MOST_REOPENINGS = 2  # of one model in one answer; then it is given up
 
@@ -170,6 +170,11 @@ class Chain:
             raise error
         if isinstance(error, EngineBroken) and not memory:
             self._reopen(f"{self.link.model} broke: {first_line(error)}")
+            return
+        if isinstance(error, Unreachable):
+            reason = f"{self.link.model}: {first_line(error)}"
+            self._models.rests(self._position, reason)
+            self.fall(reason, broken=False)
             return
         if isinstance(error, EngineError) and not memory:
             self.fall(f"{self.link.model} cannot take this: {first_line(error)}", broken=False)

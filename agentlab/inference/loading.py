@@ -15,9 +15,10 @@ from agentlab.hardware import rungs
 from agentlab.hardware.oom import is_out_of_memory
 from agentlab.inference.contract import OutOfMemoryError
 from agentlab.inference.stored import check_rung, check_transformers, stored_quantization
-from agentlab.models import ModelFiles
+from agentlab.models import ModelFiles, check_whole
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SIZES = "its weights have other sizes than its config.json says"
 _HQQ = {"nbits": 3, "group_size": 64, "axis": 1}
 
 
@@ -57,7 +58,8 @@ def load_base(model: ModelFiles, rung: RungName | None, device: str) -> Any:
             what = f"{model.name} is stored in {stored}" if stored else f"{model.name} at rung {rung}"
             raise ModelError(f"{what} and cannot be loaded here: {first_line(error)}") from error
         if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
-            raise ModelError(f"{model.folder} cannot be loaded: {first_line(error)}") from error
+            said = _SIZES if "ignore_mismatched_sizes" in str(error) else first_line(error)
+            raise ModelError(f"{model.folder} cannot be loaded: {said}") from error
         raise
     base.requires_grad_(False)
     # how to sample is not the model's to say, but the request's: Qwen2.5's files penalize the words of the prompt
@@ -72,13 +74,18 @@ def _load(folder: Path, rung: RungName | None, device: str) -> Any:
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
     if rung is None or rung in ("int8", "nf4"):
         options = {} if rung is None else {"quantization_config": _bitsandbytes(rung, dtype)}
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
-        return _as_quantized(base)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return _as_quantized(_from_files(folder, dtype=dtype, device_map={"": device}, **options))
+    base = _from_files(folder, dtype=dtype)
     if rung != "hqq3":
         return base.to(device)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each kind of module
         return _quantized_by_hqq(base, dtype, device)
+
+
+def _from_files(folder: Path, **options: Any) -> Any:
+    base, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    check_whole(found, folder)
+    return base
 
 
 def _as_quantized(base: Any) -> Any:

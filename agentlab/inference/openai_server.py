@@ -46,6 +46,10 @@ class Unavailable(ServerError):
         self.status = status
 
 
+class Unreachable(Unavailable):
+    """Nobody answers there, or the connection broke."""
+
+
 class UnknownForm(ServerError):
     """The server answers with something that is not in the protocol's form."""
 
@@ -182,7 +186,7 @@ class Server:
         if status is None and getattr(error, "body", None):  # told in the middle of a stream
             return ServerError(f"the server at {self.base_url} failed: {said}")
         if status is None:
-            return Unavailable(f"the server at {self.base_url} cannot be reached or broke off: {_first_line(error)}")
+            return Unreachable(f"the server at {self.base_url} cannot be reached or broke off: {_first_line(error)}")
         if status in _PASSING:
             return Unavailable(f"the server at {self.base_url} failed (status {status}): {said}", status)
         if 400 <= status < 500:

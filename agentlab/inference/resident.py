@@ -13,12 +13,12 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from agentlab import adapters
 from agentlab.adapters import Lora
 from agentlab.config import RungName
-from agentlab.errors import AdapterError, ModelError
+from agentlab.errors import AdapterError, ModelError, first_line
 from agentlab.hardware import ledger
 from agentlab.hardware.oom import let_go
 from agentlab.hardware.rungs import FP32, LADDER, element_bytes
@@ -55,10 +55,10 @@ class ResidentModel(TemplatedEngine):
             # WSL2 spills into RAM instead of failing: the allocator has to refuse
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, vram_gib * 2**30 / total)))
-        try:
+        with _naming(f"{model.folder} cannot be loaded: config.json"):
+            AutoConfig.from_pretrained(model.folder)
+        with _naming(f"the tokenizer of {model.folder} cannot be loaded"):
             self.tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"{model.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.tokenizer.chat_template is None:
             raise ModelError(f"{model.name} has no chat template; choose an instruct model")
         if self.tokenizer.pad_token_id is None:
@@ -457,3 +457,14 @@ class ResidentModel(TemplatedEngine):
             with torch.no_grad():
                 summed.append((linear.weight, linear.weight.data + adapters.delta(lora, name).to(self.device)))
         return summed
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raise ModelError, beginning with `what`, for the many kinds of errors that libraries raise about a file."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from agentlab.inference import EngineError, OutOfMemoryError
 from agentlab.inference.chain import Chain, ChainExhausted, Link
 from agentlab.inference.contract import EngineBroken
 from agentlab.inference.lineup import REST_S
-from agentlab.inference.openai_server import RefusedByServer, ServerError
+from agentlab.inference.openai_server import RefusedByServer, ServerError, Unreachable
 
 FAULTS = [
     RuntimeError("CUDA error: device-side assert triggered"),
@@ -127,6 +127,31 @@ def test_a_server_that_is_down_is_asked_again_after_a_while_and_not_before():
     server.up, server.time_s = True, 2 * REST_S
     result = agent.ask("Who?")
     assert (result.final_answer, result.model_info.role, result.fallbacks) == ("I am up.", "primary", [])
+
+
+def test_a_server_that_goes_away_is_no_model_that_is_left_but_asked_where_there_is_no_other():
+    server = Down()
+    gone = Scripted(*[Unreachable("the server cannot be reached or broke off")] * 2, "I am back.")
+    agent = agent_of(chain=Chain([Link("primary", "m", lambda: gone)], clock=server.clock))
+    result = agent.ask("Who?")
+    assert (result.state, result.error) == ("failed", "m: the server cannot be reached or broke off")
+    assert not agent.chain.usable  # which /health says
+    assert agent.ask("Who?").state == "failed"
+    assert len(gone.requests) == 2
+    assert agent.ask("Who?").final_answer == "I am back."
+    server.time_s = REST_S
+    assert agent.chain.usable
+
+
+def test_a_server_that_goes_away_is_left_to_others_for_a_while():
+    server = Down()
+    gone = Scripted(Unreachable("the server cannot be reached or broke off"), "I am back.")
+    links = [Link("primary", "m", lambda: gone), link_of("emergency", Scripted("Meanwhile.", "Still."))]
+    agent = agent_of(chain=Chain(links, clock=server.clock))
+    assert [agent.ask("Who?").final_answer for _ in range(2)] == ["Meanwhile.", "Still."]
+    assert len(gone.requests) == 1
+    server.time_s = REST_S
+    assert agent.ask("Who?").final_answer == "I am back."
 
 
 def test_where_the_only_model_is_on_a_server_that_is_down_the_chain_says_so_and_is_usable_again_later():

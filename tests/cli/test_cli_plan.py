@@ -76,6 +76,28 @@ def test_a_plan_reads_no_model_whatever_would_answer(tmp_path, monkeypatch):
     assert "0.13 billion weights at nf4" in quantized  # nor where it would load something else than was asked for
 
 
+def test_modules_that_the_model_does_not_have_are_refused():
+    for names, unknown in (("[foo]", "'foo'"), ("[q_proj, lm_head]", "'lm_head'")):
+        found = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", f"lora.target_modules={names}")
+        assert found.exit_code == 2
+        assert f"key lora.target_modules: {unknown}; allowed for Qwen/Qwen2.5-1.5B-Instruct: q_proj, k" in found.output
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(4, "batches of 4,"), (200, "batches of 32 (wanted: 200),")])
+def test_vllms_batches_are_no_larger_than_asked_for(monkeypatch, wanted, said):
+    monkeypatch.setattr("agentlab.inference.vllm_build.build", lambda: "cuda")
+    monkeypatch.setattr("agentlab.hardware.monitor.accelerator", lambda: "cuda")
+    options = ("--set", "model.engine=vllm", "--set", f"evaluation.batch_size={wanted}")
+    assert said in run("plan", EXPERIMENTS / "laptop-6gb.yaml", *options).output
+
+
+@pytest.mark.parametrize("key", ["vram_gib", "latency_s"])
+def test_a_budget_beyond_any_machine_is_refused(key):
+    found = run("plan", EXPERIMENTS / "laptop-6gb.yaml", "--set", f"budget.{key}=1e300")
+    assert found.exit_code == 2
+    assert f"in --set: key budget.{key}: 1e+300; allowed: less than or equal to " in found.output
+
+
 @pytest.mark.parametrize("card_gib", [4, 6])
 def test_vllm_is_planned_within_a_card_that_is_smaller_than_the_budget(monkeypatch, card_gib):
     monkeypatch.setattr("agentlab.hardware.monitor.gpus", lambda: [Gpu("Card", card_gib * 1024.0)])

@@ -59,7 +59,8 @@ def test_an_answer_is_not_lost_when_no_trace_can_be_written(opened, as_json):
         ([""], 11, "the task is empty"),
         (["Hm?", "--session", "s1", "--no-memory"], 2, "allowed: one of them"),
         (["Hm?", "--session", " "], 9, "--session is empty"),
-        (["Hm?", "--deadline", "1e7"], 11, "deadline_s: 10000000.0; allowed"),
+        (["Hm?", "--deadline", "1e7"], 2, "'1e7'; allowed: seconds above 0"),
+        (["Hm?", "--deadline", "nan"], 2, "'nan'; allowed: seconds above 0"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_a_model_loads(opened, words, code, message):

@@ -153,6 +153,7 @@ def test_a_broken_file_is_one_sentence(tmp_path):
 def test_published_models_are_found_by_hub_id_and_variant():
     assert published("Qwen/Qwen2.5-7B-Instruct").layers == 28
     assert published("qwen2.5-7b").tied is False
+    assert published("mistralai/Mistral-7B-Instruct-v0.3") is not None
     assert published("HuggingFaceTB/SmolLM2-135M-Instruct").vocab == 49152
     assert published("org/unknown") is None
     assert len(published_names()) >= 10

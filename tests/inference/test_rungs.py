@@ -1,6 +1,8 @@
 """The rungs of the ladder for real on the CPU: what they hold, how they answer, and changing them under way."""
 
 import importlib.util
+import json
+import shutil
 
 import pytest
 import torch
@@ -243,6 +245,36 @@ def test_a_shorter_context_is_refused_beyond_and_given_back(opened):
             engine.generate([Request(CHAT, max_new_tokens=60)])
         engine.limit_context(None)
         assert engine.context_length() == 512
+
+
+@pytest.mark.parametrize("rung", ["fp32", "nf4"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_hidden_layers": 1}, r"has layers that its config does not know: model\.layers\.1\.\S+ and \d+ more"),
+        ({"num_hidden_layers": 3}, r"lacks weights that its config asks for: model\.layers\.2\.\S+ and \d+ more"),
+        ({"vocab_size": 96}, r"cannot be loaded: its weights have other sizes than its config\.json says"),
+        ({"num_attention_heads": 7}, r"cannot be loaded: config\.json: .*not a multiple of .* attention heads \(7\)"),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_refused(tiny_model, tmp_path, changed, said, rung):
+    if "vocab_size" in changed and rung != "fp32":
+        return  # transformers takes the files' sizes where it quantizes, and answers right
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ModelError, match=said) as caught:
+        TransformersEngine(models.resolve(str(folder)), rung=rung)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_tokenizer_is_named(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "tokenizer.json").write_text("{oops")
+    with pytest.raises(ModelError, match=r"the tokenizer of .*model cannot be loaded: "):
+        TransformersEngine(models.resolve(str(folder)))
 
 
 def test_memory_that_does_not_suffice_to_load_is_said_as_such(opened, monkeypatch):

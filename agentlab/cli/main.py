@@ -14,7 +14,7 @@ import click
 
 from agentlab import __version__
 from agentlab.cli.options import existing, experiment, overrides, running
-from agentlab.errors import AgentlabError
+from agentlab.errors import AgentlabError, EvolutionStopped
 
 if TYPE_CHECKING:
     from agentlab.lab import Lab
@@ -29,6 +29,9 @@ class _Commands(click.Group):
         except AgentlabError as error:
             click.echo(f"agentlab: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:  # where no command has more to say
+            click.echo("\nstopped on request", err=True)
+            sys.exit(EvolutionStopped.exit_code)
         except BrokenPipeError:  # `agentlab … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)

@@ -104,6 +104,15 @@ def test_suite_with_a_leak_is_refused(tmp_path):
     assert "leak" in result.output or "same prompt" in result.output
 
 
+def test_what_is_interrupted_ends_as_stopped_on_request(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentlab.models.listed", interrupted)
+    result = run("models", "list")
+    assert (result.exit_code, result.output.strip()) == (8, "stopped on request")
+
+
 def test_models_list_names_the_embedded_one():
     assert "smollm2-135m-instruct" in run("models", "list").output
     assert run("models", "get", "noslash").exit_code == 3

@@ -166,6 +166,7 @@ class Loop:
                 continue
             call, problems = usable(self.tools, calls, choice != "none")
             original = mended = None
+            kept = 1 if self.chain.others_left else 0  # a step for who has not failed
             if call is None and calls and choice != "none":
                 mended = repair(said.text, self._definitions(), written.form.style)
             if mended is not None:
@@ -173,9 +174,7 @@ class Loop:
                 call, original = mended, said.text
             if call is not None:
                 choice = yield from self._act(step, call, original, said.thought, written.confidence)
-            elif not asked_again and limit - step > (
-                1 if self.chain.others_left else 0
-            ):  # one is for who has not failed
+            elif not asked_again and limit - step > kept:
                 asked_again = True
                 yield Rejected(step_number=step, text=said.text, problems=problems, remedy="re-ask")
                 self._ask_again(said.text, problems, choice)

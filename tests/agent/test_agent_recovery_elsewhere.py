@@ -73,7 +73,7 @@ def test_what_leaving_an_engine_frees_is_all_that_it_takes(monkeypatch):
 def test_what_breaks_at_a_lower_rung_says_nothing_of_the_engine_that_lacked_memory():
     card = Card(12_000)
     chain = fixed_chain(card)
-    chain.links[0] = dataclasses.replace(chain.links[0], otherwise=lambda: pytest.fail)
+    chain.links[0] = dataclasses.replace(chain.links[0], otherwise=lambda: pytest.fail("vLLM did not break"))
     agent = agent_of(chain=chain, max_new_tokens=600)
     agent.load()
     card.limit = 5_000
